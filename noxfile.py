@@ -1,0 +1,185 @@
+"""The project's jobs: `nox -l` lists them, `nox -s NAME` runs one.
+
+A session needs nothing but pip and a package index; only `interop` and `bench` need nginx as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.5.1"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests", "coverage"]
+
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+PROJECT = nox.project.load_toml("pyproject.toml")
+WITHOUT_SERVERS = ("-m", "not interop")
+
+
+def group(name: str) -> list[str]:
+    """What the dependency group called `name` installs."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def lowest() -> list[str]:
+    """Each core dependency, pinned to its lower bound."""
+    pins = []
+    for line in PROJECT["project"]["dependencies"]:
+        requirement = Requirement(line)
+        (bound,) = (spec.version for spec in requirement.specifier if spec.operator == ">=")
+        pins.append(f"{requirement.name}=={bound}")
+    return pins
+
+
+def version_of(python: Path) -> str | None:
+    """The version of the CPython at this path, or None if it is none or does not run."""
+    ask = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2], end='')"
+    try:
+        answer = subprocess.run(
+            [python, "-c", ask], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.removeprefix("cpython ") if answer.startswith("cpython ") else None
+
+
+def find_pythons() -> dict[str, str]:
+    """The first CPython of each supported version: on PATH, then among those pyenv installed."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    folders += sorted(pyenv.glob("versions/*/bin"), reverse=True)
+    own = version_of(Path(sys.executable))
+    found: dict[str, str] = {}
+    for version in VERSIONS:
+        candidates = [folder / f"python{version}" for folder in folders]
+        if own == version:
+            candidates.append(Path(sys.executable))
+        for python in candidates:
+            # A pyenv shim exists for versions that it refuses to run, hence the asking.
+            if python.exists() and version_of(python) == version:
+                found[version] = str(python)
+                break
+    return found
+
+
+PYTHONS = find_pythons()
+if not PYTHONS:
+    sys.exit(f"trio_exchange needs one of CPython {', '.join(VERSIONS)}, and found none.")
+OLDEST = next(iter(PYTHONS))
+
+
+def run_tests(session: nox.Session, *arguments: str) -> None:
+    """Run pytest, with what was given to nox after `--`."""
+    session.run("python", "-m", "pytest", *arguments, *session.posargs)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def demo(session: nox.Session) -> None:
+    """Show the main job against peers embedded in the demo, on loopback."""
+    session.install(".", *group("peers"))
+    session.run("python", "-m", "examples.demo", *session.posargs)
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """Run the tests on every supported Python found here, and once with the lowest dependencies."""
+    for version in VERSIONS:
+        if version in PYTHONS:
+            session.notify(f"tests-{version}", session.posargs)
+        else:
+            session.warn(f"CPython {version} was not found on this machine: not tested on it.")
+    session.notify("tests-lowest", session.posargs)
+    session.log("The tests against real servers are not among these: nox -s interop.")
+
+
+def tests_on(session: nox.Session) -> None:
+    """Run the tests on this one Python."""
+    session.install("-e.", *group("test"))
+    run_tests(session, *WITHOUT_SERVERS)
+
+
+for _version, _python in PYTHONS.items():
+    nox.session(python=_python, name=f"tests-{_version}", default=False)(tests_on)
+
+
+@nox.session(python=PYTHONS[OLDEST], name="tests-lowest", default=False)
+def tests_lowest(session: nox.Session) -> None:
+    """Run the tests on the oldest Python, each core dependency at its lower bound."""
+    session.install("-e.", *lowest(), *group("test"))
+    session.log(f"CPython {OLDEST} with {', '.join(lowest())}")
+    run_tests(session, *WITHOUT_SERVERS)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def coverage(session: nox.Session) -> None:
+    """Run the tests and hold their coverage at 100 % of lines and branches."""
+    session.install("-e.", *group("test"))
+    session.run("coverage", "run", "-m", "pytest", *WITHOUT_SERVERS, *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def lint(session: nox.Session) -> None:
+    """Check the style, and that the formatter has nothing to change."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def types(session: nox.Session) -> None:
+    """Check all types with mypy, the package with pyright, and that every public name has one."""
+    session.install("-e.", *group("types"))
+    session.run("mypy")
+    session.run("basedpyright")
+    session.run("basedpyright", "--verifytypes", "trio_exchange", "--ignoreexternal")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def package(session: nox.Session) -> None:
+    """Build the sdist, from it the wheel, and import that away from this folder."""
+    dist = Path(session.create_tmp()).resolve()
+    shutil.rmtree(dist)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    (wheel,) = dist.glob("*.whl")
+    session.install("--force-reinstall", str(wheel))
+    check = (
+        "import trio_exchange, importlib.metadata as m, importlib.resources as r;"
+        "assert r.files('trio_exchange').joinpath('py.typed').is_file();"
+        "assert m.version('trio-exchange') == trio_exchange.__version__;"
+        "print('trio_exchange', trio_exchange.__version__, 'from', trio_exchange.__file__)"
+    )
+    session.run("python", "-I", "-W", "error", "-c", check)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def examples(session: nox.Session) -> None:
+    """Run every example, through the tests that check what it prints."""
+    session.install("-e.", *group("test"))
+    run_tests(session, "tests/test_examples.py")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def interop(session: nox.Session) -> None:
+    """Run the tests against real servers. It needs nginx, and fails without it."""
+    if not shutil.which("nginx", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"):
+        session.error("nginx is not installed: on Debian, apt-get install nginx-light.")
+    session.install("-e.", *group("test"))
+    # With this set, a server that is missing or will not start is a failure, never a skip.
+    session.env["TRIO_EXCHANGE_REQUIRE_SERVERS"] = "1"
+    run_tests(session, "-m", "interop")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def bench(session: nox.Session) -> None:
+    """Measure CPU per request beside other clients; arguments after `--` are passed on."""
+    session.install(".", *group("bench"), *group("peers"))
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
