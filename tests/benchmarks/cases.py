@@ -1,0 +1,123 @@
+"""What is measured, and what is to be reached."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+KIB = 1024
+MIB = 1024 * KIB
+
+SMALL_SIZE = KIB
+DOWNLOAD_SIZE = 100 * MIB
+UPLOAD_SIZE = 10 * MIB
+UPLOAD_CHUNK = b"\0" * (64 * KIB)
+TIMEOUT_SECONDS = 5.0
+
+HEADERS = [
+    (b"User-Agent", b"benchmark"),
+    (b"Accept", b"*/*"),
+    (b"Accept-Encoding", b"identity"),
+]
+UPLOAD_HEADERS = [*HEADERS, (b"Content-Length", str(UPLOAD_SIZE).encode())]
+
+OURS = "trio_exchange"
+BARE = "bare_h11"
+CLIENTS = (OURS, BARE, "httpcore2", "aiohttp")
+
+Operation = Literal["get", "download", "upload"]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    operation: Operation = "get"
+    tasks: int = 1
+    connections: int = 1
+    tls: bool = False
+    timeouts: bool = False
+    clients: tuple[str, ...] = CLIENTS
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """The cases of one group are measured in the same rounds, so that they compare well with each other."""
+        return (self.operation, self.tasks, self.connections, self.tls)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker process does."""
+
+    client: str
+    case: Case
+    url: str
+    ca_file: str
+
+    @property
+    def lanes(self) -> int:
+        """How many tasks send requests. The bare loop has no pool to wait for, so its connections are its tasks."""
+        return self.case.connections if self.client == BARE else self.case.tasks
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Work:
+        fields = json.loads(text)
+        return cls(**{**fields, "case": Case(**fields["case"])})
+
+
+CASES = (
+    Case("get-1"),
+    Case("get-20", tasks=20, connections=20),
+    Case("get-20-timeouts", tasks=20, connections=20, timeouts=True, clients=(OURS, "httpcore2", "aiohttp")),
+    Case("get-100", tasks=100, connections=100),
+    Case("get-1000", tasks=1000, connections=1000),
+    Case("get-1000-over-50", tasks=1000, connections=50),
+    Case("get-20-tls", tasks=20, connections=20, tls=True),
+    Case("download-100MiB", "download"),
+    Case("upload-10MiB", "upload"),
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The CPU of one client in one case, over that of another: with a bound, a target."""
+
+    title: str
+    over: tuple[str, str]
+    under: tuple[str, str]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def bound(self) -> str:
+        return f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+
+    def is_met_by(self, value: float) -> bool:
+        if self.at_most is not None:
+            return value <= self.at_most
+        return self.at_least is not None and value >= self.at_least
+
+
+def _against_bare(case: str) -> Ratio:
+    return Ratio("ours / bare h11", (OURS, case), (BARE, case), at_most=1.35)
+
+
+def _against_httpcore2(case: str, at_least: float) -> Ratio:
+    return Ratio("httpcore2 / ours", ("httpcore2", case), (OURS, case), at_least=at_least)
+
+
+TARGETS = (
+    _against_bare("get-1"),
+    _against_bare("get-20"),
+    _against_bare("get-100"),
+    _against_bare("get-1000"),
+    _against_bare("get-1000-over-50"),
+    _against_httpcore2("get-1", 2.5),
+    _against_httpcore2("get-20", 2.5),
+    _against_httpcore2("get-1000", 15),
+    Ratio("with / without timeouts", (OURS, "get-20-timeouts"), (OURS, "get-20"), at_most=1.15),
+    Ratio("ours / aiohttp", (OURS, "download-100MiB"), ("aiohttp", "download-100MiB"), at_most=2),
+)

@@ -1,0 +1,1 @@
+"""One module for each client, all of the shape of ``worker.ClientModule``."""

@@ -1,0 +1,63 @@
+"""Servers for the interop tests. Tests whose server is not installed are skipped, unless that is forbidden."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from .nginx import Nginx, find_nginx, running_nginx
+
+REQUIRE_SERVERS = "TRIO_EXCHANGE_REQUIRE_SERVERS"
+NGINX_LOG = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "interop: talks to a real server")
+
+
+@pytest.fixture(scope="session")
+def shared_nginx() -> Iterator[Nginx]:
+    _require_nginx()
+    with running_nginx() as server:
+        yield server
+
+
+@pytest.fixture
+def nginx(shared_nginx: Nginx, request: pytest.FixtureRequest) -> Nginx:
+    # Only what this test adds to the log is of interest when it fails.
+    request.node.stash[NGINX_LOG] = len(shared_nginx.error_log())
+    return shared_nginx
+
+
+@pytest.fixture
+def own_nginx() -> Iterator[Nginx]:
+    """For tests that disturb the server."""
+    _require_nginx()
+    with running_nginx() as server:
+        yield server
+
+
+def _require_nginx() -> None:
+    if find_nginx() is not None:
+        return
+    message = "nginx is not installed (Debian: apt-get install nginx-light)"
+    if os.environ.get(REQUIRE_SERVERS) == "1":
+        pytest.fail(f"{message}, and {REQUIRE_SERVERS}=1 demands it")
+    pytest.skip(message)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for server in _servers_of(item):
+            log = server.error_log()[item.stash.get(NGINX_LOG, 0) :]
+            report.sections.append(("nginx error log", log))
+    return report
+
+
+def _servers_of(item: pytest.Item) -> list[Nginx]:
+    arguments = getattr(item, "funcargs", {})
+    return [arguments[name] for name in ("nginx", "own_nginx") if name in arguments]
