@@ -1,0 +1,123 @@
+"""The exception tree, and which failures leave a request safe to send again.
+
+Every error that this library raises for something that happened on the way to, or at, a server is an
+`ExchangeError`. Errors about wrong arguments are Python's own (`TypeError`, `ValueError`), raised
+before anything is sent. Whatever a user's own code raises (a body iterator, a trace handler) passes
+through unchanged.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionNotAvailable",
+    "ExchangeError",
+    "LocalProtocolError",
+    "NetworkError",
+    "PoolTimeout",
+    "ProtocolError",
+    "ProxyError",
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "TimeoutException",
+    "UnsupportedProtocol",
+    "WriteError",
+    "WriteTimeout",
+]
+
+
+class ExchangeError(Exception):
+    """The base of every error that this library raises about an exchange."""
+
+    #: Set by the connection that raised the error, read by the pool: no byte of an answer arrived.
+    _unanswered = False
+    #: Set with `_unanswered`: not even one byte of the request was accepted for sending.
+    _unsent = False
+
+
+class ConnectionNotAvailable(ExchangeError):
+    """No connection can be had: the pool is closed, or it closed while the request was waiting."""
+
+
+class ProxyError(ExchangeError):
+    """A proxy refused or failed to carry the request."""
+
+
+class UnsupportedProtocol(ExchangeError):
+    """The URL's scheme is missing or is none that this library speaks."""
+
+
+class ProtocolError(ExchangeError):
+    """The base of errors about HTTP itself."""
+
+
+class LocalProtocolError(ProtocolError):
+    """The request, as the caller made it, can't be expressed in HTTP."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The server broke HTTP, or closed the connection in the middle of its answer."""
+
+
+class TimeoutException(ExchangeError):
+    """The base of the timeouts that the `timeout` request extension sets."""
+
+
+class PoolTimeout(TimeoutException):
+    """No connection became free within the `pool` timeout."""
+
+
+class ConnectTimeout(TimeoutException):
+    """The connection, TLS included, was not established within the `connect` timeout."""
+
+
+class ReadTimeout(TimeoutException):
+    """The server sent nothing for as long as the `read` timeout."""
+
+
+class WriteTimeout(TimeoutException):
+    """The server accepted nothing for as long as the `write` timeout."""
+
+
+class NetworkError(ExchangeError):
+    """The base of failures of the network below HTTP."""
+
+
+class ConnectError(NetworkError):
+    """The connection could not be established: name, route, refusal, or TLS."""
+
+
+class ReadError(NetworkError):
+    """The connection broke, or was closed, while reading from it."""
+
+
+class WriteError(NetworkError):
+    """The connection broke, or was closed, while writing to it."""
+
+
+def mark_unanswered(error: ExchangeError, *, unsent: bool) -> None:
+    """Note on `error` that the server had not begun to answer when it was raised.
+
+    Args:
+        error: The failure that ends the exchange.
+        unsent: True if not one byte of the request was accepted by the transport.
+    """
+    error._unanswered = True
+    error._unsent = unsent
+
+
+def may_resend(error: ExchangeError, *, idempotent: bool) -> bool:
+    """Whether the request that failed with `error` on a reused connection can be sent again.
+
+    A server closes an idle connection at a moment of its choosing, so a request can meet the closing
+    half-way. Where nothing was sent, sending it is not a repetition. Where something was sent but no
+    answer began, the server may have acted on it, and only an idempotent method (RFC 9110, 9.2.2) may
+    be repeated without asking the user.
+
+    Args:
+        error: What the exchange raised.
+        idempotent: Whether the request's method is idempotent.
+    """
+    return error._unsent or (error._unanswered and idempotent)

@@ -1,0 +1,782 @@
+"""HTTP/1.1: a connection, and one exchange of a request and a response on it.
+
+Theory of operation. An `HTTP11Connection` lives as long as its task, `run`, which does nothing but close
+it. Everybody else only *marks*: `close_soon` is synchronous, can be called in any state and from any
+task, and is all that a failing or cancelled request has to do. So there is always exactly one place
+where the socket is closed, and it is reached however a request ends.
+
+An `HTTP11Exchange` runs in the requester's task. It is also the response's body, so what happens to the
+connection after a response is decided in one place, `_finish`, synchronously: either both sides are done
+and the connection is released to the pool, or it is marked for closing. Whatever is ambiguous (bytes
+after the response, both lengths, a request that was not sent whole) means closing.
+
+*Sending.* Head and small body go out in one write. A body that is large, streamed, or waits for
+`100 (Continue)` is sent by an `_Upload`, a task of its own, while the exchange already waits for the
+response: servers may answer before they have read everything, or never read the rest, or answer piece by
+piece as they read. The upload reports only by its attributes and by interrupting the exchange's wait;
+errors of the user's iterator are raised in the requester's task. What governs the waiting:
+
+- Until the response begins, the write timeout limits each send; the read timeout starts when the upload
+  has ended.
+- Once the response has begun, the answer decides: a failure to send no longer matters, sends have no
+  limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
+  since under TLS that would make reading impossible.
+
+*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_finish`. The only wait that is
+shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
+honours cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import h11
+import trio
+
+from ._connectors import Connection
+from ._exceptions import (
+    ExchangeError,
+    LocalProtocolError,
+    ReadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    WriteError,
+    WriteTimeout,
+    mark_unanswered,
+)
+from ._models import Headers, Origin, Prepared, Response
+from ._streams import NOT_RAW, RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock
+from ._timeouts import Timeouts, timed
+from ._trace import Tracer, call_async, log_enabled, traced
+
+# A body up to this size goes out with the head, in the requester's task.
+_SMALL_BODY = 16 * 1024
+# A large body is sent in pieces of this size, so that the write timeout measures progress.
+_SEND_SIZE = 256 * 1024
+# How many informational responses one request may get before it is an attack.
+_MAX_INFORMATIONAL = 100
+# How long closing a connection may take before it is cut.
+_CLOSE_TIMEOUT = 1.0
+# How long an upload may still take once the response is complete, before the connection is given up: it
+# may be just about to end.
+_UPLOAD_GRACE = 0.05
+
+
+@dataclass(frozen=True)
+class HTTP11Settings:
+    """A pool's settings for HTTP/1.1.
+
+    Attributes:
+        max_header_bytes: The largest head of a response, in bytes.
+        expect_continue_timeout: Seconds to wait for `100 (Continue)`.
+    """
+
+    max_header_bytes: int = 100 * 1024
+    expect_continue_timeout: float = 1.0
+
+
+class Owner(Protocol):
+    """What a connection tells the pool, synchronously."""
+
+    def released(self, connection: HTTP11Connection) -> None:
+        """The connection can take another request."""
+
+    def closing(self, connection: HTTP11Connection) -> None:
+        """The connection is marked for closing."""
+
+    def start_soon(self, function: Callable[[], Any]) -> None:
+        """Start a task that lives at most as long as the pool."""
+
+
+class HTTP11Connection:
+    """A connection that speaks HTTP/1.1, one exchange at a time."""
+
+    http_version = "HTTP/1.1"
+
+    def __init__(
+        self, connection: Connection, origin: Origin, settings: HTTP11Settings, owner: Owner
+    ) -> None:
+        self.origin = origin
+        self.settings = settings
+        self.requests = 0
+        self.closed = trio.Event()
+        self.owner = owner
+        self.transport = connection.transport
+        self.stream = connection.stream
+        self.h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=settings.max_header_bytes)
+        self.info = NetworkStream(self.stream, refusal=NOT_RAW)
+        self._plain = self.stream is self.transport
+        self._close_requested = trio.Event()
+        self._exchange: HTTP11Exchange | None = None
+
+    def __repr__(self) -> str:
+        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        return f"<{type(self).__name__} {str(self.origin)!r}, {self.state}, {requests}>"
+
+    @property
+    def state(self) -> str:
+        """One of `active`, `idle`, `closing` and `closed`."""
+        if self.closed.is_set():
+            return "closed"
+        if self._close_requested.is_set():
+            return "closing"
+        return "idle" if self._exchange is None else "active"
+
+    async def run(self) -> None:
+        """The connection's task: wait until it is to be closed, and close it."""
+        try:
+            await self._close_requested.wait()
+        finally:
+            self.close_soon()
+            tracer = Tracer(None, log=True) if log_enabled() else None
+            try:
+                await traced(tracer, "connection.close", {"connection": self}, self._close)
+            finally:
+                self.closed.set()
+
+    async def _close(self) -> None:
+        with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
+            scope.shield = True
+            try:
+                await self.stream.aclose()
+            except (OSError, trio.BrokenResourceError):
+                # It is closed all the same, and nobody is left to whom this would matter.
+                pass
+        if scope.cancelled_caught:
+            await trio.aclose_forcefully(self.stream)
+
+    def close_soon(self) -> None:
+        """Mark the connection for closing. Ends whatever is done on it."""
+        if not self._close_requested.is_set():
+            self._close_requested.set()
+            if self._exchange is not None:
+                self._exchange.connection_closes()
+            self.owner.closing(self)
+
+    @property
+    def will_close(self) -> bool:
+        """Whether the connection is marked for closing, or closed."""
+        return self._close_requested.is_set()
+
+    async def exchange(
+        self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None
+    ) -> Response:
+        """Send a request and receive the head of its response.
+
+        When it raises, or is cancelled, the connection is marked for closing.
+        """
+        self.requests += 1
+        self._exchange = HTTP11Exchange(self, prepared, timeouts, tracer)
+        return await self._exchange.start()
+
+    def exchange_done(self, *, reusable: bool) -> None:
+        """The exchange has ended. Called by it, once."""
+        self._exchange = None
+        if self._close_requested.is_set():
+            return
+        if reusable:
+            self.h11.start_next_cycle()
+            self.owner.released(self)
+        else:
+            self.close_soon()
+
+    def readiness(self) -> Readiness:
+        """What the kernel knows about the idle connection."""
+        readiness = self.transport.peek()
+        if self._plain and readiness is Readiness.READABLE:
+            # Nothing may come before a request was sent.
+            return Readiness.CLOSED
+        return readiness
+
+    async def still_open(self) -> bool:
+        """Whether what has arrived on an idle TLS connection is harmless.
+
+        Session tickets (RFC 8446, 4.6.1) may come at any time; a closing or data may not.
+        """
+        try:
+            await self.receive_available()
+        except WouldBlock:
+            return True
+        except ReadError:
+            pass
+        return False
+
+    async def receive(self) -> bytes | bytearray:
+        """Wait for data; none is the end.
+
+        Raises:
+            ReadError: The connection broke, or was closed.
+        """
+        try:
+            return await self.stream.receive_some(RECEIVE_SIZE)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ReadError(str(exc) or "the connection broke") from exc
+
+    async def receive_available(self) -> bytes | bytearray:
+        """Receive without waiting.
+
+        Raises:
+            WouldBlock: Nothing is there.
+            ReadError: The connection broke, or was closed.
+        """
+        self.transport.probing = True
+        try:
+            return await self.receive()
+        finally:
+            self.transport.probing = False
+
+    async def send(self, data: bytes | memoryview, timeout: float | None) -> None:
+        """Send everything. It is a checkpoint only if it has to wait.
+
+        Raises:
+            WriteTimeout: Not everything was accepted within `timeout` seconds.
+            WriteError: The connection broke, or was closed.
+        """
+        try:
+            if self._plain:
+                sent = self.transport.send_nowait(data)
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+            await timed(timeout, WriteTimeout, self.stream.send_all, data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise WriteError(str(exc) or "the connection broke") from exc
+        if self.transport.send_error is not None:
+            raise WriteError(str(self.transport.send_error)) from self.transport.send_error
+
+    def raw_stream(self) -> NetworkStream:
+        """The stream, with the bytes beyond HTTP, for its user."""
+        self.transport.defer_errors = False
+        return NetworkStream(
+            # Trio's own stream has the checks for misuse that the transport leaves out.
+            self.transport.stream if self._plain else self.stream,
+            received=self.h11.trailing_data[0],
+            on_close=self.close_soon,
+        )
+
+
+class _Upload:
+    """The task that sends a body, and what the exchange needs to know of it.
+
+    Attributes:
+        done: Set when the task has ended.
+        error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
+        failure: Why the body was not sent whole though the iterator was not at fault.
+        reported: Whether the exchange has taken note of the end.
+        wake: The scope in which the exchange waits, to be cancelled when the task ends.
+        go_ahead: Set when the body may be sent.
+    """
+
+    def __init__(
+        self, connection: HTTP11Connection, prepared: Prepared, timeouts: Timeouts
+    ) -> None:
+        self._connection = connection
+        self._prepared = prepared
+        self._write_timeout = timeouts.write
+        self._send_scope = trio.CancelScope()
+        # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
+        self._scope = trio.CancelScope(shield=True)
+        self.go_ahead = trio.Event()
+        self.done = trio.Event()
+        self.error: BaseException | None = None
+        self.failure: WriteError | WriteTimeout | None = None
+        self.reported = False
+        self.wake: trio.CancelScope | None = None
+        if not prepared.expects_continue:
+            self.go_ahead.set()
+
+    async def run(self) -> None:
+        """The task. It never raises."""
+        try:
+            with self._scope:
+                await self._send_body()
+            if self._scope.cancelled_caught:
+                self.failure = WriteError("sending the body was given up")
+        except (WriteError, WriteTimeout) as exc:
+            self.failure = exc
+        except BaseException as exc:
+            self.error = exc
+        finally:
+            self.done.set()
+            if self.wake is not None:
+                self.wake.cancel()
+
+    async def _send_body(self) -> None:
+        if not self.go_ahead.is_set():
+            with trio.move_on_after(self._connection.settings.expect_continue_timeout):
+                await self.go_ahead.wait()
+        if self._prepared.body is not None:
+            await self._send_chunk(self._prepared.body)
+        else:
+            async for chunk in self._prepared.iterate_body():
+                await self._send_chunk(chunk)
+        await self._send(h11.EndOfMessage())
+
+    async def _send_chunk(self, chunk: Any) -> None:
+        if not isinstance(chunk, (bytes, bytearray, memoryview)):
+            raise LocalProtocolError(
+                f"the content's iterator must give bytes, but gave {type(chunk).__name__}"
+            )
+        view = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
+        for start in range(0, len(view), _SEND_SIZE):
+            await self._send(h11.Data(data=view[start : start + _SEND_SIZE]))
+
+    async def _send(self, event: h11.Event) -> None:
+        data = _to_wire(self._connection.h11, event)
+        if not data:
+            return
+        # An iterator that never waits must not keep other tasks from running.
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope() as self._send_scope:
+            if self._write_timeout is not None:
+                self._send_scope.deadline = trio.current_time() + self._write_timeout
+            await self._connection.send(data, None)
+        if self._send_scope.cancelled_caught:
+            raise WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
+
+    def answered(self) -> None:
+        """The response has begun: from now on the server's answer counts, not its reading."""
+        self._write_timeout = None
+        self._send_scope.deadline = math.inf
+        if not self.go_ahead.is_set():
+            # It answered instead of asking for the body (RFC 9110, 10.1.1).
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End the task."""
+        self._scope.cancel()
+
+    async def join(self) -> None:
+        """End the task, and wait until it has ended."""
+        self.cancel()
+        with trio.CancelScope(shield=True):
+            await self.done.wait()
+
+
+def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
+    try:
+        return connection.send(event) or b""
+    except h11.LocalProtocolError as exc:
+        raise LocalProtocolError(str(exc)) from exc
+
+
+class HTTP11Exchange:
+    """One request and its response; also the response's body, an asynchronous iterator of bytes."""
+
+    def __init__(
+        self,
+        connection: HTTP11Connection,
+        prepared: Prepared,
+        timeouts: Timeouts,
+        tracer: Tracer | None,
+    ) -> None:
+        self._connection = connection
+        self._h11 = connection.h11
+        self._prepared = prepared
+        self._timeouts = timeouts
+        self._tracer = tracer
+        self._upload: _Upload | None = None
+        self._write_error: WriteError | WriteTimeout | None = None
+        self._sent_before = connection.transport.bytes_sent
+        # Bytes received since the last head that was taken note of.
+        self._received = 0
+        self._pending: Any = None
+        self._trailers: Headers = []
+        # How far it has come. All but the last two only ever go from False to True.
+        self._answered = False
+        self._response_begun = False
+        self._response_complete = False
+        self._closed = False
+        self._done = False
+        self._reading_body = False
+        self._may_reuse = True
+
+    async def start(self) -> Response:
+        """Send the request, and receive the response's head."""
+        try:
+            await self._send_request()
+            return self._to_response(await self._receive_head())
+        except ExchangeError as exc:
+            error = self._explain(exc)
+            await self._abandon()
+            await self._trace_closing()
+            if error is exc:
+                raise
+            raise error  # noqa: B904 - it keeps the cause that it has
+        except BaseException:
+            await self._abandon()
+            raise
+
+    def connection_closes(self) -> None:
+        """The connection has been marked for closing under way."""
+        if self._upload is not None:
+            self._upload.cancel()
+
+    # -- The request.
+
+    async def _send_request(self) -> None:
+        prepared, tracer = self._prepared, self._tracer
+        info = {"request": prepared.request}
+        data = self._encode_head()
+        body_follows = prepared.expects_continue or (
+            prepared.body is None or len(prepared.body) > _SMALL_BODY
+        )
+        if not body_follows:
+            if prepared.body:
+                data += _to_wire(self._h11, h11.Data(data=prepared.body))
+            data += _to_wire(self._h11, h11.EndOfMessage())
+        await traced(tracer, "http11.send_request_headers", info, self._send_or_note, data)
+        if not body_follows:
+            await traced(tracer, "http11.send_request_body", info, _nothing)
+        else:
+            if tracer is not None:
+                await tracer.report("http11.send_request_body.started", info)
+            self._upload = _Upload(self._connection, prepared, self._timeouts)
+            self._connection.owner.start_soon(self._upload.run)
+
+    def _encode_head(self) -> bytes:
+        prepared = self._prepared
+        try:
+            head = h11.Request(
+                method=prepared.method, target=prepared.target, headers=prepared.headers
+            )
+        except h11.LocalProtocolError as exc:
+            raise LocalProtocolError(str(exc)) from exc
+        return _to_wire(self._h11, head)
+
+    async def _send_or_note(self, data: bytes) -> None:
+        """Send; where the connection breaks, the server's answer may be there all the same."""
+        try:
+            await self._connection.send(data, self._timeouts.write)
+        except WriteError as exc:
+            self._write_error = exc
+
+    # -- Receiving.
+
+    async def _wait(self) -> bytes | bytearray | None:
+        """Wait for data, or for the end of the upload, for which it returns None."""
+        upload, timeouts = self._upload, self._timeouts
+        if upload is None or upload.reported:
+            return await timed(timeouts.read, ReadTimeout, self._connection.receive)
+        if not upload.done.is_set():
+            limit = timeouts.read if self._response_begun else None
+            with trio.CancelScope() as upload.wake:
+                return await timed(limit, ReadTimeout, self._connection.receive)
+        await self._report_upload(upload)
+        return None
+
+    async def _report_upload(self, upload: _Upload) -> None:
+        """Take note of an upload's end, and raise what it has to be raised for."""
+        upload.reported = True
+        error, failure = upload.error, upload.failure
+        if self._tracer is not None:
+            if error is None and failure is None:
+                await self._tracer.report(
+                    "http11.send_request_body.complete", {"return_value": None}
+                )
+            else:
+                await self._tracer.report(
+                    "http11.send_request_body.failed", {"exception": error or failure}
+                )
+        if error is not None:
+            raise error
+        if isinstance(failure, WriteTimeout) and not self._response_begun:
+            raise failure
+        self._write_error = failure
+
+    async def _next_event(self) -> Any:
+        event = self._take_event()
+        while event is h11.NEED_DATA:
+            data = await self._wait()
+            if data is not None:
+                self._feed(data)
+                event = self._take_event()
+        return event
+
+    def _feed(self, data: bytes | bytearray) -> None:
+        if not data and not self._response_begun:
+            raise RemoteProtocolError(
+                "the server closed the connection in the middle of the response's head"
+                if self._answered
+                else "the server closed the connection without sending a response"
+            )
+        self._answered = True
+        self._received += len(data)
+        self._h11.receive_data(data)
+
+    def _take_event(self) -> Any:
+        try:
+            return self._h11.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise RemoteProtocolError(str(exc)) from exc
+
+    # -- The response's head.
+
+    async def _receive_head(self) -> h11.Response | h11.InformationalResponse:
+        if self._tracer is None:
+            return await self._receive_final_head()
+        if self._upload is not None:
+            await self._wait_for_upload_or_data(self._upload)
+        heads: list[h11.Response | h11.InformationalResponse] = []
+
+        async def receive() -> tuple[bytes, int, bytes, Headers]:
+            heads.append(await self._receive_final_head())
+            return _describe(heads[0])
+
+        info = {"request": self._prepared.request}
+        await traced(self._tracer, "http11.receive_response_headers", info, receive)
+        return heads[0]
+
+    async def _wait_for_upload_or_data(self, upload: _Upload) -> None:
+        """Let the upload's end be traced before the response's beginning, where that is the order."""
+        while not upload.reported and not self._answered:
+            data = await self._wait()
+            if data is not None:
+                self._feed(data)
+
+    async def _receive_final_head(self) -> h11.Response | h11.InformationalResponse:
+        for _ in range(_MAX_INFORMATIONAL + 1):
+            head = await self._next_event()
+            self._check_head_size()
+            if head.status_code >= 200 or head.status_code == 101:
+                self._response_begun = True
+                if self._upload is not None:
+                    self._upload.answered()
+                return head  # type: ignore[no-any-return]
+            await self._informational(head)
+        raise RemoteProtocolError(
+            f"the server sent more than {_MAX_INFORMATIONAL} informational responses"
+        )
+
+    def _check_head_size(self) -> None:
+        """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""
+        limit = self._connection.settings.max_header_bytes
+        if self._received > limit:
+            rest = len(self._h11.trailing_data[0])
+            if self._received - rest > limit:
+                raise RemoteProtocolError(f"the response's head is larger than {limit} bytes")
+
+    async def _informational(self, head: h11.InformationalResponse) -> None:
+        self._received = len(self._h11.trailing_data[0])
+        if head.status_code == 100 and self._upload is not None:
+            self._upload.go_ahead.set()
+        info = {"request": self._prepared.request}
+        await traced(self._tracer, "http11.receive_informational_response", info, self._show, head)
+
+    async def _show(self, head: h11.InformationalResponse) -> tuple[bytes, int, bytes, Headers]:
+        callback = self._prepared.request.extensions.get("informational")
+        if callback is not None:
+            await call_async(
+                "the informational extension",
+                callback,
+                head.status_code,
+                head.headers.raw_items(),
+            )
+        return _describe(head)
+
+    def _to_response(self, head: h11.Response | h11.InformationalResponse) -> Response:
+        version, status, reason, headers = _describe(head)
+        raw = status == 101 or (self._prepared.method == b"CONNECT" and status < 300)
+        if raw:
+            if self._upload is not None and not self._upload.done.is_set():
+                raise RemoteProtocolError(
+                    f"the server answered {status} before the request was sent whole"
+                )
+            self._response_complete = True
+        elif _has_both_lengths(head):
+            # RFC 9112, 6.3: an attempt at smuggling, or a server that can't be understood.
+            self._may_reuse = False
+        response = Response(status)
+        response.headers = headers
+        response.stream = self
+        response.extensions = {
+            "http_version": version,
+            "reason_phrase": reason,
+            "network_stream": self._connection.raw_stream() if raw else self._connection.info,
+            "trailing_headers": self._trailers,
+        }
+        return response
+
+    # -- The response's body.
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._read(checkpoint=True)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def collect(self) -> bytes:
+        """Read what is left of the body, and close."""
+        chunks = []
+        try:
+            while (chunk := await self._read(checkpoint=False)) is not None:
+                chunks.append(chunk)
+        finally:
+            await self._close()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _read(self, *, checkpoint: bool) -> bytes | None:
+        if self._response_complete:
+            if checkpoint:
+                await trio.lowlevel.checkpoint()
+            return None
+        if self._closed:
+            raise ReadError("the response was closed before its body was read")
+        tracer = self._tracer
+        if tracer is None:
+            return await self._read_chunk(checkpoint)
+        if not self._reading_body:
+            self._reading_body = True
+            await tracer.report(
+                "http11.receive_response_body.started", {"request": self._prepared.request}
+            )
+        try:
+            chunk = await self._read_chunk(checkpoint)
+        except BaseException as exc:
+            self._reading_body = False
+            await tracer.report("http11.receive_response_body.failed", {"exception": exc})
+            raise
+        if chunk is None:
+            await tracer.report("http11.receive_response_body.complete", {"return_value": None})
+        return chunk
+
+    async def _read_chunk(self, checkpoint: bool) -> bytes | None:
+        try:
+            event = await self._next_body_event(checkpoint)
+        except Exception:
+            # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
+            # taken up again.
+            self._may_reuse = False
+            self._finish()
+            raise
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        self._end_response(event)
+        return None
+
+    async def _next_body_event(self, checkpoint: bool) -> Any:
+        if self._pending is None:
+            self._pending = self._take_event()
+        if self._pending is h11.NEED_DATA:
+            self._pending = None
+            return await self._next_event()
+        if checkpoint:
+            await trio.lowlevel.checkpoint()
+        event, self._pending = self._pending, None
+        return event
+
+    def _end_response(self, end: h11.EndOfMessage) -> None:
+        self._response_complete = True
+        self._trailers.extend(end.headers.raw_items())
+        if self._upload is None:
+            self._finish()
+
+    # -- The end.
+
+    async def aclose(self) -> None:
+        """Close the response; what was not read of it is given up."""
+        await self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await traced(self._tracer, "http11.response_closed", {}, self._settle)
+        finally:
+            await self._end()
+        await self._trace_closing()
+
+    async def _settle(self) -> None:
+        """Bring both sides to their end, where this takes next to no time."""
+        if self._done:
+            return
+        upload = self._upload
+        if upload is not None and self._response_complete:
+            with trio.move_on_after(_UPLOAD_GRACE):
+                await upload.done.wait()
+        elif upload is None or upload.done.is_set():
+            await self._skip_rest()
+
+    async def _skip_rest(self) -> None:
+        """Read the rest of the body if it has arrived, and is little."""
+        try:
+            event = self._take_event() if self._pending is None else self._pending
+            if event is h11.NEED_DATA:
+                self._feed(await self._connection.receive_available())
+                event = self._take_event()
+            while isinstance(event, h11.Data):
+                event = self._take_event()
+        except (WouldBlock, ReadError, RemoteProtocolError):
+            return
+        if isinstance(event, h11.EndOfMessage):
+            self._end_response(event)
+
+    async def _abandon(self) -> None:
+        self._closed = True
+        self._may_reuse = False
+        await self._end()
+
+    async def _end(self) -> None:
+        upload = self._upload
+        self._finish()
+        if upload is not None:
+            await upload.join()
+            if not upload.reported:
+                await self._report_upload(upload)
+
+    def _finish(self) -> None:
+        """Release the connection if nothing speaks against it, else mark it for closing."""
+        if not self._done:
+            self._done = True
+            self._connection.exchange_done(reusable=self._is_reusable())
+
+    def _is_reusable(self) -> bool:
+        return (
+            self._may_reuse
+            and self._h11.our_state is h11.DONE
+            and self._h11.their_state is h11.DONE
+            and not self._h11.trailing_data[0]
+        )
+
+    def _explain(self, exc: ExchangeError) -> ExchangeError:
+        """Find the error to raise for a request without response, and what may be done about it."""
+        if self._answered:
+            return exc
+        error: ExchangeError = exc
+        if self._write_error is not None and isinstance(exc, (ReadError, RemoteProtocolError)):
+            error = self._write_error
+        if isinstance(error, (ReadError, WriteError, RemoteProtocolError)):
+            unsent = self._connection.transport.bytes_sent == self._sent_before
+            mark_unanswered(error, unsent=unsent)
+        return error
+
+    async def _trace_closing(self) -> None:
+        """Let the trace show that the connection did not outlive the exchange."""
+        tracer = self._tracer and self._tracer.without_log()
+        if tracer is not None and self._connection.will_close:
+            info = {"connection": self._connection}
+            await traced(tracer, "connection.close", info, self._connection.closed.wait)
+
+
+async def _nothing() -> None:
+    """What remains to be done for a body that went out with the head."""
+
+
+def _describe(
+    head: h11.Response | h11.InformationalResponse,
+) -> tuple[bytes, int, bytes, Headers]:
+    return b"HTTP/" + head.http_version, head.status_code, head.reason, head.headers.raw_items()
+
+
+def _has_both_lengths(head: h11.Response | h11.InformationalResponse) -> bool:
+    names = [name for name, _ in head.headers]
+    return b"transfer-encoding" in names and b"content-length" in names

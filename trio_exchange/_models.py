@@ -1,0 +1,747 @@
+"""The values that go in and come out: `URL`, `Origin`, `Request`, `Response`, `Proxy`.
+
+Text is accepted where HTTP's own alphabet is ASCII, and is kept as bytes from there on; bytes pass as
+they are. The one exception is a host name in a URL, which may be any Unicode name and is encoded by IDNA.
+
+A `Request` is what the caller said, unchanged. What HTTP needs besides (Host, Content-Length,
+Transfer-Encoding) and all checks of what may go on the wire are made by `prepare`, once, just before a
+connection is looked for, so that nothing is sent of a request that can't be sent whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import ssl
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import idna
+import trio
+
+from ._exceptions import LocalProtocolError
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+HeaderTypes: TypeAlias = (
+    Mapping[bytes | str, bytes | str] | Sequence[tuple[bytes | str, bytes | str]]
+)
+ContentTypes: TypeAlias = bytes | AsyncIterable[bytes] | Iterable[bytes]
+
+DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
+
+# RFC 9110, 9.2.2.
+IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+
+# Methods whose requests usually have no content (RFC 9110, 9.3): a stream of unknown length given with
+# one of them is looked into before the head is sent, see `Prepared.peek_body`.
+_USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE", b"CONNECT"))
+
+# RFC 3986, appendix B, with the scheme required to look like one, and the fragment left out.
+_URL = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?", re.DOTALL)
+_AUTHORITY = re.compile(rb"(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?", re.DOTALL)
+_NOT_IN_URL = re.compile(rb"[\x00-\x20\x7f]")
+
+# RFC 9110, 5.6.2 and 5.5.
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)?")
+_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_DECIMAL = re.compile(rb"[0-9]+")
+
+
+def _to_bytes(name: str, value: bytes | str) -> bytes:
+    """Take bytes, or text in ASCII."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return value.encode("ascii")
+        except UnicodeEncodeError:
+            raise TypeError(
+                f"{name} given as str must be ASCII, not {value!r}; encode it to bytes first"
+            ) from None
+    raise TypeError(f"{name} must be bytes or str, but got {type(value).__name__}")
+
+
+def _to_headers(value: HeaderTypes | None) -> Headers:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        pairs: Iterable[Any] = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        pairs = value
+    else:
+        raise TypeError(
+            f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}"
+        )
+    return [_to_header(pair) for pair in pairs]
+
+
+def _to_header(pair: Any) -> tuple[bytes, bytes]:
+    try:
+        name, value = pair
+    except (TypeError, ValueError):
+        raise TypeError(f"each header must be a pair of name and value, not {pair!r}") from None
+    return _to_bytes("header names", name), _to_bytes("header values", value)
+
+
+class ByteStream:
+    """Content that is there as a whole; it can be iterated any number of times."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _SyncIterator(iter((self.data,)))
+
+    def __repr__(self) -> str:
+        return f"<ByteStream [{len(self.data)} bytes]>"
+
+
+class IterableStream:
+    """Content from an ordinary iterable of bytes, shown as an asynchronous one."""
+
+    __slots__ = ("iterable",)
+
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        self.iterable = iterable
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _SyncIterator(iter(self.iterable))
+
+
+class _SyncIterator:
+    """An ordinary iterator as an asynchronous one, each step a checkpoint."""
+
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: Iterator[bytes]) -> None:
+        self._iterator = iterator
+
+    def __aiter__(self) -> _SyncIterator:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        for chunk in self._iterator:
+            return chunk
+        raise StopAsyncIteration
+
+
+def _to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
+    if content is None:
+        return ByteStream(b"")
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return ByteStream(bytes(content))
+    if isinstance(content, AsyncIterable):
+        return content
+    if isinstance(content, Iterable) and not isinstance(content, (str, Mapping)):
+        return IterableStream(content)
+    raise TypeError(
+        "content must be bytes or an (asynchronous) iterable of bytes, "
+        f"but got {type(content).__name__}"
+    )
+
+
+class Origin:
+    """Whom a connection is to: scheme, host and port (RFC 9110, 4.3.1).
+
+    Attributes:
+        scheme: Such as `b"https"`.
+        host: Name or address, without brackets.
+        port: Always a number; the scheme's own where the URL named none.
+    """
+
+    __slots__ = ("host", "port", "scheme")
+
+    def __init__(self, scheme: bytes, host: bytes, port: int) -> None:
+        self.scheme = scheme
+        self.host = host
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Origin)
+            and self.scheme == other.scheme
+            and self.host == other.host
+            and self.port == other.port
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.scheme, self.host, self.port))
+
+    def __str__(self) -> str:
+        return f"{self.scheme.decode()}://{bracketed(self.host).decode('latin-1')}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"Origin(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r})"
+
+
+class URL:
+    """A URL, taken apart as far as a request needs it (RFC 3986).
+
+    Give it whole, `URL("https://www.example.com/path?query")`, or in parts,
+    `URL(scheme=b"https", host=b"www.example.com", port=443, target=b"/path?query")`.
+
+    A fragment is dropped, as it is never sent. A host name that is not ASCII is encoded by IDNA, an IPv6
+    address stands in brackets in the whole form and may do so in the parts, and may have a zone
+    identifier (RFC 6874), which serves to connect and is never sent.
+
+    Args:
+        url: The URL as a whole, str or bytes. With it, no parts.
+        scheme: Such as `b"https"`; lower-cased.
+        host: Host name or address; lower-cased.
+        port: 1 to 65535, or None for the scheme's own.
+        target: Path and query as they are sent, `b"/"` if empty.
+
+    Attributes:
+        scheme: bytes, empty if there was none.
+        host: bytes, without brackets, empty if there was none.
+        port: int, or None where the URL named none.
+        target: bytes, path and query.
+
+    Raises:
+        TypeError: A part is neither bytes nor ASCII text, or is not text at all.
+        ValueError: The port is not a port, the authority can't be parsed, or it contains userinfo
+            (credentials before an `@`, which would otherwise be dropped without a word: send them as an
+            Authorization header).
+        LocalProtocolError: Scheme or authority contain white space or control characters.
+    """
+
+    __slots__ = ("host", "port", "scheme", "target")
+
+    scheme: bytes
+    host: bytes
+    port: int | None
+    target: bytes
+
+    def __init__(
+        self,
+        url: bytes | str = "",
+        *,
+        scheme: bytes | str = b"",
+        host: bytes | str = b"",
+        port: int | None = None,
+        target: bytes | str = b"",
+    ) -> None:
+        if url:
+            userinfo, self.scheme, self.host, self.port, self.target = _parse_url(url)
+            if userinfo is not None:
+                raise ValueError(
+                    "a URL with userinfo (a user name or password before '@') is refused; "
+                    "send credentials in an Authorization header"
+                )
+        else:
+            self.scheme = _to_bytes("scheme", scheme).lower()
+            self.host = _to_host(host)
+            self.port = _to_port(port)
+            self.target = _to_bytes("target", target)
+
+    @property
+    def origin(self) -> Origin:
+        """The URL's origin, with the scheme's own port where the URL named none."""
+        return Origin(self.scheme, self.host, self.port or DEFAULT_PORTS.get(self.scheme, 0))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, URL) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def __bytes__(self) -> bytes:
+        port = b"" if self.port is None else b":%d" % self.port
+        return b"%b://%b%b%b" % (self.scheme, bracketed(self.host), port, self.target)
+
+    def __repr__(self) -> str:
+        return (
+            f"URL(scheme={self.scheme!r}, host={self.host!r}, "
+            f"port={self.port!r}, target={self.target!r})"
+        )
+
+
+class _ParsedURL(NamedTuple):
+    userinfo: bytes | None
+    scheme: bytes
+    host: bytes
+    port: int | None
+    target: bytes
+
+
+def _parse_url(url: bytes | str) -> _ParsedURL:
+    text = _url_to_bytes(url)
+    match = _URL.match(text)
+    assert match is not None, "every part of the pattern is optional"
+    scheme, authority, path, query = match.groups()
+    for name, part in (("scheme", scheme), ("host", authority)):
+        if part is not None and _NOT_IN_URL.search(part):
+            raise LocalProtocolError(
+                f"the URL's {name} has white space or control characters: {part!r}"
+            )
+    target = (path or b"/") + (query or b"")
+    if authority is None:
+        return _ParsedURL(None, (scheme or b"").lower(), b"", None, target)
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise ValueError(f"the URL's authority must be HOST or HOST:PORT, not {authority!r}")
+    userinfo, host, port = parts.groups()
+    return _ParsedURL(
+        userinfo,
+        (scheme or b"").lower(),
+        _to_host(host),
+        _to_port(int(port)) if port else None,
+        target,
+    )
+
+
+def _url_to_bytes(url: bytes | str) -> bytes:
+    """Encode a URL whose host name, and nothing else, may be other than ASCII."""
+    if not isinstance(url, str) or url.isascii():
+        return _to_bytes("url", url)
+    before, separator, rest = url.partition("://")
+    end = min((index for index in map(rest.find, "/?#") if index >= 0), default=len(rest))
+    userinfo, at, host_and_port = rest[:end].rpartition("@")
+    host, colon, port = host_and_port.partition(":")
+    if not host.isascii():
+        host = _encode_idna(host).decode()
+    return _to_bytes("url", f"{before}{separator}{userinfo}{at}{host}{colon}{port}{rest[end:]}")
+
+
+def _encode_idna(host: str) -> bytes:
+    try:
+        return idna.encode(host, uts46=True)
+    except idna.IDNAError as exc:
+        raise ValueError(f"{host!r} is not a host name: {exc}") from exc
+
+
+def _to_host(host: bytes | str) -> bytes:
+    if isinstance(host, str) and not host.isascii():
+        return _encode_idna(host)
+    raw = _to_bytes("host", host)
+    if _NOT_IN_URL.search(raw):
+        raise LocalProtocolError(f"the host has white space or control characters: {raw!r}")
+    if raw.startswith(b"["):
+        raw = raw.removeprefix(b"[").removesuffix(b"]").replace(b"%25", b"%")
+        try:
+            ipaddress.IPv6Address(raw.decode("ascii"))
+        except ValueError:
+            raise ValueError(
+                f"what stands in brackets must be an IPv6 address, not {raw!r}"
+            ) from None
+    address, percent, zone = raw.partition(b"%")
+    return address.lower() + percent + zone
+
+
+def _to_port(port: int | None) -> int | None:
+    if port is None:
+        return None
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be an int or None, but got {type(port).__name__}")
+    if not 0 < port < 65536:
+        raise ValueError(f"port must be between 1 and 65535, not {port}")
+    return port
+
+
+def bracketed(host: bytes) -> bytes:
+    """The host as it stands in an authority: IPv6 addresses in brackets and without their zone."""
+    if b":" in host:
+        return b"[%b]" % host.partition(b"%")[0]
+    return host
+
+
+class Request:
+    """A request, as the caller made it.
+
+    Args:
+        method: Such as `"GET"`.
+        url: A `URL`, or what makes one.
+        headers: A mapping or a sequence of pairs; order and case are kept.
+        content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
+        extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`.
+
+    Attributes:
+        method: bytes.
+        url: `URL`; the `target` extension, if given, has replaced the target.
+        headers: List of pairs of bytes.
+        stream: The body as an asynchronous iterable of bytes.
+        extensions: dict.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or text that is not ASCII.
+        ValueError: See `URL`.
+        LocalProtocolError: See `URL`.
+    """
+
+    __slots__ = ("extensions", "headers", "method", "stream", "url")
+
+    def __init__(
+        self,
+        method: bytes | str,
+        url: URL | bytes | str,
+        *,
+        headers: HeaderTypes | None = None,
+        content: ContentTypes | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.method: bytes = _to_bytes("method", method)
+        self.url: URL = url if isinstance(url, URL) else _to_url(url)
+        self.headers: Headers = _to_headers(headers)
+        self.stream: AsyncIterable[bytes] = _to_stream(content)
+        self.extensions: dict[str, Any] = {} if extensions is None else dict(extensions)
+        target = self.extensions.get("target")
+        if target is not None:
+            self.url = URL(
+                scheme=self.url.scheme,
+                host=self.url.host,
+                port=self.url.port,
+                target=_to_bytes("the target extension", target),
+            )
+
+    def __repr__(self) -> str:
+        return f"<Request [{self.method!r}]>"
+
+
+@runtime_checkable
+class Collectable(Protocol):
+    """A body that can be had whole for less than a checkpoint for every piece of it."""
+
+    async def collect(self) -> bytes:
+        """All that is left of the body."""
+
+
+def _to_url(url: Any) -> URL:
+    if not isinstance(url, (bytes, str)):
+        raise TypeError(f"url must be a URL, bytes or str, but got {type(url).__name__}")
+    return URL(url)
+
+
+class Response:
+    """A response: its head, and its body as a stream.
+
+    Args:
+        status: The status code.
+        headers: A mapping or a sequence of pairs.
+        content: The body.
+        extensions: See the README.
+
+    Attributes:
+        status: int.
+        headers: List of pairs of bytes, in the order and case of the wire.
+        stream: The body as an asynchronous iterable of bytes.
+        extensions: dict: `http_version`, `reason_phrase`, `network_stream`, `trailing_headers`.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+    """
+
+    __slots__ = ("_content", "_stream_taken", "extensions", "headers", "status", "stream")
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        headers: HeaderTypes | None = None,
+        content: ContentTypes | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(status, int):
+            raise TypeError(f"status must be an int, but got {type(status).__name__}")
+        self.status: int = status
+        self.headers: Headers = _to_headers(headers)
+        self.stream: AsyncIterable[bytes] = _to_stream(content)
+        self.extensions: dict[str, Any] = {} if extensions is None else dict(extensions)
+        self._content: bytes | None = None
+        self._stream_taken = False
+
+    @property
+    def content(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            RuntimeError: It was not read yet: `await response.aread()` first.
+        """
+        if self._content is None:
+            raise RuntimeError("the body was not read yet; call 'await response.aread()' first")
+        return self._content
+
+    async def aread(self) -> bytes:
+        """Read the body to its end, keep it as `content`, and return it.
+
+        Raises:
+            RuntimeError: The stream was consumed with `aiter_stream` before.
+            ReadTimeout: The server sent nothing for as long as the `read` timeout.
+            ReadError: The connection broke.
+            RemoteProtocolError: The body is malformed or ends early.
+
+        When it is cancelled, what it had read is lost; close the response then.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self.read_without_checkpoint()
+
+    async def read_without_checkpoint(self) -> bytes:
+        """`aread` for a caller that has just waited for the network, and need not yield again."""
+        if self._content is None:
+            stream = self.aiter_stream()
+            if isinstance(stream, Collectable):
+                self._content = await stream.collect()
+            else:
+                self._content = b"".join([chunk async for chunk in stream])
+        return self._content
+
+    def aiter_stream(self) -> AsyncIterator[bytes]:
+        """Iterate over the body as it arrives, in pieces of bytes, once.
+
+        Raises:
+            RuntimeError: It was called before.
+            ReadTimeout: From the iterator, as are the following.
+            ReadError: The connection broke.
+            RemoteProtocolError: The body is malformed or ends early.
+        """
+        if self._stream_taken:
+            raise RuntimeError("the body can be iterated only once; it was taken before")
+        self._stream_taken = True
+        return aiter(self.stream)
+
+    async def aclose(self) -> None:
+        """Close the response; what was not read of its body is given up.
+
+        Closing twice is allowed. When it is cancelled, the response is closed all the same.
+        """
+        close = getattr(self.stream, "aclose", None)
+        if close is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await close()
+
+    def __repr__(self) -> str:
+        return f"<Response [{self.status}]>"
+
+
+class Proxy:
+    """A proxy's address and how to speak with it.
+
+    Args:
+        url: Where the proxy listens; its userinfo, if any, is the default for `auth`.
+        auth: User name and password, sent as Basic credentials (RFC 7617) to the proxy alone.
+        headers: Sent to the proxy.
+        ssl_context: For the TLS connection to an `https` proxy.
+
+    Attributes:
+        url: `URL`, without userinfo.
+        auth: Pair of bytes, or None.
+        headers: List of pairs of bytes, with Proxy-Authorization first where there is `auth`.
+        ssl_context: As given.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The URL's authority can't be parsed.
+        LocalProtocolError: See `URL`.
+    """
+
+    __slots__ = ("auth", "headers", "ssl_context", "url")
+
+    def __init__(
+        self,
+        url: URL | bytes | str,
+        auth: tuple[bytes | str, bytes | str] | None = None,
+        headers: HeaderTypes | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        if isinstance(url, URL):
+            userinfo = None
+            self.url = url
+        else:
+            userinfo, scheme, host, port, target = _parse_url(url)
+            self.url = URL(scheme=scheme, host=host, port=port, target=target)
+        if auth is None and userinfo is not None:
+            user, _, password = userinfo.partition(b":")
+            auth = (_unquote(user), _unquote(password))
+        self.auth: tuple[bytes, bytes] | None = None
+        self.headers: Headers = _to_headers(headers)
+        self.ssl_context = ssl_context
+        if auth is not None:
+            self.auth = (
+                _to_bytes("the proxy's user name", auth[0]),
+                _to_bytes("the proxy's password", auth[1]),
+            )
+            credentials = base64.b64encode(b"%b:%b" % self.auth)
+            self.headers.insert(0, (b"Proxy-Authorization", b"Basic " + credentials))
+
+    def __repr__(self) -> str:
+        user = "" if self.auth is None else ", auth=(user and password hidden)"
+        return f"Proxy({str(self.url.origin)!r}{user})"
+
+
+def _unquote(text: bytes) -> bytes:
+    """Undo percent-encoding (RFC 3986, 2.1)."""
+    return re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text)
+
+
+class Prepared:
+    """A request that has been checked and completed, ready for any connection.
+
+    Attributes:
+        request: The request as the caller made it.
+        method: bytes.
+        target: bytes.
+        headers: As they go on the wire, Host and framing included.
+        body: The body if it is there as a whole, else None.
+        idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
+        expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
+    """
+
+    __slots__ = (
+        "_iterator",
+        "_peeked",
+        "body",
+        "expects_continue",
+        "headers",
+        "idempotent",
+        "method",
+        "request",
+        "target",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.method = request.method
+        self.target = request.url.target
+        self.idempotent = request.method in IDEMPOTENT_METHODS
+        stream = request.stream
+        self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
+        self._iterator: AsyncIterator[bytes] | None = None
+        self._peeked: bytes | None = None
+        self.headers, self.expects_continue = _complete_headers(request, self.body)
+
+    @property
+    def body_can_be_sent_again(self) -> bool:
+        """Whether `iterate_body` would give the same body once more, or was not called yet."""
+        if self.body is not None or self._iterator is None or self._peeked is not None:
+            return True
+        stream = self.request.stream
+        return isinstance(stream, IterableStream) and isinstance(stream.iterable, Collection)
+
+    def iterate_body(self) -> AsyncIterator[bytes]:
+        """Start to take the body from the caller's iterable."""
+        if self._peeked is None or self._iterator is None:
+            self._iterator = aiter(self.request.stream)
+            return self._iterator
+        peeked, self._peeked = self._peeked, None
+        return _Peeked(peeked, self._iterator)
+
+    async def peek_body(self) -> None:
+        """Find out whether a stream of unknown length has any content at all.
+
+        Adapters hand every request's body over as a stream, also the empty one of a GET. Sent as an
+        empty chunked body it confuses servers that don't expect one there, so with a method that
+        seldom has content the first chunk is waited for, and decides.
+        """
+        if self.body is not None or self.method not in _USUALLY_WITHOUT_CONTENT:
+            return
+        if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
+            return
+        iterator = aiter(self.request.stream)
+        async for chunk in iterator:
+            if chunk:
+                self._iterator, self._peeked = iterator, chunk
+                return
+        self.body = b""
+        self.headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
+
+
+class _Peeked:
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> _Peeked:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is None:
+            return await anext(self._rest)
+        await trio.lowlevel.checkpoint()
+        first, self._first = self._first, None
+        return first
+
+
+def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bool]:
+    """Check everything that goes on the wire, and add what HTTP requires and the caller left out.
+
+    Returns:
+        The headers, and whether the body waits for `100 (Continue)`.
+
+    Raises:
+        LocalProtocolError: Naming the part that can't be sent.
+    """
+    if not _TOKEN.fullmatch(request.method):
+        raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
+    if not _TARGET.fullmatch(request.url.target):
+        raise LocalProtocolError(
+            "the target must not be empty nor have white space or control characters: "
+            f"{request.url.target!r}"
+        )
+    has_host = has_length = has_coding = expects_continue = False
+    for name, value in request.headers:
+        if not _TOKEN.fullmatch(name):
+            raise LocalProtocolError(f"a header's name must be a token, not {name!r}")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise LocalProtocolError(
+                f"the value of the header {name!r} has control characters, or white space at an end"
+            )
+        match name.lower():
+            case b"host":
+                has_host = True
+            case b"content-length":
+                has_length = True
+                _check_content_length(value, body)
+            case b"transfer-encoding":
+                has_coding = True
+            case b"expect":
+                expects_continue = value.lower() == b"100-continue"
+    if has_length and has_coding:
+        raise LocalProtocolError("a request can't have both Content-Length and Transfer-Encoding")
+    headers = (
+        request.headers[:] if has_host else [(b"Host", _host_header(request)), *request.headers]
+    )
+    if body is None:
+        if not (has_length or has_coding):
+            headers.append((b"Transfer-Encoding", b"chunked"))
+    elif not (has_length or has_coding) and (body or request.method in (b"POST", b"PUT", b"PATCH")):
+        # RFC 9110, 8.6: these three say that their content is empty.
+        headers.append((b"Content-Length", b"%d" % len(body)))
+    return headers, expects_continue and body != b""
+
+
+def _check_content_length(value: bytes, body: bytes | None) -> None:
+    if not _DECIMAL.fullmatch(value):
+        raise LocalProtocolError(f"Content-Length must be a decimal number, not {value!r}")
+    if body is not None and int(value) != len(body):
+        raise LocalProtocolError(
+            f"Content-Length is {int(value)}, but the content is {len(body)} bytes long"
+        )
+
+
+def _host_header(request: Request) -> bytes:
+    """The Host header's value (RFC 9112, 3.2): the authority of the target, where that has one."""
+    url, target = request.url, request.url.target
+    if not target.startswith((b"/", b"*")):
+        if request.method == b"CONNECT" and b"/" not in target:
+            return target
+        absolute = _URL.match(target)
+        if absolute is not None and absolute[2]:
+            return bytes(absolute[2].rpartition(b"@")[2])
+    if url.port is None or url.port == DEFAULT_PORTS.get(url.scheme):
+        return bracketed(url.host)
+    return b"%b:%d" % (bracketed(url.host), url.port)

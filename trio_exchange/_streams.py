@@ -1,0 +1,457 @@
+"""Byte streams: what a connection runs on, and what a user gets in `network_stream`.
+
+Theory of operation. A connection reads and writes through a `Transport`, which adds to the dialled Trio
+stream what HTTP needs and Trio's streams don't offer:
+
+- *Attempts that don't wait.* `send_nowait` saves the scheduler pass that `send_all` costs even when the
+  kernel takes everything at once. `peek` asks the kernel about an idle connection. Both work on a second
+  `socket` object for the same file descriptor; it is detached before the descriptor is closed, and every
+  use checks that the descriptor is still open, since the kernel reuses the numbers.
+- *Probing.* While `probing` is set, `receive_some` raises `WouldBlock` where it would wait. Below a
+  `trio.SSLStream` this reads what has arrived, and only that, without damage: the stream tolerates a
+  receive that fails, which it doesn't of a send.
+- *Remembered send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may answer
+  and close before it has read a request whole; the answer is there to be read. So once `defer_errors` is
+  set, a failing send is kept in `send_error` instead of being raised.
+
+`NetworkStream` is the public face of a stream after CONNECT and Upgrade, and the source of information
+about any connection. It carries the bytes that were read along with the response's head.
+"""
+
+from __future__ import annotations
+
+import enum
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import trio
+
+from ._exceptions import (
+    ConnectError,
+    ConnectTimeout,
+    LocalProtocolError,
+    ReadError,
+    ReadTimeout,
+    WriteError,
+    WriteTimeout,
+)
+from ._timeouts import check_seconds, timed
+
+RECEIVE_SIZE = 65536
+
+NOT_RAW = (
+    "this network stream belongs to HTTP and only gives information; it can be read and written after a "
+    "2xx answer to CONNECT or a 101 answer to Upgrade"
+)
+
+
+class WouldBlock(Exception):
+    """Nothing has arrived, and the transport is only probing."""
+
+
+class Readiness(enum.Enum):
+    """What the kernel knows of a connection without reading from it."""
+
+    QUIET = enum.auto()
+    READABLE = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Transport(trio.abc.HalfCloseableStream):
+    """A dialled stream, with attempts that don't wait where it is a socket.
+
+    Attributes:
+        stream: The stream as it was dialled.
+        probing: Whether receiving may not wait.
+        defer_errors: Whether a failed send is kept in `send_error`.
+        send_error: The first failure of a send, if it was kept.
+        bytes_sent: How many bytes the stream has accepted.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.probing = False
+        self.defer_errors = False
+        self.send_error: trio.BrokenResourceError | None = None
+        self.bytes_sent = 0
+        self._socket: socket.socket | None = None
+        if isinstance(stream, trio.SocketStream):
+            inner = stream.socket
+            self._socket = socket.socket(
+                inner.family, inner.type, inner.proto, fileno=inner.fileno()
+            )
+            self._socket.setblocking(False)
+
+    def _open_socket(self, sock: socket.socket) -> socket.socket:
+        """Check that `sock` still is what it was made for."""
+        if sock.fileno() < 0 or self.stream.socket.fileno() < 0:
+            self._forget_socket()
+            raise trio.ClosedResourceError("the connection was closed")
+        return sock
+
+    def _forget_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.detach()
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Send what can be sent at once.
+
+        Returns:
+            The number of bytes accepted, 0 if sending would have to wait.
+
+        Raises:
+            trio.BrokenResourceError: The connection is broken.
+            trio.ClosedResourceError: It was closed on this side.
+        """
+        if self._socket is None:
+            return 0
+        sock = self._open_socket(self._socket)
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"sending failed: {exc}") from exc
+        self.bytes_sent += sent
+        return sent
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything, waiting where necessary."""
+        view = memoryview(data)
+        try:
+            rest = view[self.send_nowait(view) :]
+            if rest:
+                await self.stream.send_all(rest)
+                self.bytes_sent += len(rest)
+        except trio.BrokenResourceError as exc:
+            if not self.defer_errors:
+                raise
+            self.send_error = self.send_error or exc
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the stream may accept data."""
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive something, waiting where necessary and allowed.
+
+        Raises:
+            WouldBlock: It would have to wait while probing.
+            trio.BrokenResourceError: The connection is broken.
+            trio.ClosedResourceError: It was closed on this side.
+        """
+        if self._socket is None:
+            if self.probing:
+                raise WouldBlock
+            return bytes(await self.stream.receive_some(max_bytes))
+        if not self.probing:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            sock = self._open_socket(self._socket)
+            try:
+                data = sock.recv(max_bytes or RECEIVE_SIZE)
+            except BlockingIOError:
+                if self.probing:
+                    raise WouldBlock from None
+            except OSError as exc:
+                raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+            else:
+                if not waited and not self.probing:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            await trio.lowlevel.wait_readable(sock)
+            waited = True
+
+    def peek(self) -> Readiness:
+        """What the kernel knows of the connection; a stream that is no socket is always quiet."""
+        if self._socket is None:
+            return Readiness.QUIET
+        try:
+            data = self._open_socket(self._socket).recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return Readiness.QUIET
+        except (OSError, trio.ClosedResourceError):
+            return Readiness.CLOSED
+        return Readiness.READABLE if data else Readiness.CLOSED
+
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more will be sent."""
+        if not isinstance(self.stream, trio.abc.HalfCloseableStream):
+            raise NotImplementedError(f"{self.stream!r} can't be half-closed")
+        await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self._forget_socket()
+        await self.stream.aclose()
+
+
+class NetworkStream(trio.abc.HalfCloseableStream):
+    """The raw stream of a connection, for CONNECT, Upgrade and for information.
+
+    It has two sets of methods. `read`, `write` and `start_tls` take timeouts and raise this library's
+    exceptions. The others are those of `trio.abc.HalfCloseableStream` and raise Trio's, so that whatever
+    works on a Trio stream (`trio.SSLStream`, `trio.StapledStream`, protocol libraries) works on this.
+
+    After a 2xx to CONNECT or a 101 to an Upgrade the stream is the user's until the response is closed.
+    On any other response the connection is busy with HTTP: then the stream gives information, and reading
+    or writing it is an error.
+
+    One task may read while another writes. Two tasks that do the same at once get a
+    `trio.BusyResourceError`.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        received: bytes = b"",
+        refusal: str | None = None,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._received = received
+        self._refusal = refusal
+        self._on_close = on_close
+
+    def __repr__(self) -> str:
+        return f"<NetworkStream over {self._stream!r}>"
+
+    async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Receive some bytes; `b""` is the end of the stream.
+
+        Args:
+            max_bytes: The most to return, at least 1; None for whatever is convenient.
+            timeout: Seconds to wait, None for ever.
+
+        Raises:
+            ReadTimeout: Nothing came within `timeout`.
+            ReadError: The connection broke, or the stream is closed.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            trio.BusyResourceError: Another task is reading.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `max_bytes` less than 1.
+
+        Cancellation loses no data.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        try:
+            return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ReadError(str(exc) or "the connection broke") from exc
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of `buffer`.
+
+        Args:
+            buffer: The bytes to send; none is allowed.
+            timeout: Seconds to wait in all, None for ever.
+
+        Raises:
+            WriteTimeout: Not all was accepted within `timeout`; the stream is unusable then.
+            WriteError: The connection broke, or the stream is closed.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            trio.BusyResourceError: Another task is writing.
+            TypeError, ValueError: `timeout` is not a non-negative number.
+
+        When it is cancelled, an unknown part of `buffer` has been sent.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        try:
+            await timed(timeout, WriteTimeout, self.send_all, buffer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise WriteError(str(exc) or "the connection broke") from exc
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | bytes | None = None,
+        timeout: float | None = None,
+    ) -> NetworkStream:
+        """Start TLS on the stream, as its client, and return the encrypted stream.
+
+        This stream must not be used any more. Bytes that had been received already are the beginning of
+        the TLS handshake. May be called on the result again: TLS in TLS.
+
+        Args:
+            ssl_context: Settings; also says which protocols ALPN offers.
+            server_hostname: For SNI and to verify the certificate.
+            timeout: Seconds for the handshake, None for ever.
+
+        Raises:
+            ConnectError: The handshake failed; the message says why. The stream is closed then.
+            ConnectTimeout: It took longer than `timeout`. The stream is closed then.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            ValueError: `ssl_context` checks host names and there is none to check.
+            TypeError, ValueError: `timeout` is not a non-negative number.
+
+        When it is cancelled, the stream is closed.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        if isinstance(server_hostname, bytes):
+            server_hostname = server_hostname.decode("ascii")
+        tls = trio.SSLStream(
+            self, ssl_context, server_hostname=server_hostname, https_compatible=True
+        )
+        try:
+            await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
+        except BaseException:
+            await trio.aclose_forcefully(self)
+            raise
+        return NetworkStream(tls)
+
+    def get_extra_info(self, name: str) -> Any:
+        """Information about the connection below.
+
+        Args:
+            name: One of
+
+                - `"client_addr"`, `"server_addr"`: the socket's own address and its peer's;
+                - `"socket"`: the Trio socket;
+                - `"ssl_object"`: the `ssl.SSLObject` of the outermost TLS;
+                - `"is_readable"`: whether the socket has something to read, or is closed.
+
+        Returns:
+            The information, or None where there is none, and for any other name.
+        """
+        match name:
+            case "ssl_object":
+                return self._ssl_object()
+            case "socket":
+                return self._socket()
+            case "client_addr" | "server_addr" | "is_readable":
+                sock = self._socket()
+                return None if sock is None else _ask_socket(name, sock)
+        return None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
+        self._refuse_as_trio()
+        if not self._received:
+            return bytes(await self._stream.receive_some(max_bytes))
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
+        await trio.lowlevel.checkpoint()
+        data = self._received[:max_bytes]
+        self._received = self._received[len(data) :]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, as `trio.abc.SendStream` says."""
+        self._refuse_as_trio()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` might not block, as `trio.abc.SendStream` says."""
+        self._refuse_as_trio()
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more will be sent; reading goes on.
+
+        Raises:
+            NotImplementedError: The stream can't be closed one way only, as TLS can't in Trio.
+        """
+        self._refuse_as_trio()
+        if not isinstance(self._stream, trio.abc.HalfCloseableStream):
+            raise NotImplementedError("a TLS stream can't be closed one way only")
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the stream and its connection. On an ordinary response it does nothing."""
+        if self._refusal is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._received = b""
+        if self._on_close is not None:
+            self._on_close()
+        await self._stream.aclose()
+
+    def _refuse_if_http(self) -> None:
+        if self._refusal is not None:
+            raise LocalProtocolError(self._refusal)
+
+    def _refuse_as_trio(self) -> None:
+        if self._refusal is not None:
+            raise trio.ClosedResourceError(self._refusal)
+
+    def _ssl_object(self) -> Any:
+        stream: Any = self._stream
+        while stream is not None:
+            if isinstance(stream, trio.SSLStream):
+                # Trio shows the methods of the object, but has no public name for the object itself.
+                return getattr(stream, "_ssl_object", stream)
+            stream = _below(stream)
+        return None
+
+    def _socket(self) -> trio.socket.SocketType | None:
+        stream: Any = self._stream
+        while stream is not None:
+            if isinstance(stream, trio.SocketStream):
+                return stream.socket
+            stream = _below(stream)
+        return None
+
+
+def _below(stream: Any) -> Any:
+    """The stream that `stream` runs on, if it is one of those that run on another."""
+    if isinstance(stream, trio.SSLStream):
+        return stream.transport_stream
+    if isinstance(stream, Transport):
+        return stream.stream
+    if isinstance(stream, NetworkStream):
+        return stream._stream
+    return None
+
+
+def _ask_socket(name: str, sock: trio.socket.SocketType) -> Any:
+    if sock.fileno() < 0:
+        return True if name == "is_readable" else None
+    match name:
+        case "client_addr":
+            return sock.getsockname()
+        case "server_addr":
+            try:
+                return sock.getpeername()
+            except OSError:
+                return None  # The peer has reset the connection.
+    return _is_readable(sock.fileno())
+
+
+def _is_readable(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def handshake(tls: trio.SSLStream[Any], host: str | None) -> None:
+    """Do the TLS handshake.
+
+    Args:
+        tls: A fresh stream.
+        host: Whom it is with, for the error's message.
+
+    Raises:
+        ConnectError: The handshake failed.
+    """
+    try:
+        await tls.do_handshake()
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        _raise_handshake_error(exc, host)
+
+
+def _raise_handshake_error(exc: Exception, host: str | None) -> NoReturn:
+    reason = exc.__cause__ if exc.__cause__ is not None else exc
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        raise ConnectError(
+            f"the certificate of {host} could not be verified: {reason.verify_message}"
+        ) from exc
+    raise ConnectError(f"the TLS handshake with {host} failed: {reason}") from exc

@@ -1,0 +1,145 @@
+"""The `timeout` request extension, as cancel scopes.
+
+Theory of operation. A timeout covers waiting for the world, never the user's own code: no trace handler
+and no body iterator runs inside a timed scope, so a slow handler can't be mistaken for a slow server,
+and a `TooSlowError` or a cancellation in user code is never taken for ours. A timed scope therefore
+surrounds one operation, and only its own `cancelled_caught` turns into our exception.
+
+`read` and `write` limit each single operation (`timed`). `connect` and `pool` limit a sum of
+operations with user code in between, so they are spent from a `Budget`.
+
+Where no timeout is set no scope is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from ._exceptions import (
+    ConnectTimeout,
+    PoolTimeout,
+    ReadTimeout,
+    TimeoutException,
+    WriteTimeout,
+)
+
+T = TypeVar("T")
+
+
+class Timeouts(NamedTuple):
+    """The four timeouts of a request in seconds; None is no limit."""
+
+    connect: float | None = None
+    read: float | None = None
+    write: float | None = None
+    pool: float | None = None
+
+
+_NO_TIMEOUTS = Timeouts()
+
+
+def parse_timeouts(extensions: Mapping[str, Any]) -> Timeouts:
+    """Read and check the `timeout` extension.
+
+    Args:
+        extensions: The request's extensions.
+
+    Raises:
+        TypeError: The extension is not a mapping, or a value is neither a number nor None.
+        ValueError: A key is unknown, or a value is negative or not a number (NaN).
+    """
+    given = extensions.get("timeout")
+    if given is None:
+        return _NO_TIMEOUTS
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"the timeout extension must be a mapping of names to seconds, not {given!r}"
+        )
+    for name, seconds in given.items():
+        if name not in Timeouts._fields:
+            expected = ", ".join(Timeouts._fields)
+            raise ValueError(f"unknown timeout {name!r}, expected one of {expected}")
+        check_seconds(f"the {name} timeout", seconds)
+    return Timeouts(**given)
+
+
+def check_seconds(name: str, seconds: object) -> None:
+    """Check that `seconds` is None or a non-negative number.
+
+    Args:
+        name: What the number is, for the error's message.
+        seconds: The value to check.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative, or not a number (NaN).
+    """
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"{name} must be zero or more seconds, not {seconds!r}")
+
+
+async def timed(
+    seconds: float | None,
+    error: type[TimeoutException],
+    operation: Callable[..., Awaitable[T]],
+    *args: Any,
+) -> T:
+    """Await `operation(*args)` for at most `seconds`.
+
+    Args:
+        seconds: The limit, or None for none.
+        error: What to raise when the limit passes.
+        operation: The asynchronous function to call.
+        args: Its arguments.
+
+    Raises:
+        TimeoutException: As `error`, when the limit passed.
+    """
+    if seconds is None:
+        return await operation(*args)
+    with trio.move_on_after(seconds):
+        return await operation(*args)
+    raise error(f"{_WAITED_FOR[error]} within {seconds:g} seconds")
+
+
+_WAITED_FOR: dict[type[TimeoutException], str] = {
+    ConnectTimeout: "the connection was not established",
+    ReadTimeout: "the server sent nothing",
+    WriteTimeout: "the server accepted no data",
+    PoolTimeout: "no connection became available",
+}
+
+
+class Budget:
+    """A limit on the sum of several operations, not counting what happens between them."""
+
+    __slots__ = ("_error", "_limit", "_spent")
+
+    def __init__(self, seconds: float | None, error: type[TimeoutException]) -> None:
+        self._limit = seconds
+        self._error = error
+        self._spent = 0.0
+
+    async def spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Await `operation(*args)` for at most what is left of the budget.
+
+        Raises:
+            TimeoutException: When nothing is left.
+        """
+        if self._limit is None:
+            return await operation(*args)
+        started = trio.current_time()
+        try:
+            with trio.move_on_after(max(0.0, self._limit - self._spent)):
+                return await operation(*args)
+        finally:
+            self._spent += trio.current_time() - started
+        raise self._error(f"{_WAITED_FOR[self._error]} within {self._limit:g} seconds")
