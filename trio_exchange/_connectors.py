@@ -72,9 +72,7 @@ class Connector:
         return _with_options(await trio.open_unix_socket(path), socket_options)
 
 
-def _with_options(
-    stream: trio.SocketStream, options: Iterable[SocketOption] | None
-) -> trio.SocketStream:
+def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | None) -> trio.SocketStream:
     try:
         for option in options or ():
             stream.socket.setsockopt(*option)  # type: ignore[arg-type]

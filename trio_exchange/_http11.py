@@ -162,9 +162,7 @@ class HTTP11Connection:
         """Whether the connection is marked for closing, or closed."""
         return self._close_requested.is_set()
 
-    async def exchange(
-        self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None
-    ) -> Response:
+    async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
         """Send a request and receive the head of its response.
 
         When it raises, or is cancelled, the connection is marked for closing.
@@ -271,9 +269,7 @@ class _Upload:
         go_ahead: Set when the body may be sent.
     """
 
-    def __init__(
-        self, connection: HTTP11Connection, prepared: Prepared, timeouts: Timeouts
-    ) -> None:
+    def __init__(self, connection: HTTP11Connection, prepared: Prepared, timeouts: Timeouts) -> None:
         self._connection = connection
         self._prepared = prepared
         self._write_timeout = timeouts.write
@@ -441,9 +437,7 @@ class HTTP11Exchange:
     def _encode_head(self) -> bytes:
         prepared = self._prepared
         try:
-            head = h11.Request(
-                method=prepared.method, target=prepared.target, headers=prepared.headers
-            )
+            head = h11.Request(method=prepared.method, target=prepared.target, headers=prepared.headers)
         except h11.LocalProtocolError as exc:
             raise LocalProtocolError(str(exc)) from exc
         return _to_wire(self._h11, head)
@@ -475,13 +469,9 @@ class HTTP11Exchange:
         error, failure = upload.error, upload.failure
         if self._tracer is not None:
             if error is None and failure is None:
-                await self._tracer.report(
-                    "http11.send_request_body.complete", {"return_value": None}
-                )
+                await self._tracer.report("http11.send_request_body.complete", {"return_value": None})
             else:
-                await self._tracer.report(
-                    "http11.send_request_body.failed", {"exception": error or failure}
-                )
+                await self._tracer.report("http11.send_request_body.failed", {"exception": error or failure})
         if error is not None:
             raise error
         if isinstance(failure, WriteTimeout) and not self._response_begun:
@@ -548,9 +538,7 @@ class HTTP11Exchange:
                     self._upload.answered()
                 return head  # type: ignore[no-any-return]
             await self._informational(head)
-        raise RemoteProtocolError(
-            f"the server sent more than {_MAX_INFORMATIONAL} informational responses"
-        )
+        raise RemoteProtocolError(f"the server sent more than {_MAX_INFORMATIONAL} informational responses")
 
     def _check_head_size(self) -> None:
         """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""
@@ -583,9 +571,7 @@ class HTTP11Exchange:
         raw = status == 101 or (self._prepared.method == b"CONNECT" and status < 300)
         if raw:
             if self._upload is not None and not self._upload.done.is_set():
-                raise RemoteProtocolError(
-                    f"the server answered {status} before the request was sent whole"
-                )
+                raise RemoteProtocolError(f"the server answered {status} before the request was sent whole")
             self._response_complete = True
         elif _has_both_lengths(head):
             # RFC 9112, 6.3: an attempt at smuggling, or a server that can't be understood.
@@ -634,9 +620,7 @@ class HTTP11Exchange:
             return await self._read_chunk(checkpoint)
         if not self._reading_body:
             self._reading_body = True
-            await tracer.report(
-                "http11.receive_response_body.started", {"request": self._prepared.request}
-            )
+            await tracer.report("http11.receive_response_body.started", {"request": self._prepared.request})
         try:
             chunk = await self._read_chunk(checkpoint)
         except BaseException as exc:

@@ -31,9 +31,7 @@ import trio
 from ._exceptions import LocalProtocolError
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
-HeaderTypes: TypeAlias = (
-    Mapping[bytes | str, bytes | str] | Sequence[tuple[bytes | str, bytes | str]]
-)
+HeaderTypes: TypeAlias = Mapping[bytes | str, bytes | str] | Sequence[tuple[bytes | str, bytes | str]]
 ContentTypes: TypeAlias = bytes | AsyncIterable[bytes] | Iterable[bytes]
 
 DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
@@ -79,9 +77,7 @@ def _to_headers(value: HeaderTypes | None) -> Headers:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         pairs = value
     else:
-        raise TypeError(
-            f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}"
-        )
+        raise TypeError(f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}")
     return [_to_header(pair) for pair in pairs]
 
 
@@ -148,8 +144,7 @@ def _to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
     if isinstance(content, Iterable) and not isinstance(content, (str, Mapping)):
         return IterableStream(content)
     raise TypeError(
-        "content must be bytes or an (asynchronous) iterable of bytes, "
-        f"but got {type(content).__name__}"
+        f"content must be bytes or an (asynchronous) iterable of bytes, but got {type(content).__name__}"
     )
 
 
@@ -263,10 +258,7 @@ class URL:
         return b"%b://%b%b%b" % (self.scheme, bracketed(self.host), port, self.target)
 
     def __repr__(self) -> str:
-        return (
-            f"URL(scheme={self.scheme!r}, host={self.host!r}, "
-            f"port={self.port!r}, target={self.target!r})"
-        )
+        return f"URL(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r}, target={self.target!r})"
 
 
 class _ParsedURL(NamedTuple):
@@ -284,9 +276,7 @@ def _parse_url(url: bytes | str) -> _ParsedURL:
     scheme, authority, path, query = match.groups()
     for name, part in (("scheme", scheme), ("host", authority)):
         if part is not None and _NOT_IN_URL.search(part):
-            raise LocalProtocolError(
-                f"the URL's {name} has white space or control characters: {part!r}"
-            )
+            raise LocalProtocolError(f"the URL's {name} has white space or control characters: {part!r}")
     target = (path or b"/") + (query or b"")
     if authority is None:
         return _ParsedURL(None, (scheme or b"").lower(), b"", None, target)
@@ -334,9 +324,7 @@ def _to_host(host: bytes | str) -> bytes:
         try:
             ipaddress.IPv6Address(raw.decode("ascii"))
         except ValueError:
-            raise ValueError(
-                f"what stands in brackets must be an IPv6 address, not {raw!r}"
-            ) from None
+            raise ValueError(f"what stands in brackets must be an IPv6 address, not {raw!r}") from None
     address, percent, zone = raw.partition(b"%")
     return address.lower() + percent + zone
 
@@ -689,8 +677,7 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
     if not _TARGET.fullmatch(request.url.target):
         raise LocalProtocolError(
-            "the target must not be empty nor have white space or control characters: "
-            f"{request.url.target!r}"
+            f"the target must not be empty nor have white space or control characters: {request.url.target!r}"
         )
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:
@@ -712,9 +699,7 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
                 expects_continue = value.lower() == b"100-continue"
     if has_length and has_coding:
         raise LocalProtocolError("a request can't have both Content-Length and Transfer-Encoding")
-    headers = (
-        request.headers[:] if has_host else [(b"Host", _host_header(request)), *request.headers]
-    )
+    headers = request.headers[:] if has_host else [(b"Host", _host_header(request)), *request.headers]
     if body is None:
         if not (has_length or has_coding):
             headers.append((b"Transfer-Encoding", b"chunked"))
@@ -728,9 +713,7 @@ def _check_content_length(value: bytes, body: bytes | None) -> None:
     if not _DECIMAL.fullmatch(value):
         raise LocalProtocolError(f"Content-Length must be a decimal number, not {value!r}")
     if body is not None and int(value) != len(body):
-        raise LocalProtocolError(
-            f"Content-Length is {int(value)}, but the content is {len(body)} bytes long"
-        )
+        raise LocalProtocolError(f"Content-Length is {int(value)}, but the content is {len(body)} bytes long")
 
 
 def _host_header(request: Request) -> bytes:

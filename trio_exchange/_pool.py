@@ -495,9 +495,7 @@ class _Supervisor:
             await self._outer.__aexit__(None, None, None)
             raise
 
-    async def _supervise(
-        self, housekeeper: Callable[[], Any], *, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def _supervise(self, housekeeper: Callable[[], Any], *, task_status: trio.TaskStatus[None]) -> None:
         with self._scope:
             async with trio.open_nursery() as self._inner:
                 self.start_soon(housekeeper)
@@ -579,9 +577,7 @@ async def request(
     Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
     """
     async with ConnectionPool() as pool:
-        return await pool.request(
-            method, url, headers=headers, content=content, extensions=extensions
-        )
+        return await pool.request(method, url, headers=headers, content=content, extensions=extensions)
 
 
 def stream(

@@ -56,9 +56,7 @@ def _server_hostname(request: Request) -> str:
     if isinstance(name, bytes):
         name = name.decode("latin-1")
     if not isinstance(name, str):
-        raise TypeError(
-            f"the sni_hostname extension must be str or bytes, but got {type(name).__name__}"
-        )
+        raise TypeError(f"the sni_hostname extension must be str or bytes, but got {type(name).__name__}")
     return name.partition("%")[0].removesuffix(".")
 
 

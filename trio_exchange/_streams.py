@@ -80,9 +80,7 @@ class Transport(trio.abc.HalfCloseableStream):
         self._socket: socket.socket | None = None
         if isinstance(stream, trio.SocketStream):
             inner = stream.socket
-            self._socket = socket.socket(
-                inner.family, inner.type, inner.proto, fileno=inner.fileno()
-            )
+            self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
             self._socket.setblocking(False)
 
     def _open_socket(self, sock: socket.socket) -> socket.socket:
@@ -296,9 +294,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         check_seconds("timeout", timeout)
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
-        tls = trio.SSLStream(
-            self, ssl_context, server_hostname=server_hostname, https_compatible=True
-        )
+        tls = trio.SSLStream(self, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
             await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
         except BaseException:

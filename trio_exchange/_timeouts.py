@@ -56,9 +56,7 @@ def parse_timeouts(extensions: Mapping[str, Any]) -> Timeouts:
     if given is None:
         return _NO_TIMEOUTS
     if not isinstance(given, Mapping):
-        raise TypeError(
-            f"the timeout extension must be a mapping of names to seconds, not {given!r}"
-        )
+        raise TypeError(f"the timeout extension must be a mapping of names to seconds, not {given!r}")
     for name, seconds in given.items():
         if name not in Timeouts._fields:
             expected = ", ".join(Timeouts._fields)

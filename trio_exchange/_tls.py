@@ -40,15 +40,11 @@ def default_context_for(alpn: Sequence[str]) -> ssl.SSLContext:
     The offer is part of a context, so that every offer needs a context of its own: were there only one,
     a pool's offer of HTTP would also be made by whoever starts TLS for another protocol.
     """
-    return _make_context(
-        tuple(alpn), os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    )
+    return _make_context(tuple(alpn), os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 @functools.lru_cache(maxsize=16)
-def _make_context(
-    alpn: tuple[str, ...], cert_file: str | None, cert_dir: str | None
-) -> ssl.SSLContext:
+def _make_context(alpn: tuple[str, ...], cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
     if cert_file or cert_dir:
         return ssl.create_default_context(cafile=cert_file or None, capath=cert_dir or None)
     return _system_context()

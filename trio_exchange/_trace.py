@@ -126,9 +126,7 @@ async def call_async(name: str, function: Callable[..., Any], *args: Any) -> Non
 def _log(event: str, info: dict[str, Any]) -> None:
     logger = _LOGGERS[event.partition(".")[0]]
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug(
-            "%s %s", event, {name: _without_secrets(value) for name, value in info.items()}
-        )
+        logger.debug("%s %s", event, {name: _without_secrets(value) for name, value in info.items()})
 
 
 def _without_secrets(value: Any) -> Any:

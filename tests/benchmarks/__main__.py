@@ -20,7 +20,9 @@ def main() -> None:
     raise_file_limit(cases)
     started = time.monotonic()
     report = Report(measure_all(cases, options))
-    print(f"CPU time per request, median of up to {effort.rounds} rounds, {time.monotonic() - started:.0f} s in all\n")
+    print(
+        f"CPU time per request, median of up to {effort.rounds} rounds, {time.monotonic() - started:.0f} s in all\n"
+    )
     print(report.table())
     print(f"\n{report.targets()}")
     if options.json:
@@ -31,10 +33,18 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Compare HTTP clients by CPU time.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a rough picture")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="cases whose name contains one of these")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description="Compare HTTP clients by CPU time."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and shorter rounds: a rough picture"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything that was measured"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", help="cases whose name contains one of these"
+    )
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
     return parser.parse_args()
 
@@ -52,7 +62,11 @@ def measure_all(cases: list[Case], options: argparse.Namespace) -> list[Result]:
     with running_nginx() as server:
         for group in run(server, cases, options.clients, effort):
             results += group
-            print(f"measured {', '.join(dict.fromkeys(result.case for result in group))}", file=sys.stderr, flush=True)
+            print(
+                f"measured {', '.join(dict.fromkeys(result.case for result in group))}",
+                file=sys.stderr,
+                flush=True,
+            )
     return results
 
 
@@ -62,7 +76,9 @@ def raise_file_limit(cases: list[Case]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
-            sys.exit(f"{needed} open files are needed, and the limit is {hard}; --only chooses smaller cases")
+            sys.exit(
+                f"{needed} open files are needed, and the limit is {hard}; --only chooses smaller cases"
+            )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

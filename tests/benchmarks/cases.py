@@ -71,7 +71,13 @@ class Work:
 CASES = (
     Case("get-1"),
     Case("get-20", tasks=20, connections=20),
-    Case("get-20-timeouts", tasks=20, connections=20, timeouts=True, clients=(OURS, "httpcore2", "aiohttp")),
+    Case(
+        "get-20-timeouts",
+        tasks=20,
+        connections=20,
+        timeouts=True,
+        clients=(OURS, "httpcore2", "aiohttp"),
+    ),
     Case("get-100", tasks=100, connections=100),
     Case("get-1000", tasks=1000, connections=1000),
     Case("get-1000-over-50", tasks=1000, connections=50),

@@ -54,7 +54,12 @@ class Report:
 
     def targets(self) -> str:
         rows = [self._target_row(target) for target in TARGETS]
-        return _columns([["target", "case", "bound", "measured", ""], *(row for row in rows if MISSING not in row)])
+        return _columns(
+            [
+                ["target", "case", "bound", "measured", ""],
+                *(row for row in rows if MISSING not in row),
+            ]
+        )
 
     def _target_row(self, target: Ratio) -> list[str]:
         value = self.ratio(target.over, target.under)
@@ -73,7 +78,11 @@ class Report:
 
     def _target_dict(self, target: Ratio) -> dict[str, Any]:
         value = self.ratio(target.over, target.under)
-        return {**asdict(target), "measured": value, "met": None if value is None else target.is_met_by(value)}
+        return {
+            **asdict(target),
+            "measured": value,
+            "met": None if value is None else target.is_met_by(value),
+        }
 
 
 def _environment() -> dict[str, Any]:

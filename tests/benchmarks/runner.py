@@ -59,7 +59,10 @@ class Contestant:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         # The end of its input ends it.
         self._process.communicate()
@@ -89,7 +92,9 @@ class Contestant:
         return Sample(**json.loads(line))
 
 
-def run(server: Nginx, cases: Sequence[Case], clients: Sequence[str], effort: Effort) -> Iterator[list[Result]]:
+def run(
+    server: Nginx, cases: Sequence[Case], clients: Sequence[str], effort: Effort
+) -> Iterator[list[Result]]:
     """The results group by group, as soon as each is there."""
     for _, group in groupby(cases, key=lambda case: case.group):
         yield _run_group([work for case in group for work in _works(server, case, clients)], effort)

@@ -147,7 +147,9 @@ def _launch(folder: Path, http_port: int, https_port: int) -> Nginx:
         "listen unix:http.sock;\n"
     )
     with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(_command(folder), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            _command(folder), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
     return Nginx(process, folder, http_port, https_port)
 
 
@@ -155,7 +157,15 @@ def _command(folder: Path) -> list[str]:
     binary = find_nginx()
     if binary is None:
         raise NginxError("nginx is not installed")
-    command = [binary, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    command = [
+        binary,
+        "-p",
+        f"{folder}/",
+        "-c",
+        str(folder / "nginx.conf"),
+        "-e",
+        str(folder / "error.log"),
+    ]
     if os.geteuid() == 0:
         # Its workers would otherwise become a user that can't read the temporary folder.
         command += ["-g", "user root;"]

@@ -98,7 +98,10 @@ async def test_one_shot_request(nginx: Nginx) -> None:
 
 async def test_large_download_in_a_stream(nginx: Nginx, via: Transport) -> None:
     digest = hashlib.sha256()
-    async with via.pool() as pool, pool.stream("GET", f"{via.url}/100m", extensions=TIMEOUTS) as response:
+    async with (
+        via.pool() as pool,
+        pool.stream("GET", f"{via.url}/100m", extensions=TIMEOUTS) as response,
+    ):
         async for chunk in response.aiter_stream():
             digest.update(chunk)
     with nginx.file("100m").open("rb") as file:
@@ -144,7 +147,9 @@ async def test_cancelling_anywhere_frees_the_pool(nginx: Nginx, via: Transport) 
 
     async def get_or_give_up(index: int) -> None:
         with trio.move_on_after(chance.uniform(0, 0.1)):
-            await pool.request("GET", f"{via.url}/{chance.choice(['1k', '1m', '100m'])}", extensions=TIMEOUTS)
+            await pool.request(
+                "GET", f"{via.url}/{chance.choice(['1k', '1m', '100m'])}", extensions=TIMEOUTS
+            )
 
     async with via.pool(max_connections=5) as pool:
         await in_parallel(100, get_or_give_up)
@@ -178,7 +183,9 @@ async def test_response_that_ends_with_the_connection(nginx: Nginx, via: Transpo
 async def test_trailers(via: Transport) -> None:
     async with (
         via.pool() as pool,
-        pool.stream("GET", f"{via.url}/trailers.html", headers={"TE": "trailers"}, extensions=TIMEOUTS) as response,
+        pool.stream(
+            "GET", f"{via.url}/trailers.html", headers={"TE": "trailers"}, extensions=TIMEOUTS
+        ) as response,
     ):
         body = await response.aread()
         trailers = {name.lower(): value for name, value in response.extensions["trailing_headers"]}
@@ -211,7 +218,9 @@ async def test_not_modified_and_no_content_have_no_body(via: Transport) -> None:
         first = await pool.request("GET", f"{via.url}/1k", extensions=TIMEOUTS)
         etag = header(first, b"etag")
         assert etag is not None
-        second = await pool.request("GET", f"{via.url}/1k", headers={"If-None-Match": etag}, extensions=TIMEOUTS)
+        second = await pool.request(
+            "GET", f"{via.url}/1k", headers={"If-None-Match": etag}, extensions=TIMEOUTS
+        )
         third = await pool.request("GET", f"{via.url}/empty", extensions=TIMEOUTS)
         _, _, requests = await served_by(pool, f"{via.url}/connection")
     assert (second.status, second.content) == (304, b"")
@@ -230,7 +239,9 @@ async def test_byte_ranges(nginx: Nginx, via: Transport) -> None:
     content = nginx.file("1m").read_bytes()
 
     async def get(ranges: str) -> trio_exchange.Response:
-        return await pool.request("GET", f"{via.url}/1m", headers={"Range": ranges}, extensions=TIMEOUTS)
+        return await pool.request(
+            "GET", f"{via.url}/1m", headers={"Range": ranges}, extensions=TIMEOUTS
+        )
 
     async with via.pool() as pool:
         one = await get("bytes=1000-1999")
@@ -250,7 +261,9 @@ async def test_byte_ranges(nginx: Nginx, via: Transport) -> None:
 BODIES: dict[str, Callable[[bytes], Any]] = {
     "bytes": lambda content: content,
     "async-iterator": pieces,
-    "sync-iterator": lambda content: [content[start : start + 1000] for start in range(0, len(content), 1000)],
+    "sync-iterator": lambda content: [
+        content[start : start + 1000] for start in range(0, len(content), 1000)
+    ],
 }
 
 
@@ -306,7 +319,10 @@ async def test_answer_before_the_body_was_read(nginx: Nginx, via: Transport, bod
     async with via.pool(max_connections=1) as pool:
         for _ in range(3):
             response = await pool.request(
-                "POST", f"{via.url}/early", content=BODIES[body](bytes(4 * MIB)), extensions=TIMEOUTS
+                "POST",
+                f"{via.url}/early",
+                content=BODIES[body](bytes(4 * MIB)),
+                extensions=TIMEOUTS,
             )
             assert (response.status, response.content) == (200, b"early")
         response = await pool.request("GET", f"{via.url}/1k", extensions=TIMEOUTS)
@@ -425,7 +441,9 @@ async def test_other_requests_are_never_sent_twice(nginx: Nginx, via: Transport)
         for step, pause in enumerate(pauses_about(0.1)):
             name = f"{index}-{step}"
             try:
-                response = await pool.request("POST", f"{via.url}/once?id={name}", content=b"x", extensions=TIMEOUTS)
+                response = await pool.request(
+                    "POST", f"{via.url}/once?id={name}", content=b"x", extensions=TIMEOUTS
+                )
             except (trio_exchange.NetworkError, trio_exchange.RemoteProtocolError):
                 pass
             else:
@@ -516,12 +534,16 @@ async def test_server_that_dies_within_a_response(own_nginx: Nginx) -> None:
 # TLS
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+@pytest.mark.parametrize(
+    "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"]
+)
 async def test_tls_versions(nginx: Nginx, version: ssl.TLSVersion) -> None:
     context = nginx.client_ssl_context()
     context.minimum_version = context.maximum_version = version
     async with ConnectionPool(ssl_context=context) as pool:
-        async with pool.stream("GET", f"{nginx.https_url}/protocol", extensions=TIMEOUTS) as response:
+        async with pool.stream(
+            "GET", f"{nginx.https_url}/protocol", extensions=TIMEOUTS
+        ) as response:
             tls = response.extensions["network_stream"].get_extra_info("ssl_object")
             assert tls.version() == (await response.aread()).decode()
         await trio.sleep(0.1)
@@ -549,7 +571,10 @@ async def test_server_name_indication(nginx: Nginx) -> None:
     extensions = {**TIMEOUTS, "sni_hostname": "exchange.test"}
     async with ConnectionPool(ssl_context=nginx.client_ssl_context()) as pool:
         response = await pool.request(
-            "GET", f"{nginx.https_url}/names", headers={"Host": "exchange.test"}, extensions=extensions
+            "GET",
+            f"{nginx.https_url}/names",
+            headers={"Host": "exchange.test"},
+            extensions=extensions,
         )
     assert response.content.split() == [b"exchange.test"] * 3
 
@@ -557,13 +582,17 @@ async def test_server_name_indication(nginx: Nginx) -> None:
 async def test_tls_to_a_port_without_it(nginx: Nginx) -> None:
     async with ConnectionPool(ssl_context=nginx.client_ssl_context()) as pool:
         with pytest.raises(trio_exchange.ConnectError):
-            await pool.request("GET", f"https://127.0.0.1:{nginx.http_port}/1k", extensions=TIMEOUTS)
+            await pool.request(
+                "GET", f"https://127.0.0.1:{nginx.http_port}/1k", extensions=TIMEOUTS
+            )
         assert not pool.connections
 
 
 async def test_plain_text_to_a_port_with_tls(nginx: Nginx) -> None:
     async with ConnectionPool() as pool:
-        response = await pool.request("GET", f"http://127.0.0.1:{nginx.https_port}/1k", extensions=TIMEOUTS)
+        response = await pool.request(
+            "GET", f"http://127.0.0.1:{nginx.https_port}/1k", extensions=TIMEOUTS
+        )
     assert response.status == 400
     assert b"HTTPS port" in response.content
 
@@ -607,7 +636,9 @@ async def answer_one_upgrade(listener: trio.SocketListener) -> None:
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
         assert b"upgrade: echo" in head.lower()
-        await stream.send_all(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello")
+        await stream.send_all(
+            b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"
+        )
         async for data in stream:
             await stream.send_all(data)
 

@@ -49,7 +49,9 @@ class AiohttpClient:
         assert received == DOWNLOAD_SIZE
 
     async def upload(self, lane: int) -> None:
-        async with self._session.post(self._url, headers=self._upload_headers, data=upload_chunks()) as response:
+        async with self._session.post(
+            self._url, headers=self._upload_headers, data=upload_chunks()
+        ) as response:
             assert response.status == 204
 
 
@@ -66,7 +68,9 @@ async def upload_chunks() -> AsyncIterator[bytes]:
 async def open_client(work: Work) -> AsyncIterator[AiohttpClient]:
     context = ssl.create_default_context(cafile=work.ca_file)
     connector = aiohttp.TCPConnector(
-        limit=work.case.connections, keepalive_timeout=KEEPALIVE_SECONDS, ssl=context if work.case.tls else True
+        limit=work.case.connections,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        ssl=context if work.case.tls else True,
     )
     async with aiohttp.ClientSession(
         connector=connector,

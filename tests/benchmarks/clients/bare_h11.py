@@ -10,7 +10,15 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
-from ..cases import DOWNLOAD_SIZE, HEADERS, SMALL_SIZE, UPLOAD_CHUNK, UPLOAD_HEADERS, UPLOAD_SIZE, Work
+from ..cases import (
+    DOWNLOAD_SIZE,
+    HEADERS,
+    SMALL_SIZE,
+    UPLOAD_CHUNK,
+    UPLOAD_HEADERS,
+    UPLOAD_SIZE,
+    Work,
+)
 
 LOOP = "trio"
 RECEIVE_SIZE = 65536
@@ -43,10 +51,14 @@ class BareClient:
         await receive_response(stream, connection, 204, 0)
 
     def _request(self, method: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
-        return h11.Request(method=method, target=self._path, headers=[(b"Host", self._host), *headers])
+        return h11.Request(
+            method=method, target=self._path, headers=[(b"Host", self._host), *headers]
+        )
 
 
-async def receive_response(stream: trio.abc.Stream, connection: h11.Connection, status: int, size: int) -> None:
+async def receive_response(
+    stream: trio.abc.Stream, connection: h11.Connection, status: int, size: int
+) -> None:
     received = 0
     while True:
         event = connection.next_event()
@@ -65,7 +77,9 @@ async def receive_response(stream: trio.abc.Stream, connection: h11.Connection, 
 @asynccontextmanager
 async def open_client(work: Work) -> AsyncIterator[BareClient]:
     url = urlsplit(work.url)
-    streams = [await open_stream(url.hostname or "", url.port or 0, work) for _ in range(work.lanes)]
+    streams = [
+        await open_stream(url.hostname or "", url.port or 0, work) for _ in range(work.lanes)
+    ]
     yield BareClient(url.netloc, url.path, streams)
     for stream in streams:
         await trio.aclose_forcefully(stream)

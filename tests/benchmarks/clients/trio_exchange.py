@@ -28,16 +28,22 @@ class TrioExchangeClient:
     def __init__(self, pool: trio_exchange.ConnectionPool, work: Work) -> None:
         self._pool = pool
         self._url = work.url
-        self._extensions: dict[str, Any] | None = {"timeout": TIMEOUTS} if work.case.timeouts else None
+        self._extensions: dict[str, Any] | None = (
+            {"timeout": TIMEOUTS} if work.case.timeouts else None
+        )
 
     async def get(self, lane: int) -> None:
-        response = await self._pool.request("GET", self._url, headers=HEADERS, extensions=self._extensions)
+        response = await self._pool.request(
+            "GET", self._url, headers=HEADERS, extensions=self._extensions
+        )
         assert response.status == 200
         assert len(response.content) == SMALL_SIZE
 
     async def download(self, lane: int) -> None:
         received = 0
-        async with self._pool.stream("GET", self._url, headers=HEADERS, extensions=self._extensions) as response:
+        async with self._pool.stream(
+            "GET", self._url, headers=HEADERS, extensions=self._extensions
+        ) as response:
             assert response.status == 200
             async for chunk in response.aiter_stream():
                 received += len(chunk)
@@ -45,7 +51,11 @@ class TrioExchangeClient:
 
     async def upload(self, lane: int) -> None:
         response = await self._pool.request(
-            "POST", self._url, headers=UPLOAD_HEADERS, content=upload_chunks(), extensions=self._extensions
+            "POST",
+            self._url,
+            headers=UPLOAD_HEADERS,
+            content=upload_chunks(),
+            extensions=self._extensions,
         )
         assert response.status == 204
 
@@ -58,5 +68,7 @@ async def upload_chunks() -> AsyncIterator[bytes]:
 @asynccontextmanager
 async def open_client(work: Work) -> AsyncIterator[TrioExchangeClient]:
     context = ssl.create_default_context(cafile=work.ca_file)
-    async with trio_exchange.ConnectionPool(ssl_context=context, max_connections=work.case.connections) as pool:
+    async with trio_exchange.ConnectionPool(
+        ssl_context=context, max_connections=work.case.connections
+    ) as pool:
         yield TrioExchangeClient(pool, work)
