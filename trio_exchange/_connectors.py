@@ -75,7 +75,7 @@ class Connector:
 def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | None) -> trio.SocketStream:
     try:
         for option in options or ():
-            stream.socket.setsockopt(*option)  # type: ignore[arg-type]
+            stream.socket.setsockopt(*option)
     except BaseException:
         stream.socket.close()
         raise

@@ -29,6 +29,7 @@ honours cancellation.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -141,11 +142,9 @@ class HTTP11Connection:
     async def _close(self) -> None:
         with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
             scope.shield = True
-            try:
+            # It is closed all the same, and nobody is left to whom a failure would matter.
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
                 await self.stream.aclose()
-            except (OSError, trio.BrokenResourceError):
-                # It is closed all the same, and nobody is left to whom this would matter.
-                pass
         if scope.cancelled_caught:
             await trio.aclose_forcefully(self.stream)
 
@@ -203,18 +202,18 @@ class HTTP11Connection:
             pass
         return False
 
-    async def receive(self) -> bytes | bytearray:
+    async def receive(self) -> bytes:
         """Wait for data; none is the end.
 
         Raises:
             ReadError: The connection broke, or was closed.
         """
         try:
-            return await self.stream.receive_some(RECEIVE_SIZE)
+            return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ReadError(str(exc) or "the connection broke") from exc
 
-    async def receive_available(self) -> bytes | bytearray:
+    async def receive_available(self) -> bytes:
         """Receive without waiting.
 
         Raises:
@@ -317,7 +316,8 @@ class _Upload:
             raise LocalProtocolError(
                 f"the content's iterator must give bytes, but gave {type(chunk).__name__}"
             )
-        view = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
+        # h11 takes anything that is like bytes.
+        view: Any = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
         for start in range(0, len(view), _SEND_SIZE):
             await self._send(h11.Data(data=view[start : start + _SEND_SIZE]))
 
@@ -451,7 +451,7 @@ class HTTP11Exchange:
 
     # -- Receiving.
 
-    async def _wait(self) -> bytes | bytearray | None:
+    async def _wait(self) -> bytes | None:
         """Wait for data, or for the end of the upload, for which it returns None."""
         upload, timeouts = self._upload, self._timeouts
         if upload is None or upload.reported:
@@ -487,7 +487,7 @@ class HTTP11Exchange:
                 event = self._take_event()
         return event
 
-    def _feed(self, data: bytes | bytearray) -> None:
+    def _feed(self, data: bytes) -> None:
         if not data and not self._response_begun:
             raise RemoteProtocolError(
                 "the server closed the connection in the middle of the response's head"

@@ -72,11 +72,8 @@ def _to_bytes(name: str, value: bytes | str) -> bytes:
 def _to_headers(value: HeaderTypes | None) -> Headers:
     if value is None:
         return []
-    if isinstance(value, Mapping):
-        pairs: Iterable[Any] = value.items()
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        pairs = value
-    else:
+    pairs: Any = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, bytearray)):
         raise TypeError(f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}")
     return [_to_header(pair) for pair in pairs]
 
@@ -141,8 +138,9 @@ def _to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
         return ByteStream(bytes(content))
     if isinstance(content, AsyncIterable):
         return content
-    if isinstance(content, Iterable) and not isinstance(content, (str, Mapping)):
-        return IterableStream(content)
+    iterable: Any = content
+    if isinstance(iterable, Iterable) and not isinstance(iterable, (str, Mapping)):
+        return IterableStream(iterable)
     raise TypeError(
         f"content must be bytes or an (asynchronous) iterable of bytes, but got {type(content).__name__}"
     )

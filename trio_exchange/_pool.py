@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -147,7 +147,7 @@ class ConnectionPool:
 
     # -- Life.
 
-    async def __aenter__(self) -> ConnectionPool:
+    async def __aenter__(self) -> Self:
         """Open the pool.
 
         Raises:

@@ -161,7 +161,7 @@ class Scheduler(Generic[C]):
         lane = self._lanes.get(ticket.key)
         if lane is None:
             lane = self._lanes[ticket.key] = _Lane()
-        grant = self._idle_for(ticket, lane, now)
+        grant: C | _Connect | None = self._idle_for(ticket, lane, now)
         if grant is None and (first or not lane.waiting):
             grant = self._slot_for(ticket.key, lane)
         if grant is not None:

@@ -78,14 +78,15 @@ class Transport(trio.abc.HalfCloseableStream):
         self.send_error: trio.BrokenResourceError | None = None
         self.bytes_sent = 0
         self._socket: socket.socket | None = None
+        self._trio_socket: Any = None
         if isinstance(stream, trio.SocketStream):
-            inner = stream.socket
+            self._trio_socket = inner = stream.socket
             self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
             self._socket.setblocking(False)
 
     def _open_socket(self, sock: socket.socket) -> socket.socket:
         """Check that `sock` still is what it was made for."""
-        if sock.fileno() < 0 or self.stream.socket.fileno() < 0:
+        if sock.fileno() < 0 or self._trio_socket.fileno() < 0:
             self._forget_socket()
             raise trio.ClosedResourceError("the connection was closed")
         return sock
