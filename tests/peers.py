@@ -1,0 +1,170 @@
+"""What only our own tests need of servers: real sockets, certificates, transcripts, counting sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from trio_exchange import ConnectionPool
+from trio_exchange.testing import ScriptedPeer
+
+Script: TypeAlias = Callable[[ScriptedPeer], Awaitable[object]]
+
+#: The ways in which the same bytes may arrive.
+DELIVERIES = pytest.mark.parametrize("byte_by_byte", [False, True], ids=["whole", "bytewise"])
+
+
+# -- Servers on real sockets.
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; `uds` is the path of its socket if it is no TCP server."""
+
+    scheme: str
+    port: int
+    uds: str | None
+    cancel_scope: trio.CancelScope
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+
+async def serve_tcp(nursery: trio.Nursery, script: Script, *, tls: ssl.SSLContext | None = None) -> Server:
+    """Start a server on loopback that plays `script` on every connection, until the nursery ends."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    scope = _start(nursery, script, listeners[0], tls)
+    return Server("http" if tls is None else "https", port, None, scope)
+
+
+async def serve_unix(
+    nursery: trio.Nursery, script: Script, path: Path, *, tls: ssl.SSLContext | None = None
+) -> Server:
+    """As `serve_tcp`, on a unix socket."""
+    sock = trio.socket.socket(socket.AF_UNIX)
+    await sock.bind(str(path))
+    sock.listen()
+    scope = _start(nursery, script, trio.SocketListener(sock), tls)
+    return Server("http" if tls is None else "https", 80, str(path), scope)
+
+
+def _start(
+    nursery: trio.Nursery, script: Script, listener: trio.SocketListener, tls: ssl.SSLContext | None
+) -> trio.CancelScope:
+    scope = trio.CancelScope()
+
+    async def serve() -> None:
+        with scope:
+            await trio.serve_listeners(functools.partial(_play, script, tls), [listener])
+
+    nursery.start_soon(serve)
+    return scope
+
+
+async def _play(script: Script, tls: ssl.SSLContext | None, stream: trio.SocketStream) -> None:
+    async with ScriptedPeer(stream) as peer:
+        # The client may go away, or refuse our certificate, at any time.
+        with contextlib.suppress(trio.BrokenResourceError):
+            if tls is not None:
+                await peer.start_tls(tls)
+            await script(peer)
+
+
+async def respond(peer: ScriptedPeer) -> None:
+    """The script of an ordinary server: it answers every request with the request's own body."""
+    async for request in peer:
+        await peer.send_response(200, body=request.body)
+
+
+def reset(peer: ScriptedPeer) -> None:
+    """Close a peer's TCP connection with an RST."""
+    stream: object = peer.stream
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    assert isinstance(stream, trio.SocketStream)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+# -- TLS.
+
+
+@dataclass(frozen=True)
+class TLS:
+    """A certificate authority, a server for 127.0.0.1, localhost and example.com, a client that trusts it."""
+
+    ca: trustme.CA
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@functools.cache
+def make_tls() -> TLS:
+    """Certificates for all tests of a run."""
+    ca = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1", "localhost", "example.com").configure_cert(server)
+    return TLS(ca, server, client_context(ca))
+
+
+def client_context(ca: trustme.CA) -> ssl.SSLContext:
+    """A fresh context that trusts `ca` alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(context)
+    return context
+
+
+# -- Scripts.
+
+
+def transcript(data: bytes, *, byte_by_byte: bool = False, then_close: bool = False) -> Script:
+    """A script that answers every request with the same bytes.
+
+    Args:
+        data: The answer.
+        byte_by_byte: As of `ScriptedPeer.send`.
+        then_close: Whether the connection ends after the first answer.
+    """
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for _ in peer:
+            await peer.send(data, byte_by_byte=byte_by_byte)
+            if then_close:
+                return
+
+    return script
+
+
+# -- Leaks.
+
+
+def open_sockets() -> set[str]:
+    """The sockets that this process has open, by inode (Linux)."""
+    sockets = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            if target.startswith("socket:"):
+                sockets.add(target)
+    return sockets
+
+
+def assert_unharmed(pool: ConnectionPool, *, idle: int = 0) -> None:
+    """The pool has no connection but `idle` ones, and nothing under way."""
+    numbers = pool.statistics()
+    assert (numbers.open, numbers.idle, numbers.connecting, numbers.waiting) == (idle, idle, 0, 0)
