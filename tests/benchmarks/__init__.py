@@ -1,1 +1,1 @@
-"""CPU time per request of this client and of others, against nginx on loopback: ``python -m tests.benchmarks``."""
+"""CPU time per request of this client and of others: `python -m tests.benchmarks`."""

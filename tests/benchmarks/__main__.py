@@ -36,15 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks", description="Compare HTTP clients by CPU time."
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter rounds: a rough picture"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything that was measured"
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help="cases whose name contains one of these"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a rough picture")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="cases whose name contains one of these")
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
     return parser.parse_args()
 
@@ -76,9 +70,7 @@ def raise_file_limit(cases: list[Case]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
-            sys.exit(
-                f"{needed} open files are needed, and the limit is {hard}; --only chooses smaller cases"
-            )
+            sys.exit(f"{needed} open files are needed, and the limit is {hard}; --only chooses smaller cases")
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

@@ -70,9 +70,7 @@ async def warm_up(send: Send, work: Work, drain: Drain, sockets: int) -> None:
         opened = count_sockets() - sockets
         if opened >= work.case.connections:
             return
-    raise RuntimeError(
-        f"{work.client} has only {opened} of {work.case.connections} connections open"
-    )
+    raise RuntimeError(f"{work.client} has only {opened} of {work.case.connections} connections open")
 
 
 def count_sockets() -> int:

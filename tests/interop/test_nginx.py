@@ -147,9 +147,7 @@ async def test_cancelling_anywhere_frees_the_pool(nginx: Nginx, via: Transport) 
 
     async def get_or_give_up(index: int) -> None:
         with trio.move_on_after(chance.uniform(0, 0.1)):
-            await pool.request(
-                "GET", f"{via.url}/{chance.choice(['1k', '1m', '100m'])}", extensions=TIMEOUTS
-            )
+            await pool.request("GET", f"{via.url}/{chance.choice(['1k', '1m', '100m'])}", extensions=TIMEOUTS)
 
     async with via.pool(max_connections=5) as pool:
         await in_parallel(100, get_or_give_up)
@@ -239,9 +237,7 @@ async def test_byte_ranges(nginx: Nginx, via: Transport) -> None:
     content = nginx.file("1m").read_bytes()
 
     async def get(ranges: str) -> trio_exchange.Response:
-        return await pool.request(
-            "GET", f"{via.url}/1m", headers={"Range": ranges}, extensions=TIMEOUTS
-        )
+        return await pool.request("GET", f"{via.url}/1m", headers={"Range": ranges}, extensions=TIMEOUTS)
 
     async with via.pool() as pool:
         one = await get("bytes=1000-1999")
@@ -534,16 +530,12 @@ async def test_server_that_dies_within_a_response(own_nginx: Nginx) -> None:
 # TLS
 
 
-@pytest.mark.parametrize(
-    "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"]
-)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 async def test_tls_versions(nginx: Nginx, version: ssl.TLSVersion) -> None:
     context = nginx.client_ssl_context()
     context.minimum_version = context.maximum_version = version
     async with ConnectionPool(ssl_context=context) as pool:
-        async with pool.stream(
-            "GET", f"{nginx.https_url}/protocol", extensions=TIMEOUTS
-        ) as response:
+        async with pool.stream("GET", f"{nginx.https_url}/protocol", extensions=TIMEOUTS) as response:
             tls = response.extensions["network_stream"].get_extra_info("ssl_object")
             assert tls.version() == (await response.aread()).decode()
         await trio.sleep(0.1)
@@ -582,17 +574,13 @@ async def test_server_name_indication(nginx: Nginx) -> None:
 async def test_tls_to_a_port_without_it(nginx: Nginx) -> None:
     async with ConnectionPool(ssl_context=nginx.client_ssl_context()) as pool:
         with pytest.raises(trio_exchange.ConnectError):
-            await pool.request(
-                "GET", f"https://127.0.0.1:{nginx.http_port}/1k", extensions=TIMEOUTS
-            )
+            await pool.request("GET", f"https://127.0.0.1:{nginx.http_port}/1k", extensions=TIMEOUTS)
         assert not pool.connections
 
 
 async def test_plain_text_to_a_port_with_tls(nginx: Nginx) -> None:
     async with ConnectionPool() as pool:
-        response = await pool.request(
-            "GET", f"http://127.0.0.1:{nginx.https_port}/1k", extensions=TIMEOUTS
-        )
+        response = await pool.request("GET", f"http://127.0.0.1:{nginx.https_port}/1k", extensions=TIMEOUTS)
     assert response.status == 400
     assert b"HTTPS port" in response.content
 
@@ -636,9 +624,7 @@ async def answer_one_upgrade(listener: trio.SocketListener) -> None:
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
         assert b"upgrade: echo" in head.lower()
-        await stream.send_all(
-            b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"
-        )
+        await stream.send_all(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello")
         async for data in stream:
             await stream.send_all(data)
 

@@ -51,9 +51,7 @@ class BareClient:
         await receive_response(stream, connection, 204, 0)
 
     def _request(self, method: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
-        return h11.Request(
-            method=method, target=self._path, headers=[(b"Host", self._host), *headers]
-        )
+        return h11.Request(method=method, target=self._path, headers=[(b"Host", self._host), *headers])
 
 
 async def receive_response(
@@ -77,9 +75,7 @@ async def receive_response(
 @asynccontextmanager
 async def open_client(work: Work) -> AsyncIterator[BareClient]:
     url = urlsplit(work.url)
-    streams = [
-        await open_stream(url.hostname or "", url.port or 0, work) for _ in range(work.lanes)
-    ]
+    streams = [await open_stream(url.hostname or "", url.port or 0, work) for _ in range(work.lanes)]
     yield BareClient(url.netloc, url.path, streams)
     for stream in streams:
         await trio.aclose_forcefully(stream)

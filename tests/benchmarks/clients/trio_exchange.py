@@ -28,14 +28,10 @@ class TrioExchangeClient:
     def __init__(self, pool: trio_exchange.ConnectionPool, work: Work) -> None:
         self._pool = pool
         self._url = work.url
-        self._extensions: dict[str, Any] | None = (
-            {"timeout": TIMEOUTS} if work.case.timeouts else None
-        )
+        self._extensions: dict[str, Any] | None = {"timeout": TIMEOUTS} if work.case.timeouts else None
 
     async def get(self, lane: int) -> None:
-        response = await self._pool.request(
-            "GET", self._url, headers=HEADERS, extensions=self._extensions
-        )
+        response = await self._pool.request("GET", self._url, headers=HEADERS, extensions=self._extensions)
         assert response.status == 200
         assert len(response.content) == SMALL_SIZE
 
