@@ -20,9 +20,8 @@ def main() -> None:
     raise_file_limit(cases)
     started = time.monotonic()
     report = Report(measure_all(cases, options))
-    print(
-        f"CPU time per request, median of up to {effort.rounds} rounds, {time.monotonic() - started:.0f} s in all\n"
-    )
+    seconds = time.monotonic() - started
+    print(f"CPU time per request, median of up to {effort.rounds} rounds, {seconds:.0f} s in all\n")
     print(report.table())
     print(f"\n{report.targets()}")
     if options.json:

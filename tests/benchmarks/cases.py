@@ -41,7 +41,7 @@ class Case:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """The cases of one group are measured in the same rounds, so that they compare well with each other."""
+        """Cases of one group are measured in the same rounds, so that they compare well."""
         return (self.operation, self.tasks, self.connections, self.tls)
 
 
@@ -56,7 +56,7 @@ class Work:
 
     @property
     def lanes(self) -> int:
-        """How many tasks send requests. The bare loop has no pool to wait for, so its connections are its tasks."""
+        """How many tasks send requests: the bare loop has no pool, hence no more than connections."""
         return self.case.connections if self.client == BARE else self.case.tasks
 
     def to_json(self) -> str:

@@ -33,7 +33,7 @@ class Stopwatch:
         return Sample(requests, time.process_time() - self._cpu, time.perf_counter() - self._wall)
 
 
-# In both, the tasks exist and wait at a gate before the watch starts: making them is not part of a request.
+# In both, the tasks wait at a gate before the watch starts: making them is no part of a request.
 
 
 async def drain_on_trio(send: Send, lanes: int, requests: int) -> Sample:

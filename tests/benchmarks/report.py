@@ -28,7 +28,7 @@ class Report:
         return statistics.median(samples) if samples else None
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> float | None:
-        """The median over the rounds, since what slows a machine down slows neighbours in a round alike."""
+        """The median over the rounds: what slows the machine slows the neighbours in a round alike."""
         pairs = list(zip(self._cpu(*over), self._cpu(*under), strict=False))
         return statistics.median(a / b for a, b in pairs) if pairs else None
 

@@ -1,6 +1,7 @@
-"""One process, one client, one case. It keeps its connections open and measures whenever its input says so.
+"""One process, one client, one case. It keeps its connections open, and measures when told to.
 
-A process for each keeps the clients out of each other's heap, and lets the rounds alternate between event loops.
+A process for each keeps the clients out of each other's heap, and lets the rounds alternate between
+event loops.
 """
 
 from __future__ import annotations

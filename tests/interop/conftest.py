@@ -1,4 +1,4 @@
-"""Servers for the interop tests. Tests whose server is not installed are skipped, unless that is forbidden."""
+"""Servers for the interop tests, which are skipped where one is missing, unless that is forbidden."""
 
 from __future__ import annotations
 

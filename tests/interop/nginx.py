@@ -1,4 +1,4 @@
-"""A real nginx on loopback, in a temporary folder of its own: for the interop tests and the benchmarks."""
+"""A real nginx on loopback, in a folder of its own, for the interop tests and the benchmarks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Nginx:
         return _read(self.folder / "error.log")
 
     def reload(self) -> None:
-        """New workers take over; the old ones finish what they have and close their idle connections."""
+        """New workers take over; the old ones finish their requests and close idle connections."""
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ def _start(folder: Path) -> Nginx:
 
 
 def _launch(folder: Path, http_port: int, https_port: int) -> Nginx:
-    # An attempt that failed may have left its sockets behind, which would make every later one fail.
+    # A failed attempt may have left its sockets behind, which would make every later one fail.
     for leftover in (*folder.glob("*.sock"), *folder.glob("*.log")):
         leftover.unlink()
     (folder / "listen.conf").write_text(

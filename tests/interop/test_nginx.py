@@ -1,4 +1,4 @@
-"""The client against a real nginx: what a user does with it every day, and what a real server does to a client."""
+"""The client against a real nginx: what users do every day, and what servers do to clients."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def header(response: trio_exchange.Response, name: bytes) -> bytes | None:
 
 
 async def served_by(pool: ConnectionPool, url: str) -> tuple[bytes, bytes, int]:
-    """The server's worker, its name for the connection, and how many requests it has seen on that."""
+    """The server's worker, its name for the connection, and the count of requests on that."""
     response = await pool.request("GET", url, extensions=TIMEOUTS)
     assert response.status == 200
     worker, connection, requests = response.content.split()
@@ -69,7 +69,7 @@ async def in_parallel(count: int, work: Callable[[int], Any]) -> None:
 async def until_all_closed(pool: ConnectionPool, seconds: float) -> None:
     """Without any traffic of ours: the pool has to notice by itself."""
     with trio.fail_after(seconds):
-        while pool.connections:
+        while pool.connections:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.01)
 
 
@@ -339,7 +339,7 @@ async def test_body_that_is_too_large(nginx: Nginx, via: Transport, body: str, s
 
 
 class Expecting:
-    """A request with Expect, that notes what was asked of its body and which informational answers came."""
+    """A request with Expect, which notes what was asked of its body and what came informally."""
 
     def __init__(self, pool: ConnectionPool, url: str) -> None:
         self.asked = 0
@@ -617,7 +617,7 @@ async def test_target_that_is_too_long(nginx: Nginx, via: Transport) -> None:
 
 
 async def answer_one_upgrade(listener: trio.SocketListener) -> None:
-    """The application behind nginx: agrees to the upgrade, says hello in the same packet, then echoes."""
+    """The application behind nginx: agrees, says hello in the same packet, then echoes."""
     stream = await listener.accept()
     async with stream:
         head = b""

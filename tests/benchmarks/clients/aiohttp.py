@@ -1,4 +1,4 @@
-"""aiohttp on asyncio, without what the others do not do either: cookies, decompression, a total timeout."""
+"""aiohttp on asyncio, without what the others lack: cookies, decompression, a total timeout."""
 
 from __future__ import annotations
 
