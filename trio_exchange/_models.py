@@ -31,7 +31,13 @@ import trio
 from ._exceptions import LocalProtocolError
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
-HeaderTypes: TypeAlias = Mapping[bytes | str, bytes | str] | Sequence[tuple[bytes | str, bytes | str]]
+# A mapping's type of keys is invariant, hence three of them.
+HeaderTypes: TypeAlias = (
+    Mapping[str, bytes | str]
+    | Mapping[bytes, bytes | str]
+    | Mapping[bytes | str, bytes | str]
+    | Sequence[tuple[bytes | str, bytes | str]]
+)
 ContentTypes: TypeAlias = bytes | AsyncIterable[bytes] | Iterable[bytes]
 
 DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
