@@ -1,0 +1,1 @@
+"""Examples: each runs offline, as `python -m examples.NAME` from the folder above."""
