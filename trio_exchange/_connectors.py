@@ -7,7 +7,6 @@ or is cancelled, there is no socket left.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -137,17 +136,18 @@ async def dial(
         ConnectTimeout: The last attempt took too long.
     """
     delays = backoff()
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         budget = Budget(timeout, ConnectTimeout)
         try:
             return await _attempt(dialling, host, port, tls, budget, timeout, tracer)
         except (ConnectError, ConnectTimeout) as exc:
             if attempt >= dialling.retries:
                 raise
+            attempt += 1
             delay = next(delays)
-            info = {"attempt": attempt + 1, "delay": delay, "exception": exc}
+            info = {"attempt": attempt, "delay": delay, "exception": exc}
         await traced(tracer, "connection.retry", info, trio.sleep, delay)
-    raise AssertionError("unreachable")
 
 
 def backoff() -> Iterator[float]:

@@ -52,12 +52,12 @@ def _server_hostname(request: Request) -> str:
     """The name to ask for and verify: without the root's dot and a zone, which are not part of it."""
     name = request.extensions.get("sni_hostname")
     if name is None:
-        name = request.url.host
+        name = request.url.host.partition(b"%")[0]
     if isinstance(name, bytes):
         name = name.decode("latin-1")
     if not isinstance(name, str):
         raise TypeError(f"the sni_hostname extension must be str or bytes, but got {type(name).__name__}")
-    return name.partition("%")[0].removesuffix(".")
+    return name.removesuffix(".")
 
 
 def tls_settings(

@@ -96,7 +96,8 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
             server_hostname=settings.server_hostname,
             https_compatible=True,
         )
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
+        # A zero byte is a TypeError.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
     await handshake(tls, settings.server_hostname)
     transport.defer_errors = True
