@@ -15,8 +15,10 @@ The rules:
    lane that was served least recently. Where all slots are taken, the connection that has been idle
    longest, of whatever lane, is closed to make room.
 4. No lane starves: a connection that is released to its own lane's next request is closed instead, to
-   make room, once a hungry lane has gone without for as many grants as there are slots.
+   make room, once a hungry lane has gone without for as many grants as there are slots, and nothing is
+   closing anyway.
 5. A *fresh* ticket (a request whose connection turned out to be dead) is only ever granted `CONNECT`.
+   Where its own lane has no slot left, an idle connection of that lane is closed to make room.
 
 Every operation takes the same time however many connections and waiting requests there are: idle
 connections and waiting tickets are in ordered dictionaries, and lanes that may take a slot are kept in
@@ -93,10 +95,12 @@ class Limits:
 
 
 class _Lane(Generic[C]):
-    __slots__ = ("idle", "served", "slots", "waiting")
+    __slots__ = ("closing", "idle", "served", "slots", "waiting")
 
     def __init__(self) -> None:
         self.slots = 0
+        # How many of the slots are about to become free.
+        self.closing = 0
         self.idle: OrderedDict[C, None] = OrderedDict()
         self.waiting: OrderedDict[Ticket[C], None] = OrderedDict()
         # The count of grants, over all lanes, when this lane was last served or became hungry.
@@ -174,6 +178,7 @@ class Scheduler(Generic[C]):
         self._waiting += 1
         self._update_hunger(ticket.key, lane)
         self._make_room()
+        self._make_room_in(lane)
 
     def _idle_for(self, ticket: Ticket[C], lane: _Lane[C], now: float) -> C | None:
         # Where there are idle connections, whoever waits in the lane can't use them (rule 5), so that
@@ -217,7 +222,9 @@ class Scheduler(Generic[C]):
     # -- What a connection does.
 
     def released(self, connection: C, now: float) -> None:
-        """A busy connection can take another request."""
+        """A busy or held connection can take another request, unless it was marked for closing meanwhile."""
+        if connection in self._closing or connection not in self._connections:
+            return
         key = self._connections[connection]
         lane = self._lanes[key]
         if not lane.waiting:
@@ -235,7 +242,8 @@ class Scheduler(Generic[C]):
         self._make_room()
 
     def _another_starves(self, key: Hashable) -> bool:
-        if not self._hungry:
+        # What is closing already makes room for the first.
+        if self._closing or not self._hungry:
             return False
         first, lane = next(iter(self._hungry.items()))
         return first != key and self._grants - lane.served >= self._limits.connections
@@ -269,15 +277,19 @@ class Scheduler(Generic[C]):
     def closing(self, connection: C) -> None:
         """A connection has been marked for closing, by whomever; it is used no more."""
         if connection in self._connections and connection not in self._closing:
+            lane = self._lanes[self._connections[connection]]
             if connection in self._idle:
-                self._forget_idle(connection, self._lanes[self._connections[connection]])
+                self._forget_idle(connection, lane)
             self._closing.add(connection)
+            lane.closing += 1
 
     def closed(self, connection: C) -> None:
         """A connection's socket is closed: its slot is free."""
         self.closing(connection)
-        self._closing.discard(connection)
-        self._free_slot(self._connections.pop(connection))
+        self._closing.remove(connection)
+        key = self._connections.pop(connection)
+        self._lanes[key].closing -= 1
+        self._free_slot(key)
 
     def refuse_all(self, error: Callable[[], ConnectionNotAvailable]) -> None:
         """Grant every waiting request an error."""
@@ -344,6 +356,11 @@ class Scheduler(Generic[C]):
         """Close idle connections for the hungry lanes, one for each that no closing one will serve."""
         while self._idle and len(self._closing) < len(self._hungry):
             self.close(next(iter(self._idle)))
+
+    def _make_room_in(self, lane: _Lane[C]) -> None:
+        """Close an idle connection of a full lane, for the fresh ticket that waits in spite of it."""
+        if lane.idle and not lane.closing and lane.slots >= self._limits.per_lane:
+            self.close(next(iter(lane.idle)))
 
     def _update_hunger(self, key: Hashable, lane: _Lane[C]) -> None:
         if lane.waiting and lane.slots < self._limits.per_lane:
