@@ -1,0 +1,774 @@
+"""The scheduler alone: each rule, then all of them together under random histories."""
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from trio_exchange import ConnectionNotAvailable
+from trio_exchange._scheduler import CONNECT, Limits, Scheduler, Ticket
+
+
+class FakeConnection:
+    """What the scheduler needs of a connection; it records that it was told to close."""
+
+    def __init__(self, key: str, number: int) -> None:
+        self.key = key
+        self.number = number
+        self.told_to_close = False
+
+    def close_soon(self) -> None:
+        self.told_to_close = True
+
+    def __repr__(self) -> str:
+        return f"<{self.key}{self.number}>"
+
+
+FakeTicket = Ticket[FakeConnection]
+
+
+class Pool:
+    """A scheduler with a clock, and shorthand for what a pool does to it."""
+
+    def __init__(
+        self,
+        connections: int = sys.maxsize,
+        per_lane: int = sys.maxsize,
+        idle: int = sys.maxsize,
+        expiry: float | None = None,
+    ) -> None:
+        self.scheduler: Scheduler[FakeConnection] = Scheduler(Limits(connections, per_lane, idle, expiry))
+        self.now = 0.0
+        self.woken: list[FakeTicket] = []
+        self.made = 0
+
+    def request(self, key: str = "a", *, fresh: bool = False, first: bool = False) -> FakeTicket:
+        ticket: FakeTicket = Ticket(key, lambda: self.woken.append(ticket))
+        ticket.fresh = fresh
+        self.scheduler.request(ticket, self.now, first=first)
+        return ticket
+
+    def connected(self, ticket: FakeTicket) -> FakeConnection:
+        assert ticket.grant is CONNECT
+        self.made += 1
+        connection = FakeConnection(str(ticket.key), self.made)
+        self.scheduler.connected(ticket.key, connection)
+        return connection
+
+    def connect(self, key: str = "a") -> FakeConnection:
+        """A connection that is busy."""
+        return self.connected(self.request(key))
+
+    def release(self, connection: FakeConnection) -> None:
+        self.scheduler.released(connection, self.now)
+
+    def idle(self, key: str = "a") -> FakeConnection:
+        """A connection that was used before, and is idle."""
+        connection = self.connect(key)
+        self.release(connection)
+        return connection
+
+    def is_empty(self) -> bool:
+        """Whether nothing at all is kept."""
+        held: dict[str, Any] = vars(self.scheduler)
+        containers = ("_lanes", "_hungry", "_connections", "_idle", "_closing")
+        return not any(held[name] for name in containers) and self.scheduler.slots == 0
+
+
+def test_a_first_request_is_told_to_connect() -> None:
+    pool = Pool()
+    ticket = pool.request()
+    assert ticket.grant is CONNECT
+    assert repr(ticket.grant) == "CONNECT"
+    assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 1, 0)
+    connection = pool.connected(ticket)
+    assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 0, 1)
+    assert list(pool.scheduler) == [connection]
+    assert pool.woken == []
+
+
+def test_an_idle_connection_is_granted_to_its_own_lane_only() -> None:
+    pool = Pool()
+    connection = pool.idle("a")
+    assert pool.request("b").grant is CONNECT
+    assert pool.request("a").grant is connection
+    assert pool.scheduler.idle == []
+
+
+def test_the_connection_used_last_is_used_first() -> None:
+    pool = Pool()
+    one, two, three = (pool.connect() for _ in range(3))
+    for connection in (two, three, one):
+        pool.release(connection)
+    assert pool.scheduler.idle == [two, three, one]
+    assert [pool.request().grant for _ in range(3)] == [one, three, two]
+
+
+def test_waiting_requests_are_served_in_the_order_of_their_arrival() -> None:
+    pool = Pool(connections=2)
+    busy = [pool.connect(), pool.connect()]
+    waiting = [pool.request() for _ in range(4)]
+    assert pool.scheduler.waiting == 4
+    for number in range(4):
+        pool.release(busy[number % 2])
+    assert pool.woken == waiting
+    assert [ticket.grant for ticket in waiting] == busy * 2
+    assert pool.scheduler.waiting == 0
+
+
+def test_a_request_that_had_its_turn_goes_to_the_head_of_the_queue() -> None:
+    pool = Pool(connections=1)
+    busy = pool.connect()
+    second, first = pool.request(), pool.request(first=True)
+    pool.release(busy)
+    assert pool.woken == [first]
+    pool.release(busy)
+    assert pool.woken == [first, second]
+
+
+def test_an_abandoned_place_is_passed_over() -> None:
+    pool = Pool(connections=1)
+    busy = pool.connect()
+    gone, kept = pool.request(), pool.request()
+    pool.scheduler.abandon(gone)
+    assert pool.scheduler.waiting == 1
+    pool.release(busy)
+    assert pool.woken == [kept]
+    assert gone.grant is None
+
+
+def test_an_abandoned_lane_is_forgotten() -> None:
+    pool = Pool(connections=1)
+    busy = pool.connect("a")
+    pool.scheduler.abandon(pool.request("b"))
+    pool.scheduler.closed(busy)
+    assert pool.is_empty()
+
+
+def test_a_slot_that_was_not_used_goes_to_the_next() -> None:
+    pool = Pool(connections=1)
+    failing = pool.request("a")
+    waiting = pool.request("b")
+    pool.scheduler.not_connected(failing.key)
+    assert pool.woken == [waiting]
+    assert waiting.grant is CONNECT
+    pool.scheduler.not_connected(waiting.key)
+    assert pool.is_empty()
+
+
+def test_a_closed_connection_gives_up_its_slot_whatever_it_was_doing() -> None:
+    pool = Pool(connections=2)
+    pool.connect()
+    idle = pool.idle("b")
+    pool.scheduler.closed(idle)
+    assert pool.scheduler.idle == []
+    assert pool.request("c").grant is CONNECT
+
+
+def test_a_slot_stays_taken_until_the_socket_is_closed() -> None:
+    pool = Pool(connections=1)
+    connection = pool.idle()
+    pool.scheduler.close(connection)
+    assert connection.told_to_close
+    waiting = pool.request()
+    assert waiting.grant is None
+    pool.scheduler.closed(connection)
+    assert waiting.grant is CONNECT
+
+
+def test_a_connection_marked_for_closing_by_others_is_not_granted() -> None:
+    pool = Pool()
+    connection = pool.idle()
+    pool.scheduler.closing(connection)
+    pool.scheduler.closing(connection)
+    assert pool.request().grant is CONNECT
+    pool.scheduler.closed(connection)
+    pool.scheduler.closing(connection)  # too late to matter
+    assert list(pool.scheduler) == []
+
+
+def test_a_connection_marked_for_closing_under_way_does_not_become_idle() -> None:
+    pool = Pool()
+    connection = pool.idle()
+    assert pool.scheduler.hold(connection)
+    pool.scheduler.closing(connection)
+    pool.release(connection)
+    assert pool.scheduler.idle == []
+    pool.scheduler.closed(connection)
+    pool.release(connection)
+    assert pool.is_empty()
+
+
+def test_free_slots_go_to_the_lane_served_least_recently() -> None:
+    pool = Pool(connections=3)
+    busy = [pool.connect(key) for key in "abc"]
+    tickets = [pool.request(key) for key in "aabbcc"]
+    for _ in range(6):
+        pool.scheduler.closed(busy.pop(0))
+        busy.append(pool.connected(pool.woken[-1]))
+    assert [ticket.key for ticket in pool.woken] == ["a", "b", "c", "a", "b", "c"]
+    assert all(ticket.grant is CONNECT for ticket in tickets)
+
+
+def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
+    pool = Pool(connections=3)
+    connections = {key: pool.connect(key) for key in "abc"}
+    for key in "bca":
+        pool.release(connections[key])
+    waiting = [pool.request("d"), pool.request("d")]
+    assert [key for key in "abc" if connections[key].told_to_close] == ["b"]
+    pool.scheduler.closed(connections["b"])
+    assert waiting[0].grant is CONNECT
+    # One waits still, so that one more is closed.
+    assert [key for key in "abc" if connections[key].told_to_close] == ["b", "c"]
+
+
+def test_one_connection_closes_for_one_hungry_lane() -> None:
+    pool = Pool(connections=2)
+    one, two = pool.connect("a"), pool.connect("b")
+    pool.request("c")
+    pool.release(one)
+    pool.release(two)
+    assert (one.told_to_close, two.told_to_close) == (True, False)
+
+
+def test_a_connection_released_while_others_wait_makes_room() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect("a")
+    waiting = pool.request("b")
+    pool.release(connection)
+    assert connection.told_to_close
+    pool.scheduler.closed(connection)
+    assert waiting.grant is CONNECT
+
+
+def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
+    pool = Pool(connections=2, per_lane=1)
+    busy = pool.connect("a")
+    other = pool.idle("b")
+    waiting = pool.request("a")
+    assert waiting.grant is None
+    assert not other.told_to_close
+    pool.release(busy)
+    assert waiting.grant is busy
+
+
+def test_a_lane_at_its_own_limit_leaves_the_slots_to_others() -> None:
+    pool = Pool(connections=2, per_lane=1)
+    busy = pool.connect("a")
+    waiting = pool.request("a")
+    assert pool.request("b").grant is CONNECT
+    pool.scheduler.closed(busy)
+    assert waiting.grant is CONNECT
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_no_lane_starves_behind_a_busy_one(slots: int) -> None:
+    pool = Pool(connections=slots)
+    busy = [pool.connect("a") for _ in range(slots)]
+    for _ in range(10 * slots):
+        pool.request("a")
+    starving = pool.request("b")
+    for released in range(10 * slots):
+        connection = busy[released % slots]
+        pool.release(connection)
+        if connection.told_to_close:
+            break
+    assert released == slots
+    pool.scheduler.closed(connection)
+    assert starving.grant is CONNECT
+
+
+def test_a_starving_lane_costs_a_busy_one_a_single_connection() -> None:
+    """While one connection is closing for it, the others go on serving their own lane."""
+    pool = Pool(connections=3)
+    busy = [pool.connect("a") for _ in range(3)]
+    for _ in range(30):
+        pool.request("a")
+    pool.request("b")
+    for _ in range(5):
+        for connection in busy:
+            if not connection.told_to_close:
+                pool.release(connection)
+    assert [connection.told_to_close for connection in busy].count(True) == 1
+
+
+def test_a_fresh_ticket_is_only_granted_a_new_connection() -> None:
+    pool = Pool(connections=2)
+    idle = pool.idle()
+    assert pool.request(fresh=True).grant is CONNECT
+    assert not idle.told_to_close
+
+
+def test_room_is_made_for_a_fresh_ticket() -> None:
+    pool = Pool(connections=1)
+    idle = pool.idle()
+    fresh = pool.request(fresh=True)
+    assert fresh.grant is None
+    assert idle.told_to_close
+    pool.scheduler.closed(idle)
+    assert fresh.grant is CONNECT
+
+
+def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
+    pool = Pool(per_lane=2)
+    idle, busy = pool.idle(), pool.request(fresh=True)
+    pool.release(pool.connected(busy))
+    fresh = pool.request(fresh=True)
+    assert fresh.grant is None
+    assert [connection.told_to_close for connection in pool.scheduler] == [True, False]
+    pool.scheduler.closed(idle)
+    assert fresh.grant is CONNECT
+
+
+def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
+    pool = Pool(connections=1)
+    busy = pool.connect()
+    fresh = pool.request(fresh=True, first=True)
+    pool.release(busy)
+    assert busy.told_to_close
+    pool.scheduler.closed(busy)
+    assert fresh.grant is CONNECT
+
+
+def test_who_waits_behind_a_fresh_ticket_is_passed_by_those_who_can_use_what_is_idle() -> None:
+    pool = Pool(connections=2)
+    pool.connect("b")
+    idle = pool.idle()
+    fresh = pool.request(fresh=True)
+    assert idle.told_to_close
+    assert pool.request().grant is None  # nothing is idle any more
+    assert fresh.grant is None
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_no_more_connections_are_kept_idle_than_allowed(limit: int) -> None:
+    pool = Pool(idle=limit)
+    connections = [pool.connect() for _ in range(3)]
+    for connection in connections:
+        pool.release(connection)
+    assert pool.scheduler.idle == connections[3 - limit :]
+    assert [c.told_to_close for c in connections] == [True] * (3 - limit) + [False] * limit
+
+
+def test_an_expired_connection_is_not_granted() -> None:
+    pool = Pool(expiry=5.0)
+    old, young = pool.connect(), pool.connect()
+    pool.release(old)
+    pool.now = 1.0
+    pool.release(young)
+    pool.now = 5.0
+    assert pool.scheduler.expired(pool.now) == [old]
+    assert pool.request().grant is young
+    assert pool.request().grant is CONNECT
+    assert old.told_to_close
+    assert not young.told_to_close
+
+
+def test_connections_are_kept_for_ever_without_an_expiry() -> None:
+    pool = Pool()
+    connection = pool.idle()
+    pool.now = 1e9
+    assert pool.scheduler.expired(pool.now) == []
+    assert pool.request().grant is connection
+
+
+def test_a_held_connection_is_out_of_use() -> None:
+    pool = Pool(connections=1)
+    connection = pool.idle()
+    assert pool.scheduler.hold(connection)
+    waiting = pool.request()
+    assert waiting.grant is None
+    pool.release(connection)
+    assert waiting.grant is connection
+    assert not pool.scheduler.hold(connection)
+
+
+def test_all_who_wait_are_refused_at_once() -> None:
+    pool = Pool(connections=1)
+    busy = pool.connect("a")
+    waiting = [pool.request(key) for key in "aabc"]
+    pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
+    assert [ticket.key for ticket in pool.woken] == ["a", "a", "b", "c"]
+    assert all(isinstance(ticket.grant, ConnectionNotAvailable) for ticket in waiting)
+    assert len({id(ticket.grant) for ticket in waiting}) == 4
+    assert pool.scheduler.waiting == 0
+    pool.scheduler.closed(busy)
+    assert pool.is_empty()
+
+
+# -- Cost.
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """How many functions an action calls, Python's and C's, those of methods included."""
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def turnover(size: int, lanes: int) -> Callable[[], object]:
+    """Every operation on a full pool in which `size` connections are busy and `size` requests wait."""
+    pool = Pool(connections=size)
+    busy = [pool.connect(f"lane {number % lanes}") for number in range(size)]
+    waiting = [pool.request(f"lane {number % lanes}") for number in range(size)]
+
+    def operations() -> None:
+        pool.release(busy[0])
+        pool.scheduler.abandon(waiting[size // 2])
+        pool.scheduler.close(busy[1])
+        pool.scheduler.closed(busy[1])
+        pool.connected(pool.woken[-1])
+        pool.scheduler.closing(busy[2])
+        pool.scheduler.closed(busy[2])
+        pool.scheduler.not_connected(pool.woken[-1].key)
+        pool.request("new")
+        pool.request("lane 0", first=True)
+        assert len(pool.woken) == 4
+
+    return operations
+
+
+def reuse(size: int, lanes: int) -> Callable[[], object]:
+    """Every operation on a full pool in which `size` connections are idle."""
+    pool = Pool(connections=size, idle=size, expiry=5.0)
+    busy = [pool.connect(f"lane {number % lanes}") for number in range(size)]
+    for connection in busy[:-2]:
+        pool.release(connection)
+    pool.now = 1.0
+    for connection in busy[-2:]:
+        pool.release(connection)
+    pool.now = 2.0
+
+    def operations() -> None:
+        assert pool.request(str(busy[-1].key)).grant is busy[-1]
+        pool.release(busy[-1])
+        assert pool.scheduler.expired(pool.now) == []
+        assert pool.scheduler.hold(busy[-2])
+        pool.release(busy[-2])
+        waiting = pool.request("new")
+        assert busy[0].told_to_close
+        pool.scheduler.closed(busy[0])
+        pool.connected(waiting)
+
+    return operations
+
+
+@pytest.mark.parametrize("scenario", [turnover, reuse])
+@pytest.mark.parametrize("many_lanes", [False, True])
+def test_the_cost_does_not_grow_with_the_pool(
+    scenario: Callable[[int, int], Callable[[], object]], many_lanes: bool
+) -> None:
+    small, large = (calls_of(scenario(size, size if many_lanes else 1)) for size in (100, 10_000))
+    assert large == small
+
+
+# -- All rules at once.
+
+LANES = st.sampled_from("abcd")
+
+
+class History(RuleBasedStateMachine):
+    """Random histories of a small pool, checked against what everybody could observe.
+
+    The model knows what each ticket and connection is doing, and the order of each lane's queue; the
+    decisions themselves are only checked, not predicted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = 0
+        self.pool = Pool()
+        self.queues: dict[str, list[FakeTicket]] = {key: [] for key in "abcd"}
+        self.dialling: list[FakeTicket] = []
+        self.busy: list[FakeConnection] = []
+        self.held: list[FakeConnection] = []
+        self.idle: dict[FakeConnection, float] = {}
+        self.closing: list[FakeConnection] = []
+        # A connection that is being released: its next request may have it whatever the expiry.
+        self.passing: FakeConnection | None = None
+
+    @precondition(lambda self: not self.slots)
+    @rule(
+        slots=st.integers(1, 5),
+        per_lane=st.integers(1, 5),
+        idle=st.integers(0, 5),
+        expiry=st.none() | st.integers(0, 3),
+    )
+    def open(self, slots: int, per_lane: int, idle: int, expiry: int | None) -> None:
+        self.slots, self.per_lane, self.idle_limit, self.expiry = slots, per_lane, idle, expiry
+        self.pool = Pool(slots, per_lane, idle, expiry)
+
+    # What the pool may do.
+
+    @precondition(lambda self: self.slots)
+    @rule(key=LANES, fresh=st.booleans(), first=st.booleans())
+    def request(self, key: str, fresh: bool, first: bool) -> None:
+        queue = self.queues[key]
+        waited = list(queue)
+        ticket = self.pool.request(key, fresh=fresh, first=first)
+        queue.insert(0 if first else len(queue), ticket)
+        if ticket.grant is not None:
+            if ticket.grant is CONNECT:
+                assert first or not waited
+            self.take(ticket)
+        self.settle()
+
+    @precondition(lambda self: any(self.queues.values()))
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from([t for queue in self.queues.values() for t in queue]))
+        self.queues[str(ticket.key)].remove(ticket)
+        self.pool.scheduler.abandon(ticket)
+        self.settle()
+
+    @precondition(lambda self: self.dialling)
+    @rule(data=st.data())
+    def connected(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.dialling))
+        self.dialling.remove(ticket)
+        self.busy.append(self.pool.connected(ticket))
+        self.settle()
+
+    @precondition(lambda self: self.dialling)
+    @rule(data=st.data())
+    def not_connected(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.dialling))
+        self.dialling.remove(ticket)
+        self.pool.scheduler.not_connected(ticket.key)
+        self.settle()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def released(self, data: st.DataObject) -> None:
+        self.release(data.draw(st.sampled_from(self.busy)), self.busy)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def released_after_hold(self, data: st.DataObject) -> None:
+        self.release(data.draw(st.sampled_from(self.held)), self.held)
+
+    def release(self, connection: FakeConnection, place: list[FakeConnection]) -> None:
+        place.remove(connection)
+        self.idle[connection] = self.pool.now
+        self.passing = connection
+        self.pool.release(connection)
+        self.settle()
+        self.passing = None
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        connection = data.draw(st.sampled_from(list(self.idle)))
+        assert self.pool.scheduler.hold(connection)
+        del self.idle[connection]
+        self.held.append(connection)
+        self.settle()
+
+    @precondition(lambda self: self.busy or self.idle or self.held or self.closing)
+    @rule(data=st.data(), by_scheduler=st.booleans())
+    def close(self, data: st.DataObject, by_scheduler: bool) -> None:
+        everything = [*self.busy, *self.idle, *self.held, *self.closing]
+        connection = data.draw(st.sampled_from(everything))
+        if by_scheduler:
+            self.pool.scheduler.close(connection)
+        else:
+            connection.told_to_close = True
+            self.pool.scheduler.closing(connection)
+        self.settle()
+
+    @precondition(lambda self: self.busy or self.idle or self.held or self.closing)
+    @rule(data=st.data(), crashed=st.booleans())
+    def closed(self, data: st.DataObject, crashed: bool) -> None:
+        candidates = [*self.busy, *self.idle, *self.held, *self.closing] if crashed else self.closing
+        if candidates:
+            self.end(data.draw(st.sampled_from(candidates)))
+
+    def end(self, connection: FakeConnection) -> None:
+        for place in (self.busy, self.held, self.closing):
+            if connection in place:
+                place.remove(connection)
+        self.idle.pop(connection, None)
+        self.pool.scheduler.closed(connection)
+        self.settle()
+
+    @precondition(lambda self: self.slots)
+    @rule(seconds=st.integers(1, 2))
+    def time_passes(self, seconds: int) -> None:
+        self.pool.now += seconds
+        expired = self.pool.scheduler.expired(self.pool.now)
+        assert set(expired) == {connection for connection in self.idle if self.has_expired(connection)}
+        for connection in expired:
+            self.pool.scheduler.close(connection)
+        self.settle()
+
+    @precondition(lambda self: self.slots)
+    @rule()
+    def time_passes_unnoticed(self) -> None:
+        self.pool.now += 1
+
+    @precondition(lambda self: any(self.queues.values()))
+    @rule()
+    def refuse_all(self) -> None:
+        self.pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
+        for queue in self.queues.values():
+            for ticket in queue:
+                assert isinstance(ticket.grant, ConnectionNotAvailable)
+                self.pool.woken.remove(ticket)
+            queue.clear()
+        self.settle()
+
+    # What it finds.
+
+    def has_expired(self, connection: FakeConnection) -> bool:
+        return self.expiry is not None and self.pool.now - self.idle[connection] >= self.expiry
+
+    def take(self, ticket: FakeTicket) -> None:
+        """A ticket got its grant: check that it may have it."""
+        queue = self.queues[str(ticket.key)]
+        grant = ticket.grant
+        if grant is CONNECT:
+            assert ticket is queue[0]
+            self.dialling.append(ticket)
+        else:
+            assert isinstance(grant, FakeConnection)
+            assert not ticket.fresh
+            assert all(other.fresh for other in queue[: queue.index(ticket)])
+            assert grant.key == ticket.key
+            assert grant in self.idle, "it is in use, or closed"
+            assert not grant.told_to_close
+            assert grant is self.passing or not self.has_expired(grant)
+            del self.idle[grant]
+            self.busy.append(grant)
+        queue.remove(ticket)
+
+    def settle(self) -> None:
+        """Take note of who was woken, and of what was told to close."""
+        woken, self.pool.woken = self.pool.woken, []
+        for ticket in woken:
+            self.take(ticket)
+        for place in (self.busy, self.held, list(self.idle)):
+            for connection in [connection for connection in place if connection.told_to_close]:
+                if place is self.busy or place is self.held:
+                    place.remove(connection)
+                else:
+                    del self.idle[connection]
+                self.closing.append(connection)
+
+    # What must hold at any time.
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        scheduler = self.pool.scheduler
+        established = [*self.busy, *self.held, *self.idle, *self.closing]
+        assert set(scheduler) == set(established)
+        assert len(scheduler) == len(established)
+        assert scheduler.connecting == len(self.dialling)
+        assert scheduler.slots == len(established) + len(self.dialling)
+        assert scheduler.waiting == sum(map(len, self.queues.values()))
+        assert scheduler.idle == sorted(self.idle, key=lambda connection: self.idle[connection])
+
+    @invariant()
+    def the_limits_hold(self) -> None:
+        if self.slots:
+            assert self.pool.scheduler.slots <= self.slots
+            assert len(self.idle) <= self.idle_limit
+            assert all(self.slots_of(key) <= self.per_lane for key in self.queues)
+
+    def slots_of(self, key: str) -> int:
+        established = [*self.busy, *self.held, *self.idle, *self.closing]
+        return sum(connection.key == key for connection in established) + sum(
+            ticket.key == key for ticket in self.dialling
+        )
+
+    @invariant()
+    def nobody_waits_in_vain(self) -> None:
+        """Whoever waits, waits for something that will happen."""
+        for key, queue in self.queues.items():
+            if not queue:
+                continue
+            in_lane = [connection for connection in self.idle if connection.key == key]
+            assert queue[0].fresh or not in_lane, "it could have an idle connection"
+            if self.slots_of(key) < self.per_lane:
+                assert self.pool.scheduler.slots == self.slots, "there is a free slot"
+                assert self.closing or not self.idle, "there is an idle connection to make room with"
+            else:
+                own = [*self.busy, *self.held, *self.closing]
+                coming = any(connection.key == key for connection in own)
+                assert coming or any(ticket.key == key for ticket in self.dialling)
+
+    def teardown(self) -> None:
+        """Let everything end well: every request is served, and nothing remains."""
+        for _ in range(10_000):
+            if self.closing:
+                self.end(self.closing[0])
+            elif self.dialling:
+                self.busy.append(self.pool.connected(self.dialling.pop(0)))
+            elif self.busy:
+                self.release(self.busy[0], self.busy)
+            elif self.held:
+                self.release(self.held[0], self.held)
+            else:
+                break
+        assert not any(self.queues.values())
+        for connection in list(self.idle):
+            self.end(connection)
+        assert self.pool.is_empty()
+
+
+class TestHistories(History.TestCase):  # type: ignore[name-defined, misc]
+    settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_lane_waits_for_more_than_its_turn(seed: int) -> None:
+    """While every connection is released in turn, a lane's first request waits a bounded number of grants."""
+    chance = random.Random(seed)
+    slots, keys = 4, "abcdef"
+    pool = Pool(connections=slots)
+    grants = 0
+    waiting: dict[FakeTicket, int] = {}
+    busy: list[FakeConnection] = []
+    longest = 0
+
+    def ask(key: str) -> None:
+        ticket = pool.request(key)
+        waiting[ticket] = grants
+        if ticket.grant is not None:
+            pool.woken.append(ticket)
+
+    for _ in range(3000):
+        # Lane a asks all the time, the others now and then, one request at a time.
+        while sum(ticket.key == "a" for ticket in waiting) < 2 * slots:
+            ask("a")
+        for key in keys[1:]:
+            if chance.random() < 0.1 and all(ticket.key != key for ticket in waiting):
+                ask(key)
+        if busy:
+            pool.release(busy.pop(chance.randrange(len(busy))))
+        for connection in list(pool.scheduler):
+            if connection.told_to_close:
+                pool.scheduler.closed(connection)
+        while pool.woken:
+            ticket = pool.woken.pop(0)
+            since = waiting.pop(ticket)
+            grants += 1
+            if ticket.key != "a":
+                longest = max(longest, grants - since)
+            granted = ticket.grant
+            busy.append(granted if isinstance(granted, FakeConnection) else pool.connected(ticket))
+    assert grants > 2000
+    assert 0 < longest <= slots + 2 * len(keys)
