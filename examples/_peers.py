@@ -155,7 +155,11 @@ async def _echo(call: Call) -> None:
         return
     accept = generate_accept_token(call.headers["sec-websocket-key"].encode()).decode()
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Accept": accept}
-    await call.send(h11.InformationalResponse(status_code=101, headers=list(headers.items())))
+    await call.send(
+        h11.InformationalResponse(
+            status_code=101, headers=list(headers.items()), reason=b"Switching Protocols"
+        )
+    )
     websocket = Connection(ConnectionType.SERVER)
     while websocket.state is not ConnectionState.CLOSED:
         websocket.receive_data(bytes(await call.stream.receive_some()) or None)

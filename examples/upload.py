@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from hashlib import sha256
 from io import BufferedIOBase
 
 import trio
@@ -34,7 +35,7 @@ class Upload:
         return chunk
 
 
-async def upload(pool: ConnectionPool, url: str, file: BufferedIOBase) -> None:
+async def upload(pool: ConnectionPool, url: str, file: BufferedIOBase) -> str:
     size = os.fstat(file.fileno()).st_size
 
     def progress(sent: int) -> None:
@@ -43,15 +44,18 @@ async def upload(pool: ConnectionPool, url: str, file: BufferedIOBase) -> None:
     # Without a Content-Length the body would be sent in chunked coding.
     headers = {"Content-Length": str(size)}
     response = await pool.request("PUT", url, headers=headers, content=Upload(file, progress))
-    print(f"{response.status}: the server has got {response.content.decode()}")
+    return response.content.decode()
 
 
 async def main(url: str) -> None:
+    content = os.urandom(2 * 1024 * 1024)
     with tempfile.TemporaryFile() as file:
-        file.write(os.urandom(2 * 1024 * 1024))
+        file.write(content)
         file.seek(0)
         async with ConnectionPool() as pool:
-            await upload(pool, f"{url}/file", file)
+            received = await upload(pool, f"{url}/file", file)
+    print("the server has got", received)
+    print("what was sent was ", f"{len(content)} bytes, SHA-256 {sha256(content).hexdigest()}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""The examples, run as their readers run them, and what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = {path.stem for path in ROOT.glob("examples/[a-z]*.py")}
+STORY_END = "Then the doors closed, and nothing was left behind."
+
+
+def run(
+    *arguments: str, environment: dict[str, str] | None = None, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+    )
+
+
+def output_of(*arguments: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> str:
+    """What a successful run printed. Warnings and leaks would be on stderr."""
+    result = run(*arguments, environment=environment, folder=folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+#: Regular expressions for lines that the example prints, in this order, among others.
+EXPECTED = {
+    "get": [
+        r"200 OK",
+        r"Content-Length: 24",
+        r"Hello, localhost:\d+!",
+        r" 40 bytes: A nursery opened its doors one morning\.",
+        rf" 52 bytes: {re.escape(STORY_END)}",
+    ],
+    "upload": [
+        r" +0 of 2097152 bytes +",
+        r" +262144 of 2097152 bytes  #{5}",
+        r" 2097152 of 2097152 bytes  #{40}",
+        r"the server has got 2097152 bytes, SHA-256 [0-9a-f]{64}",
+        r"what was sent was  2097152 bytes, SHA-256 [0-9a-f]{64}",
+    ],
+    "timeouts": [
+        r"200",
+        r"ConnectTimeout: .* 0\.1 seconds",
+        r"WriteTimeout: .* 0\.1 seconds",
+        r"ReadTimeout: .* 0\.1 seconds",
+        r"PoolTimeout: .* 0\.01 seconds",
+        r"Cancelled: it took longer than 0\.1 seconds in all",
+        r"200",
+    ],
+    "timeline": [
+        r"200, 236 bytes",
+        r"  connect +\d+\.\d\d ms  .+",
+        r"  TLS +\d+\.\d\d ms  .+",
+        r"  send +\d+\.\d\d ms  .+",
+        r"  first byte +\d+\.\d\d ms  .+",
+        r"  body +\d+\.\d\d ms  .+",
+        r"200, 236 bytes",
+        r"  send +\d+\.\d\d ms  .+",
+        r"  first byte +\d+\.\d\d ms  .+",
+        r"  body +\d+\.\d\d ms  .+",
+    ],
+    "websocket": [
+        r"sent:     Hello!",
+        r"received: Hello!",
+        r"received: Is anybody there\?",
+        r"received: Good-bye\.",
+        r"closed",
+    ],
+    "tunnel": [
+        r"TLS with localhost behind the proxy",
+        r"HTTP/1\.1 200 OK",
+        r"Hello, localhost:\d+!",
+    ],
+    "unix_socket": [r"200 Hello, service!"],
+    "demo": [
+        r"trio_exchange \d.*",
+        r"1\. One request, phase by phase",
+        r" +connect +\d+\.\d\d ms +.+",
+        rf" +│ {re.escape(STORY_END)}",
+        r" +✓ every phase was traced",
+        r" +✓ no connect, no TLS",
+        r" +✓ and all that the socket ever spoke with is the proxy",
+        r" +✓ 3 messages came back as they were sent",
+        r" +before  <ConnectionPool open: 6 active, 0 idle, 0 connecting, 0 waiting>",
+        r" +after   <ConnectionPool open: 0 active, 5 idle, 0 connecting, 0 waiting>",
+        r" +✓ it was cancelled while it waited for its answer",
+        r" +✓ raised after \d+ ms",
+        r" +✓ 8 connections were opened, 0 are left",
+        r"All \d+ checks passed, in \d\.\d seconds\.",
+    ],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert set(EXPECTED) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_example(name: str) -> None:
+    output = output_of("-m", f"examples.{name}")
+    lines = iter(output.splitlines())
+    for pattern in EXPECTED[name]:
+        assert any(re.fullmatch(pattern, line) for line in lines), f"{pattern!r} is missing in:\n{output}"
+
+
+def test_reused_connection_is_not_made_again() -> None:
+    output = output_of("-m", "examples.timeline")
+    assert (output.count("connect "), output.count("TLS "), output.count("body ")) == (1, 1, 2)
+
+
+def test_upload_arrives_as_it_was_sent() -> None:
+    digests = re.findall(r"SHA-256 (\w+)", output_of("-m", "examples.upload"))
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+
+
+def test_example_as_script(tmp_path: Path) -> None:
+    assert STORY_END in output_of(str(ROOT / "examples" / "get.py"), folder=tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_demo_fits_a_plain_terminal(encoding: str) -> None:
+    output = output_of("-m", "examples.demo", environment={"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding})
+    assert output.isascii() == (encoding == "ascii")
+    assert "\x1b" not in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_demo_has_colours_on_a_terminal_only(no_color: str) -> None:
+    show_on_terminal = (
+        "import os, pty, sys;"
+        "sys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, '-m', 'examples.demo'])))"
+    )
+    output = output_of("-c", show_on_terminal, environment={"NO_COLOR": no_color})
+    assert "checks passed" in output
+    assert ("\x1b[" in output) is (not no_color)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        pytest.param(
+            "import functools, trio_exchange as t;"
+            "t.ConnectionPool = functools.partial(t.ConnectionPool, max_keepalive_connections=0)",
+            "NOT TRUE: no connect, no TLS",
+            id="no reuse",
+        ),
+        pytest.param(
+            "from examples.websocket import WebSocket as W; send = W.send;"
+            "W.send = lambda self, text: send(self, text.upper())",
+            "NOT TRUE: 3 messages came back as they were sent",
+            id="wrong echo",
+        ),
+    ],
+)
+def test_demo_fails_if_something_is_not_as_it_should_be(sabotage: str, complaint: str) -> None:
+    demo = "import runpy; runpy.run_module('examples.demo', run_name='__main__')"
+    result = run("-c", f"{sabotage}\n{demo}")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert complaint in result.stdout
+    assert "checks failed" in result.stdout
