@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints
+
+from trio_exchange import ConnectionPool, ConnectTimeout, PoolTimeout, ReadTimeout, WriteTimeout
+from trio_exchange._timeouts import Budget, Timeouts, check_seconds, parse_timeouts, timed
+from trio_exchange.testing import MemoryConnector
+
+from .peers import respond
+
+# -- The extension.
+
+
+@pytest.mark.parametrize("extensions", [{}, {"timeout": None}, {"timeout": {}}])
+def test_no_timeout_is_no_limit(extensions: dict[str, Any]) -> None:
+    assert parse_timeouts(extensions) == Timeouts(None, None, None, None)
+
+
+@pytest.mark.parametrize("mapping", [dict, MappingProxyType])
+def test_all_four_timeouts(mapping: Any) -> None:
+    given = mapping({"connect": 1, "read": 2.5, "write": math.inf, "pool": 0})
+    assert parse_timeouts({"timeout": given}) == Timeouts(connect=1, read=2.5, write=math.inf, pool=0)
+
+
+def test_a_timeout_left_out_or_none_is_no_limit() -> None:
+    assert parse_timeouts({"timeout": {"read": None, "write": 3}}) == Timeouts(write=3)
+
+
+@pytest.mark.parametrize("given", [5, 5.0, "5", [("read", 5)], (1, 2, 3, 4), True])
+def test_the_extension_must_be_a_mapping(given: object) -> None:
+    with pytest.raises(TypeError, match="timeout extension must be a mapping"):
+        parse_timeouts({"timeout": given})
+
+
+@pytest.mark.parametrize("key", ["total", "Read", "", b"read", 1, None])
+def test_an_unknown_key_is_named(key: object) -> None:
+    with pytest.raises(ValueError, match="unknown timeout") as info:
+        parse_timeouts({"timeout": {"read": 1, key: 1}})
+    assert repr(key) in str(info.value)
+    assert "connect, read, write, pool" in str(info.value)
+
+
+@pytest.mark.parametrize("name", Timeouts._fields)
+@pytest.mark.parametrize("seconds", [-1, -0.001, -math.inf, math.nan])
+def test_a_negative_timeout_or_nan_is_named(name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"the {name} timeout must be zero or more"):
+        parse_timeouts({"timeout": {name: seconds}})
+
+
+@pytest.mark.parametrize("name", Timeouts._fields)
+@pytest.mark.parametrize("seconds", [True, False, "1", b"1", 1j, [1]])
+def test_a_timeout_that_is_no_number_is_named(name: str, seconds: object) -> None:
+    with pytest.raises(TypeError, match=f"the {name} timeout must be a number"):
+        parse_timeouts({"timeout": {name: seconds}})
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 0.0, 1, math.inf])
+def test_seconds_that_are_fine(seconds: object) -> None:
+    check_seconds("x", seconds)
+
+
+async def test_a_bad_timeout_is_found_before_anybody_is_dialled(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(ValueError, match="read timeout"):
+            await pool.request("GET", "http://example.com/", extensions={"timeout": {"read": -1}})
+    assert connector.dialled == []
+
+
+# -- One operation.
+
+
+async def sleep_and_return(seconds: float, value: str) -> str:
+    await trio.sleep(seconds)
+    return value
+
+
+async def test_timed_returns_what_the_operation_returns(autojump_clock: MockClock) -> None:
+    assert await timed(2, ReadTimeout, sleep_and_return, 1, "done") == "done"
+    assert await timed(None, ReadTimeout, sleep_and_return, 1e6, "done") == "done"
+
+
+@pytest.mark.parametrize("error", [ConnectTimeout, ReadTimeout, WriteTimeout, PoolTimeout])
+async def test_timed_raises_its_own_error_at_the_limit(error: Any, autojump_clock: MockClock) -> None:
+    with pytest.raises(error, match=r"within 1\.5 seconds"):
+        await timed(1.5, error, trio.sleep, 1000)
+    assert trio.current_time() == 1.5
+
+
+async def test_a_timeout_of_zero_is_an_attempt_that_may_not_wait(autojump_clock: MockClock) -> None:
+    async def at_once() -> str:
+        return "done"
+
+    assert await timed(0, ReadTimeout, at_once) == "done"
+    with pytest.raises(ReadTimeout, match="within 0 seconds"):
+        await timed(0, ReadTimeout, trio.sleep, 1)
+
+
+async def test_timed_lets_a_users_too_slow_error_pass(autojump_clock: MockClock) -> None:
+    async def slow() -> None:
+        with trio.fail_after(1):
+            await trio.sleep_forever()
+
+    with pytest.raises(trio.TooSlowError):
+        await timed(10, ReadTimeout, slow)
+    assert trio.current_time() == 1
+
+
+async def test_timed_lets_an_outer_cancellation_pass(autojump_clock: MockClock) -> None:
+    with trio.move_on_after(1) as outer:
+        await timed(10, ReadTimeout, trio.sleep_forever)
+    assert outer.cancelled_caught
+    assert trio.current_time() == 1
+
+
+async def test_an_outer_cancellation_at_the_very_limit_is_the_outer_ones(autojump_clock: MockClock) -> None:
+    with trio.move_on_after(1) as outer:
+        await timed(1, ReadTimeout, trio.sleep_forever)
+    assert outer.cancelled_caught
+
+
+async def test_timed_lets_the_operations_own_error_pass(autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        raise ReadTimeout("its own")
+
+    with pytest.raises(ReadTimeout, match="its own"):
+        await timed(10, ReadTimeout, fail)
+
+
+# -- A sum of operations.
+
+
+async def test_a_budget_is_spent_by_its_operations_alone(autojump_clock: MockClock) -> None:
+    budget = Budget(10, PoolTimeout)
+    assert await budget.spend(sleep_and_return, 4, "a") == "a"
+    await trio.sleep(1000)
+    assert await budget.spend(sleep_and_return, 4, "b") == "b"
+    with pytest.raises(PoolTimeout, match="within 10 seconds"):
+        await budget.spend(trio.sleep, 4)
+    assert trio.current_time() == 4 + 1000 + 4 + 2
+
+
+async def test_an_overspent_budget_allows_what_does_not_wait(autojump_clock: MockClock) -> None:
+    budget = Budget(1, ConnectTimeout)
+
+    async def overspend() -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+        return "late"
+
+    assert await budget.spend(overspend) == "late"
+
+    async def at_once() -> str:
+        return "done"
+
+    assert await budget.spend(at_once) == "done"
+    with pytest.raises(ConnectTimeout):
+        await budget.spend(trio.lowlevel.checkpoint)
+
+
+async def test_a_failed_operation_is_paid_for_too(autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        await trio.sleep(9)
+        raise KeyError("user")
+
+    budget = Budget(10, PoolTimeout)
+    with pytest.raises(KeyError):
+        await budget.spend(fail)
+    with pytest.raises(PoolTimeout):
+        await budget.spend(trio.sleep, 2)
+    assert trio.current_time() == 10
+
+
+async def test_a_budget_without_limit(autojump_clock: MockClock) -> None:
+    budget = Budget(None, PoolTimeout)
+    for _ in range(3):
+        assert await budget.spend(sleep_and_return, 1e6, "done") == "done"
+
+
+async def test_a_budget_lets_outer_cancellation_and_too_slow_error_pass(autojump_clock: MockClock) -> None:
+    budget = Budget(10, PoolTimeout)
+    with trio.move_on_after(1) as outer:
+        await budget.spend(trio.sleep_forever)
+    assert outer.cancelled_caught
+
+    async def slow() -> None:
+        with trio.fail_after(1):
+            await trio.sleep_forever()
+
+    with pytest.raises(trio.TooSlowError):
+        await budget.spend(slow)
+
+
+@pytest.mark.parametrize("seconds", [None, 1])
+async def test_neither_adds_nor_drops_checkpoints(seconds: float | None) -> None:
+    with assert_checkpoints():
+        await timed(seconds, ReadTimeout, trio.lowlevel.checkpoint)
+    with trio.testing.assert_no_checkpoints():
+        await timed(seconds, ReadTimeout, _no_checkpoint)
+
+
+async def _no_checkpoint() -> None:
+    pass
