@@ -140,13 +140,13 @@ class HTTP11Connection:
                 self.closed.set()
 
     async def _close(self) -> None:
-        with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
-            scope.shield = True
-            # It is closed all the same, and nobody is left to whom a failure would matter.
-            with contextlib.suppress(OSError, trio.BrokenResourceError):
+        # It is closed all the same, and nobody is left to whom a failure would matter.
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
+                scope.shield = True
                 await self.stream.aclose()
-        if scope.cancelled_caught:
-            await trio.aclose_forcefully(self.stream)
+            if scope.cancelled_caught:
+                await trio.aclose_forcefully(self.stream)
 
     def close_soon(self) -> None:
         """Mark the connection for closing. Ends whatever is done on it."""
@@ -187,6 +187,9 @@ class HTTP11Connection:
         if self._plain and readiness is Readiness.READABLE:
             # Nothing may come before a request was sent.
             return Readiness.CLOSED
+        if isinstance(self.stream, trio.SSLStream) and readiness is Readiness.QUIET:
+            # What came along with the last response and was not decrypted yet, Trio has no name for.
+            return Readiness.READABLE if self.stream._incoming.pending else Readiness.QUIET
         return readiness
 
     async def still_open(self) -> bool:
@@ -431,6 +434,9 @@ class HTTP11Exchange:
         else:
             if tracer is not None:
                 await tracer.report("http11.send_request_body.started", info)
+            if self._connection.will_close:
+                # Its owner's tasks may have ended meanwhile.
+                raise WriteError("the connection was closed")
             self._upload = _Upload(self._connection, prepared, self._timeouts)
             self._connection.owner.start_soon(self._upload.run)
 

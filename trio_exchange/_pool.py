@@ -346,6 +346,10 @@ class ConnectionPool:
                 )
             if scope.cancelled_caught:
                 raise _pool_closed()
+            if self._supervisor.stopping:
+                # It was established all the same, and there may be no task left to own it.
+                await trio.aclose_forcefully(established.transport)
+                raise _pool_closed()
         except BaseException:
             self._scheduler.not_connected(route)
             raise
@@ -355,9 +359,6 @@ class ConnectionPool:
         self._scheduler.connected(route, connection)
         self._opened += 1
         self._supervisor.start_in_pool_context(self._own, connection)
-        if self._supervisor.stopping:
-            connection.close_soon()
-            raise _pool_closed()
         self._work.set()
         return connection
 
@@ -487,19 +488,22 @@ class _Supervisor:
         self._context = contextvars.copy_context()
         self._outer = trio.open_nursery()
         nursery = await self._outer.__aenter__()
+        started = trio.Event()
+        # Not by `start`: cancelled, that would wait for ever for a task that is shielded.
+        nursery.start_soon(self._supervise, housekeeper, started)
         try:
-            await nursery.start(self._supervise, housekeeper)
+            await started.wait()
         except BaseException:
             self.stopping = True
             self._scope.cancel()
             await self._outer.__aexit__(None, None, None)
             raise
 
-    async def _supervise(self, housekeeper: Callable[[], Any], *, task_status: trio.TaskStatus[None]) -> None:
+    async def _supervise(self, housekeeper: Callable[[], Any], started: trio.Event) -> None:
         with self._scope:
             async with trio.open_nursery() as self._inner:
                 self.start_soon(housekeeper)
-                task_status.started()
+                started.set()
                 await trio.sleep_forever()
 
     def start_soon(self, function: Callable[..., Any], *args: Any) -> None:
@@ -559,6 +563,10 @@ class StreamContext:
         assert self._response is not None
         try:
             await self._response.aclose()
+        except trio.Cancelled:
+            # Where the block raised something of its own, that is what comes out.
+            if exc_value is None:
+                raise
         finally:
             if self._own_pool:
                 await self._pool.__aexit__(exc_type, exc_value, traceback)

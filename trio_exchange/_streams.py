@@ -68,7 +68,7 @@ class Transport(trio.abc.HalfCloseableStream):
         probing: Whether receiving may not wait.
         defer_errors: Whether a failed send is kept in `send_error`.
         send_error: The first failure of a send, if it was kept.
-        bytes_sent: How many bytes the stream has accepted.
+        bytes_sent: How many bytes the stream has accepted, at most.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -123,8 +123,9 @@ class Transport(trio.abc.HalfCloseableStream):
         try:
             rest = view[self.send_nowait(view) :]
             if rest:
-                await self.stream.send_all(rest)
+                # Should it fail, nobody knows how much of it was sent.
                 self.bytes_sent += len(rest)
+                await self.stream.send_all(rest)
         except trio.BrokenResourceError as exc:
             if not self.defer_errors:
                 raise
