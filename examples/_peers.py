@@ -58,9 +58,11 @@ async def site(*, task_status: trio.TaskStatus[str]) -> None:
     await _serve_tcp("http://localhost:{}", _site, None, task_status)
 
 
-async def https_site(*, task_status: trio.TaskStatus[str]) -> None:
-    """The same with TLS."""
-    await _serve_tcp("https://localhost:{}", _site, server_context(), task_status)
+async def https_site(name: str = "localhost", *, task_status: trio.TaskStatus[str]) -> None:
+    """The same with TLS, and a certificate for `name`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority().issue_cert(name).configure_cert(context)
+    await _serve_tcp(f"https://{name}:{{}}", _site, context, task_status)
 
 
 async def proxy(*, task_status: trio.TaskStatus[str]) -> None:
@@ -252,16 +254,7 @@ async def _next_event(stream: trio.abc.Stream, wire: h11.Connection) -> Any:
 Handler: TypeAlias = Callable[[Call], Awaitable[None]]
 
 
-# -- Certificates.
-
-
 @functools.cache
 def authority() -> trustme.CA:
+    """Who signs the certificate of every peer."""
     return trustme.CA()
-
-
-def server_context(*names: str) -> ssl.SSLContext:
-    """The settings of a server that calls itself `localhost`, or any of `names`."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert(*(names or ("localhost",))).configure_cert(context)
-    return context
