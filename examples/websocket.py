@@ -35,6 +35,8 @@ class WebSocket:
             raise RuntimeError("the server did not understand that it was asked for a WebSocket")
         self._stream: NetworkStream = response.extensions["network_stream"]
         self._protocol = Connection(ConnectionType.CLIENT)
+        # Kept here, so that a cancelled `receive` can be called again.
+        self._parts: list[str] = []
         # A pong must not go out in the middle of a message.
         self._sending = trio.Lock()
 
@@ -43,14 +45,15 @@ class WebSocket:
 
     async def receive(self) -> str | None:
         """The next message, or None when the server has closed the WebSocket."""
-        parts = []
         while True:
             for event in self._protocol.events():
                 match event:
                     case TextMessage():
-                        parts.append(event.data)
+                        self._parts.append(event.data)
                         if event.message_finished:
-                            return "".join(parts)
+                            text = "".join(self._parts)
+                            self._parts.clear()
+                            return text
                     case Ping():
                         await self._send(event.response())
                     case CloseConnection():
