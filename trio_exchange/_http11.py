@@ -22,6 +22,12 @@ errors of the user's iterator are raised in the requester's task. What governs t
   limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
   since under TLS that would make reading impossible.
 
+*Receiving.* h11 parses everything, with one exception: once it has given out all of a body's bytes that
+it was fed, and the body's length is known, the rest is passed from the stream to the user directly. This
+saves three copies, half of the cost of a large download. h11 has then not seen the response's end, but
+tells by the state of the request's side whether the connection may persist; a new `h11.Connection` takes
+over for the next exchange.
+
 *Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_finish`. The only wait that is
 shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
 honours cancellation.
@@ -49,7 +55,7 @@ from ._exceptions import (
     WriteTimeout,
     mark_unanswered,
 )
-from ._models import Headers, Origin, Prepared, Response
+from ._models import CollectableStream, Headers, Origin, Prepared, Response
 from ._streams import NOT_RAW, RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, call_async, log_enabled, traced
@@ -108,11 +114,13 @@ class HTTP11Connection:
         self.owner = owner
         self.transport = connection.transport
         self.stream = connection.stream
-        self.h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=settings.max_header_bytes)
+        self.h11 = self._new_h11()
         self.info = NetworkStream(self.stream, refusal=NOT_RAW)
         self._plain = self.stream is self.transport
         self._close_requested = trio.Event()
         self._exchange: HTTP11Exchange | None = None
+        self._last_headers: Headers = []
+        self._last_checked_headers: Any = None
 
     def __repr__(self) -> str:
         requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
@@ -156,6 +164,9 @@ class HTTP11Connection:
                 self._exchange.connection_closes()
             self.owner.closing(self)
 
+    def _new_h11(self) -> h11.Connection:
+        return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
+
     @property
     def will_close(self) -> bool:
         """Whether the connection is marked for closing, or closed."""
@@ -176,7 +187,10 @@ class HTTP11Connection:
         if self._close_requested.is_set():
             return
         if reusable:
-            self.h11.start_next_cycle()
+            if self.h11.their_state is h11.DONE:
+                self.h11.start_next_cycle()
+            else:
+                self.h11 = self._new_h11()
             self.owner.released(self)
         else:
             self.close_soon()
@@ -204,6 +218,24 @@ class HTTP11Connection:
         except ReadError:
             pass
         return False
+
+    def encode_head(self, prepared: Prepared) -> bytes:
+        """The head of a request on the wire.
+
+        Raises:
+            LocalProtocolError: h11 refuses it.
+        """
+        # On one connection a request's headers are often those of the request before, and h11 takes
+        # headers that it has checked as they are.
+        headers: Any = prepared.headers
+        if headers == self._last_headers:
+            headers = self._last_checked_headers
+        try:
+            head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
+        except h11.LocalProtocolError as exc:
+            raise LocalProtocolError(str(exc)) from exc
+        self._last_headers, self._last_checked_headers = prepared.headers, head.headers
+        return _to_wire(self.h11, head)
 
     async def receive(self) -> bytes:
         """Wait for data; none is the end.
@@ -363,7 +395,7 @@ def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
         raise LocalProtocolError(str(exc)) from exc
 
 
-class HTTP11Exchange:
+class HTTP11Exchange(CollectableStream):
     """One request and its response; also the response's body, an asynchronous iterator of bytes."""
 
     def __init__(
@@ -393,6 +425,9 @@ class HTTP11Exchange:
         self._done = False
         self._reading_body = False
         self._may_reuse = True
+        # How much of the body is still to come, if its length is known; and whether h11 is out of it.
+        self._left: int | None = None
+        self._direct = False
 
     async def start(self) -> Response:
         """Send the request, and receive the response's head."""
@@ -420,7 +455,7 @@ class HTTP11Exchange:
     async def _send_request(self) -> None:
         prepared, tracer = self._prepared, self._tracer
         info = {"request": prepared.request}
-        data = self._encode_head()
+        data = self._connection.encode_head(prepared)
         body_follows = prepared.expects_continue or (
             prepared.body is None or len(prepared.body) > _SMALL_BODY
         )
@@ -439,14 +474,6 @@ class HTTP11Exchange:
                 raise WriteError("the connection was closed")
             self._upload = _Upload(self._connection, prepared, self._timeouts)
             self._connection.owner.start_soon(self._upload.run)
-
-    def _encode_head(self) -> bytes:
-        prepared = self._prepared
-        try:
-            head = h11.Request(method=prepared.method, target=prepared.target, headers=prepared.headers)
-        except h11.LocalProtocolError as exc:
-            raise LocalProtocolError(str(exc)) from exc
-        return _to_wire(self._h11, head)
 
     async def _send_or_note(self, data: bytes) -> None:
         """Send; where the connection breaks, the server's answer may be there all the same."""
@@ -485,7 +512,8 @@ class HTTP11Exchange:
         self._write_error = failure
 
     async def _next_event(self) -> Any:
-        event = self._take_event()
+        # A connection is reused only with nothing left in h11's buffer, so there is no need to ask.
+        event = self._take_event() if self._answered else h11.NEED_DATA
         while event is h11.NEED_DATA:
             data = await self._wait()
             if data is not None:
@@ -579,9 +607,8 @@ class HTTP11Exchange:
             if self._upload is not None and not self._upload.done.is_set():
                 raise RemoteProtocolError(f"the server answered {status} before the request was sent whole")
             self._response_complete = True
-        elif _has_both_lengths(head):
-            # RFC 9112, 6.3: an attempt at smuggling, or a server that can't be understood.
-            self._may_reuse = False
+        else:
+            self._note_lengths(headers)
         response = Response(status)
         response.headers = headers
         response.stream = self
@@ -592,6 +619,19 @@ class HTTP11Exchange:
             "trailing_headers": self._trailers,
         }
         return response
+
+    def _note_lengths(self, headers: Headers) -> None:
+        chunked = False
+        for name, value in headers:
+            match name.lower():
+                case b"content-length":
+                    self._left = int(value)
+                case b"transfer-encoding":
+                    chunked = True
+        if chunked and self._left is not None:
+            # RFC 9112, 6.3: an attempt at smuggling, or a server that can't be understood.
+            self._left = None
+            self._may_reuse = False
 
     # -- The response's body.
 
@@ -639,6 +679,8 @@ class HTTP11Exchange:
 
     async def _read_chunk(self, checkpoint: bool) -> bytes | None:
         try:
+            if self._direct:
+                return await self._receive_directly(checkpoint)
             event = await self._next_body_event(checkpoint)
         except Exception:
             # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
@@ -646,25 +688,56 @@ class HTTP11Exchange:
             self._may_reuse = False
             self._finish()
             raise
+        if isinstance(event, h11.EndOfMessage):
+            self._end_response(event.headers.raw_items())
+            return None
         if isinstance(event, h11.Data):
+            if self._left is not None:
+                self._left -= len(event.data)
             return bytes(event.data)
-        self._end_response(event)
-        return None
+        assert isinstance(event, bytes)
+        return event
 
     async def _next_body_event(self, checkpoint: bool) -> Any:
         if self._pending is None:
             self._pending = self._take_event()
         if self._pending is h11.NEED_DATA:
             self._pending = None
-            return await self._next_event()
+            if self._left is None:
+                return await self._next_event()
+            self._direct = True
+            return await self._receive_directly(checkpoint)
         if checkpoint:
             await trio.lowlevel.checkpoint()
         event, self._pending = self._pending, None
         return event
 
-    def _end_response(self, end: h11.EndOfMessage) -> None:
+    async def _receive_directly(self, checkpoint: bool) -> bytes | None:
+        if self._left == 0:
+            if checkpoint:
+                await trio.lowlevel.checkpoint()
+            self._end_response([])
+            return None
+        data = None
+        while data is None:
+            data = await self._wait()
+        return self._take_directly(data)
+
+    def _take_directly(self, data: bytes) -> bytes:
+        assert self._left is not None
+        if not data:
+            raise RemoteProtocolError(
+                f"the server closed the connection {self._left} bytes before the end of the body"
+            )
+        if len(data) > self._left:
+            self._may_reuse = False
+            data = data[: self._left]
+        self._left -= len(data)
+        return data
+
+    def _end_response(self, trailers: Headers) -> None:
         self._response_complete = True
-        self._trailers.extend(end.headers.raw_items())
+        self._trailers.extend(trailers)
         if self._upload is None:
             self._finish()
 
@@ -699,6 +772,12 @@ class HTTP11Exchange:
     async def _skip_rest(self) -> None:
         """Read the rest of the body if it has arrived, and is little."""
         try:
+            if self._direct:
+                if self._left:
+                    self._take_directly(await self._connection.receive_available())
+                if self._left == 0:
+                    self._end_response([])
+                return
             event = self._take_event() if self._pending is None else self._pending
             if event is h11.NEED_DATA:
                 self._feed(await self._connection.receive_available())
@@ -708,7 +787,7 @@ class HTTP11Exchange:
         except (WouldBlock, ReadError, RemoteProtocolError):
             return
         if isinstance(event, h11.EndOfMessage):
-            self._end_response(event)
+            self._end_response(event.headers.raw_items())
 
     async def _abandon(self) -> None:
         self._closed = True
@@ -733,7 +812,8 @@ class HTTP11Exchange:
         return (
             self._may_reuse
             and self._h11.our_state is h11.DONE
-            and self._h11.their_state is h11.DONE
+            and (self._h11.their_state is h11.DONE or self._left == 0)
+            and self._response_complete
             and not self._h11.trailing_data[0]
         )
 
@@ -765,8 +845,3 @@ def _describe(
     head: h11.Response | h11.InformationalResponse,
 ) -> tuple[bytes, int, bytes, Headers]:
     return b"HTTP/" + head.http_version, head.status_code, head.reason, head.headers.raw_items()
-
-
-def _has_both_lengths(head: h11.Response | h11.InformationalResponse) -> bool:
-    names = [name for name, _ in head.headers]
-    return b"transfer-encoding" in names and b"content-length" in names

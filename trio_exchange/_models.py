@@ -11,6 +11,7 @@ connection is looked for, so that nothing is sent of a request that can't be sen
 from __future__ import annotations
 
 import base64
+import functools
 import ipaddress
 import re
 import ssl
@@ -23,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import idna
 import trio
@@ -53,12 +54,17 @@ _USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"D
 _URL = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?", re.DOTALL)
 _AUTHORITY = re.compile(rb"(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?", re.DOTALL)
 _NOT_IN_URL = re.compile(rb"[\x00-\x20\x7f]")
+_BRACKETED = re.compile(rb"\[(.*)\]", re.DOTALL)
+# RFC 3986, 3.2.2, without percent-encoding, which resolvers and certificates don't know.
+_NAME = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=-]*")
 
 # RFC 9110, 5.6.2 and 5.5.
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)?")
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
-_DECIMAL = re.compile(rb"[0-9]+")
+# Visible ASCII without the number sign: a fragment is never sent.
+_TARGET = re.compile(rb"[\x21\x22\x24-\x7e]+")
+# As many digits as the parser takes.
+_CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
 def _to_bytes(name: str, value: bytes | str) -> bytes:
@@ -68,9 +74,11 @@ def _to_bytes(name: str, value: bytes | str) -> bytes:
     if isinstance(value, str):
         try:
             return value.encode("ascii")
-        except UnicodeEncodeError:
+        except UnicodeEncodeError as exc:
+            # The value may be a secret.
             raise TypeError(
-                f"{name} given as str must be ASCII, not {value!r}; encode it to bytes first"
+                f"{name} given as str must be ASCII, which the character at {exc.start} is not; "
+                "encode it to bytes first"
             ) from None
     raise TypeError(f"{name} must be bytes or str, but got {type(value).__name__}")
 
@@ -85,11 +93,14 @@ def _to_headers(value: HeaderTypes | None) -> Headers:
 
 
 def _to_header(pair: Any) -> tuple[bytes, bytes]:
-    try:
-        name, value = pair
-    except (TypeError, ValueError):
-        raise TypeError(f"each header must be a pair of name and value, not {pair!r}") from None
+    name, value = _to_pair("each header must be a pair of name and value", pair)
     return _to_bytes("header names", name), _to_bytes("header values", value)
+
+
+def _to_pair(message: str, pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(message)
+    return pair[0], pair[1]
 
 
 class ByteStream:
@@ -180,7 +191,7 @@ class Origin:
         return hash((self.scheme, self.host, self.port))
 
     def __str__(self) -> str:
-        return f"{self.scheme.decode()}://{bracketed(self.host).decode('latin-1')}:{self.port}"
+        return f"{self.scheme.decode('latin-1')}://{bracketed(self.host).decode('latin-1')}:{self.port}"
 
     def __repr__(self) -> str:
         return f"Origin(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r})"
@@ -244,7 +255,7 @@ class URL:
             self.scheme = _to_bytes("scheme", scheme).lower()
             self.host = _to_host(host)
             self.port = _to_port(port)
-            self.target = _to_bytes("target", target)
+            self.target = _to_bytes("target", target) or b"/"
 
     @property
     def origin(self) -> Origin:
@@ -252,10 +263,14 @@ class URL:
         return Origin(self.scheme, self.host, self.port or DEFAULT_PORTS.get(self.scheme, 0))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, URL) and bytes(self) == bytes(other)
+        return isinstance(other, URL) and self._parts == other._parts
 
     def __hash__(self) -> int:
-        return hash(bytes(self))
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[bytes, bytes, int | None, bytes]:
+        return self.scheme, self.host, self.port, self.target
 
     def __bytes__(self) -> bytes:
         port = b"" if self.port is None else b":%d" % self.port
@@ -274,19 +289,24 @@ class _ParsedURL(NamedTuple):
 
 
 def _parse_url(url: bytes | str) -> _ParsedURL:
-    text = _url_to_bytes(url)
-    match = _URL.match(text)
+    return _parse_url_bytes(_url_to_bytes(url))
+
+
+@functools.lru_cache(maxsize=512)
+def _parse_url_bytes(url: bytes) -> _ParsedURL:
+    match = _URL.match(url)
     assert match is not None, "every part of the pattern is optional"
     scheme, authority, path, query = match.groups()
     for name, part in (("scheme", scheme), ("host", authority)):
         if part is not None and _NOT_IN_URL.search(part):
-            raise LocalProtocolError(f"the URL's {name} has white space or control characters: {part!r}")
+            raise LocalProtocolError(f"the URL's {name} has white space or control characters")
     target = (path or b"/") + (query or b"")
     if authority is None:
         return _ParsedURL(None, (scheme or b"").lower(), b"", None, target)
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise ValueError(f"the URL's authority must be HOST or HOST:PORT, not {authority!r}")
+        without_userinfo = authority.rpartition(b"@")[2]
+        raise ValueError(f"the URL's authority must be HOST or HOST:PORT, not {without_userinfo!r}")
     userinfo, host, port = parts.groups()
     return _ParsedURL(
         userinfo,
@@ -323,12 +343,17 @@ def _to_host(host: bytes | str) -> bytes:
     raw = _to_bytes("host", host)
     if _NOT_IN_URL.search(raw):
         raise LocalProtocolError(f"the host has white space or control characters: {raw!r}")
-    if raw.startswith(b"["):
-        raw = raw.removeprefix(b"[").removesuffix(b"]").replace(b"%25", b"%")
-        try:
-            ipaddress.IPv6Address(raw.decode("ascii"))
-        except ValueError:
-            raise ValueError(f"what stands in brackets must be an IPv6 address, not {raw!r}") from None
+    in_brackets = _BRACKETED.fullmatch(raw)
+    if in_brackets is None and b":" not in raw:
+        if not _NAME.fullmatch(raw):
+            raise ValueError(f"the host must be a name or an address, not {raw!r}")
+        return raw.lower()
+    if in_brackets is not None:
+        raw = in_brackets[1].replace(b"%25", b"%", 1)
+    try:
+        ipaddress.IPv6Address(raw.decode("ascii"))
+    except ValueError:
+        raise ValueError(f"a host with brackets or colons must be an IPv6 address, not {raw!r}") from None
     address, percent, zone = raw.partition(b"%")
     return address.lower() + percent + zone
 
@@ -391,23 +416,21 @@ class Request:
         self.extensions: dict[str, Any] = {} if extensions is None else dict(extensions)
         target = self.extensions.get("target")
         if target is not None:
-            self.url = URL(
-                scheme=self.url.scheme,
-                host=self.url.host,
-                port=self.url.port,
-                target=_to_bytes("the target extension", target),
-            )
+            self.url = URL(scheme=self.url.scheme, host=self.url.host, port=self.url.port)
+            self.url.target = _to_bytes("the target extension", target)
 
     def __repr__(self) -> str:
         return f"<Request [{self.method!r}]>"
 
 
-@runtime_checkable
-class Collectable(Protocol):
-    """A body that can be had whole for less than a checkpoint for every piece of it."""
+class CollectableStream:
+    """The base of bodies that can be had whole for less than a checkpoint for every piece of them."""
+
+    __slots__ = ()
 
     async def collect(self) -> bytes:
-        """All that is left of the body."""
+        """Read all that is left of the body, and close it."""
+        raise NotImplementedError
 
 
 def _to_url(url: Any) -> URL:
@@ -483,7 +506,7 @@ class Response:
         """`aread` for a caller that has just waited for the network, and need not yield again."""
         if self._content is None:
             stream = self.aiter_stream()
-            if isinstance(stream, Collectable):
+            if isinstance(stream, CollectableStream):
                 self._content = await stream.collect()
             else:
                 self._content = b"".join([chunk async for chunk in stream])
@@ -561,9 +584,10 @@ class Proxy:
         self.headers: Headers = _to_headers(headers)
         self.ssl_context = ssl_context
         if auth is not None:
+            user, password = _to_pair("auth must be a pair of user name and password", auth)
             self.auth = (
-                _to_bytes("the proxy's user name", auth[0]),
-                _to_bytes("the proxy's password", auth[1]),
+                _to_bytes("the proxy's user name", user),
+                _to_bytes("the proxy's password", password),
             )
             credentials = base64.b64encode(b"%b:%b" % self.auth)
             self.headers.insert(0, (b"Proxy-Authorization", b"Basic " + credentials))
@@ -647,6 +671,7 @@ class Prepared:
                 self._iterator, self._peeked = iterator, chunk
                 return
         self.body = b""
+        self.expects_continue = False
         self.headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
 
 
@@ -681,7 +706,8 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
     if not _TARGET.fullmatch(request.url.target):
         raise LocalProtocolError(
-            f"the target must not be empty nor have white space or control characters: {request.url.target!r}"
+            "the target must be ASCII, not empty, and without fragment, white space or control characters: "
+            f"{request.url.target!r}"
         )
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:
@@ -693,12 +719,17 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
             )
         match name.lower():
             case b"host":
+                _check_single(name, has_host)
                 has_host = True
             case b"content-length":
+                _check_single(name, has_length)
                 has_length = True
                 _check_content_length(value, body)
             case b"transfer-encoding":
+                _check_single(name, has_coding)
                 has_coding = True
+                if value.lower() != b"chunked":
+                    raise LocalProtocolError(f"Transfer-Encoding can only be chunked, not {value!r}")
             case b"expect":
                 expects_continue = value.lower() == b"100-continue"
     if has_length and has_coding:
@@ -713,9 +744,14 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
     return headers, expects_continue and body != b""
 
 
+def _check_single(name: bytes, has_it: bool) -> None:
+    if has_it:
+        raise LocalProtocolError(f"a request can have only one header {name!r}")
+
+
 def _check_content_length(value: bytes, body: bytes | None) -> None:
-    if not _DECIMAL.fullmatch(value):
-        raise LocalProtocolError(f"Content-Length must be a decimal number, not {value!r}")
+    if not _CONTENT_LENGTH.fullmatch(value):
+        raise LocalProtocolError(f"Content-Length must be a number of at most 20 digits, not {value!r}")
     if body is not None and int(value) != len(body):
         raise LocalProtocolError(f"Content-Length is {int(value)}, but the content is {len(body)} bytes long")
 

@@ -24,6 +24,7 @@ have expired, or that the kernel knows to be closed.
 from __future__ import annotations
 
 import contextvars
+import functools
 import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -316,7 +317,6 @@ class ConnectionPool:
             self._scheduler.abandon(turn.ticket)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        turn.task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _is_usable(self, connection: HTTP11Connection) -> bool:
@@ -444,19 +444,15 @@ class ConnectionPool:
 class _Turn:
     """One request's way to a connection, over however many grants it takes."""
 
-    __slots__ = ("begun", "budget", "connect_timeout", "route", "task", "ticket")
+    __slots__ = ("begun", "budget", "connect_timeout", "route", "ticket")
 
     def __init__(self, route: Route, timeouts: Timeouts) -> None:
         self.route = route
         self.connect_timeout = timeouts.connect
         self.budget = Budget(timeouts.pool, PoolTimeout)
-        self.ticket: Ticket[HTTP11Connection] = Ticket(route, self._wake)
-        self.task: trio.lowlevel.Task | None = None
+        wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+        self.ticket: Ticket[HTTP11Connection] = Ticket(route, wake)
         self.begun = False
-
-    def _wake(self) -> None:
-        assert self.task is not None
-        trio.lowlevel.reschedule(self.task)
 
 
 class _Supervisor:

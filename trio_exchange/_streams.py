@@ -77,6 +77,7 @@ class Transport(trio.abc.HalfCloseableStream):
         self.defer_errors = False
         self.send_error: trio.BrokenResourceError | None = None
         self.bytes_sent = 0
+        self._more_likely = False
         self._socket: socket.socket | None = None
         self._trio_socket: Any = None
         if isinstance(stream, trio.SocketStream):
@@ -84,12 +85,13 @@ class Transport(trio.abc.HalfCloseableStream):
             self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
             self._socket.setblocking(False)
 
-    def _open_socket(self, sock: socket.socket) -> socket.socket:
-        """Check that `sock` still is what it was made for."""
-        if sock.fileno() < 0 or self._trio_socket.fileno() < 0:
+    def _open_socket(self) -> socket.socket:
+        """The second socket object, if its file descriptor still is what it was made for."""
+        assert self._socket is not None
+        if self._trio_socket.fileno() < 0:
             self._forget_socket()
             raise trio.ClosedResourceError("the connection was closed")
-        return sock
+        return self._socket
 
     def _forget_socket(self) -> None:
         if self._socket is not None:
@@ -107,9 +109,8 @@ class Transport(trio.abc.HalfCloseableStream):
         """
         if self._socket is None:
             return 0
-        sock = self._open_socket(self._socket)
         try:
-            sent = sock.send(data)
+            sent = self._open_socket().send(data)
         except BlockingIOError:
             return 0
         except OSError as exc:
@@ -147,31 +148,37 @@ class Transport(trio.abc.HalfCloseableStream):
             if self.probing:
                 raise WouldBlock
             return bytes(await self.stream.receive_some(max_bytes))
-        if not self.probing:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        waited = False
-        while True:
-            sock = self._open_socket(self._socket)
-            try:
-                data = sock.recv(max_bytes or RECEIVE_SIZE)
-            except BlockingIOError:
-                if self.probing:
-                    raise WouldBlock from None
-            except OSError as exc:
-                raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
-            else:
-                if not waited and not self.probing:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
-            await trio.lowlevel.wait_readable(sock)
-            waited = True
+        await trio.lowlevel.checkpoint_if_cancelled()
+        size = max_bytes or RECEIVE_SIZE
+        data = self._receive_nowait(size) if self._more_likely or self.probing else None
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        while data is None:
+            if self.probing:
+                raise WouldBlock
+            await trio.lowlevel.wait_readable(self._open_socket())
+            data = self._receive_nowait(size)
+        return data
+
+    def _receive_nowait(self, size: int) -> bytes | None:
+        """Receive what is there, `b""` at the end of the stream, None if nothing is there."""
+        try:
+            data = self._open_socket().recv(size)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+        # After less than was asked for there is most likely nothing left, and trying is not for free.
+        self._more_likely = len(data) == size
+        return data
 
     def peek(self) -> Readiness:
         """What the kernel knows of the connection; a stream that is no socket is always quiet."""
         if self._socket is None:
             return Readiness.QUIET
         try:
-            data = self._open_socket(self._socket).recv(1, socket.MSG_PEEK)
+            data = self._open_socket().recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return Readiness.QUIET
         except (OSError, trio.ClosedResourceError):
