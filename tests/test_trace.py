@@ -331,9 +331,7 @@ async def test_a_read_timeout_is_shown_as_failed(nursery: trio.Nursery, autojump
 # -- The log.
 
 
-async def test_the_log_shows_the_same_events(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_log_shows_the_same_events(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange")
     events = Events()
     async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:

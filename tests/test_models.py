@@ -1,0 +1,1143 @@
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints
+
+from trio_exchange import (
+    URL,
+    ConnectionPool,
+    LocalProtocolError,
+    Origin,
+    Proxy,
+    Request,
+    Response,
+)
+from trio_exchange._models import ByteStream, CollectableStream, Prepared
+from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
+
+from .peers import respond
+
+
+class MyBytes(bytes):
+    pass
+
+
+class AsyncChunks:
+    """Chunks that can be iterated once more each time; `closed` counts `aclose`."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+        self.closed = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            await trio.lowlevel.checkpoint()
+            yield chunk
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        await trio.lowlevel.checkpoint()
+
+
+async def collect(chunks: Any) -> list[bytes]:
+    return [chunk async for chunk in chunks]
+
+
+# -- URL.
+
+
+@pytest.mark.parametrize(
+    ("whole", "scheme", "host", "port", "target"),
+    [
+        ("http://example.com", b"http", b"example.com", None, b"/"),
+        ("https://example.com/", b"https", b"example.com", None, b"/"),
+        ("HTTP://EXAMPLE.com/Path", b"http", b"example.com", None, b"/Path"),
+        ("http://example.com:8080/a/b?c=d&e", b"http", b"example.com", 8080, b"/a/b?c=d&e"),
+        ("http://example.com:080/", b"http", b"example.com", 80, b"/"),
+        ("http://example.com:65535", b"http", b"example.com", 65535, b"/"),
+        ("http://example.com:", b"http", b"example.com", None, b"/"),
+        ("http://example.com?q", b"http", b"example.com", None, b"/?q"),
+        ("http://example.com/?", b"http", b"example.com", None, b"/?"),
+        ("http://example.com/a?b?c", b"http", b"example.com", None, b"/a?b?c"),
+        ("http://example.com/@:x/?@", b"http", b"example.com", None, b"/@:x/?@"),
+        ("http://example.com?@b", b"http", b"example.com", None, b"/?@b"),
+        ("http://example.com/%20%zz", b"http", b"example.com", None, b"/%20%zz"),
+        ("http://example.com//a//", b"http", b"example.com", None, b"//a//"),
+        ("http://example.com/a/../b", b"http", b"example.com", None, b"/a/../b"),
+        ("http://example.com/http://other/", b"http", b"example.com", None, b"/http://other/"),
+        ("http://my_host.internal./", b"http", b"my_host.internal.", None, b"/"),
+        ("http://127.0.0.1:1/", b"http", b"127.0.0.1", 1, b"/"),
+        ("http://[::1]", b"http", b"::1", None, b"/"),
+        ("http://[2001:DB8::A]:8080/x", b"http", b"2001:db8::a", 8080, b"/x"),
+        ("http://[fe80::1%25Eth0]/", b"http", b"fe80::1%Eth0", None, b"/"),
+        ("http://[fe80::1%Eth0]/", b"http", b"fe80::1%Eth0", None, b"/"),
+        ("http://[fe80::1%2525]/", b"http", b"fe80::1%25", None, b"/"),
+        ("wss://example.com/chat", b"wss", b"example.com", None, b"/chat"),
+        ("http:///path", b"http", b"", None, b"/path"),
+        ("http:path", b"http", b"", None, b"path"),
+        ("//example.com/x", b"", b"example.com", None, b"/x"),
+        ("/path?q", b"", b"", None, b"/path?q"),
+        ("?q", b"", b"", None, b"/?q"),
+        ("localhost:80/x", b"localhost", b"", None, b"80/x"),
+        ("", b"", b"", None, b"/"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_a_url_taken_apart(
+    kind: Callable[[str], Any], whole: str, scheme: bytes, host: bytes, port: int | None, target: bytes
+) -> None:
+    url = URL(kind(whole))
+    assert (url.scheme, url.host, url.port, url.target) == (scheme, host, port, target)
+    assert url == URL(scheme=scheme, host=host, port=port, target=target)
+
+
+@pytest.mark.parametrize(
+    "whole", ["http://h#f", "http://h/#f", "http://h/#f?q", "http://h#f/?#@x:y", "http://h/#\u00e4"[:-1]]
+)
+def test_a_fragment_is_dropped(whole: str) -> None:
+    assert URL(whole) == URL("http://h/")
+
+
+def test_a_fragment_after_a_query_is_dropped() -> None:
+    assert URL("http://h/p?q#f?g#h").target == b"/p?q"
+
+
+def test_a_url_in_parts_as_text() -> None:
+    url = URL(scheme="HTTP", host="[2001:DB8::A]", port=1, target="/X")
+    assert (url.scheme, url.host, url.port, url.target) == (b"http", b"2001:db8::a", 1, b"/X")
+
+
+def test_an_empty_target_is_the_root() -> None:
+    assert URL(scheme="http", host="h").target == b"/"
+    assert URL(scheme="http", host="h", target="").target == b"/"
+
+
+@pytest.mark.parametrize(
+    ("host", "encoded"),
+    [
+        ("b\u00fccher.example", b"xn--bcher-kva.example"),
+        ("B\u00dcCHER.example", b"xn--bcher-kva.example"),
+        ("\u65e5\u672c\u8a9e.jp", b"xn--wgv71a119e.jp"),
+        ("example\u3002com", b"example.com"),
+        ("\uff45xample.com", b"example.com"),
+        ("stra\u00dfe.de", b"xn--strae-oqa.de"),
+    ],
+)
+def test_a_host_that_is_not_ascii_is_encoded_by_idna(host: str, encoded: bytes) -> None:
+    assert URL(f"http://{host}").host == encoded
+    assert URL(f"http://{host}:81/p?q#f") == URL(scheme="http", host=encoded, port=81, target="/p?q")
+    assert URL(scheme="http", host=host).host == encoded
+
+
+@pytest.mark.parametrize(
+    "host", ["\u2100.com", "a..\u00fc", "\u00fc" * 300, "\u00fc b", "-\u00fc-", "\u00fc\u202e"]
+)
+def test_a_host_that_idna_refuses(host: str) -> None:
+    with pytest.raises(ValueError, match="is not a host name"):
+        URL(f"http://{host}/")
+    with pytest.raises(ValueError, match="is not a host name"):
+        URL(scheme="http", host=host)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "http://h/\u00e4",
+        "http://h?\u00e4",
+        "http://h:\uff18\uff10/",
+        "\u00e4://h/",
+        "http://h/?a=://\u00e4",
+        "\u00e4",
+    ],
+)
+def test_only_the_host_may_be_other_than_ascii(whole: str) -> None:
+    with pytest.raises(TypeError, match="url given as str must be ASCII"):
+        URL(whole)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a%2eb",
+        "good.example%2eevil.example",
+        "a\\b",
+        'a"b',
+        "<a>",
+        "a^b",
+        "a|b",
+        "`",
+        "{a}",
+        b"\xfc",
+        b"b\xc3\xbccher",
+    ],
+)
+def test_a_host_that_is_neither_name_nor_address(host: str | bytes) -> None:
+    raw = host.encode() if isinstance(host, str) else host
+    with pytest.raises(ValueError, match="host must be a name or an address"):
+        URL(b"http://" + raw + b"/")
+    with pytest.raises(ValueError, match="host must be a name or an address"):
+        URL(scheme="http", host=host)
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?b", "a#b", "a@b", "user:pw@h"])
+def test_a_host_in_parts_can_not_smuggle_in_other_parts(host: str) -> None:
+    with pytest.raises(ValueError, match="host"):
+        URL(scheme="http", host=host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["[]", "[::1", "::1]", "[:::1]", "[127.0.0.1]", "[example.com]", "h:80", "[::1%]", "[v1.a]", "1:2"],
+)
+def test_brackets_and_colons_mark_ipv6_addresses(host: str) -> None:
+    with pytest.raises(ValueError, match="IPv6 address"):
+        URL(scheme="http", host=host)
+
+
+@pytest.mark.parametrize(
+    "authority",
+    ["::1", "[::1", "::1]", "[::1]x", "[::1]:x", "a:b:c", "h:x", "h:-1", "h:+1", "h:1e3", "[[::1]]"],
+)
+def test_an_authority_that_can_not_be_parsed(authority: str) -> None:
+    with pytest.raises(ValueError, match="must be HOST or HOST:PORT"):
+        URL(f"http://{authority}/")
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 2**64])
+def test_a_port_out_of_range(port: int) -> None:
+    with pytest.raises(ValueError, match="port must be between 1 and 65535"):
+        URL(scheme="http", host="h", port=port)
+
+
+@pytest.mark.parametrize("port", ["0", "00", "65536", "9" * 100])
+def test_a_port_out_of_range_in_a_whole_url(port: str) -> None:
+    with pytest.raises(ValueError, match="port must be between 1 and 65535"):
+        URL(f"http://h:{port}/")
+
+
+def test_a_port_too_long_for_a_number() -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is Python's own
+        URL("http://h:" + "9" * 10_000)
+
+
+@pytest.mark.parametrize("port", ["80", 80.0, True, b"80"])
+def test_a_port_that_is_no_number(port: Any) -> None:
+    with pytest.raises(TypeError, match="port must be an int or None"):
+        URL(scheme="http", host="h", port=port)
+
+
+@pytest.mark.parametrize(
+    "whole", ["http://user:password@h/", "http://user@h", "http://@h", "http://:@h:80?x", "http://a:b@c@h/"]
+)
+def test_userinfo_is_refused(whole: str) -> None:
+    with pytest.raises(ValueError, match="userinfo") as info:
+        URL(whole)
+    assert "Authorization header" in str(info.value)
+    assert "password@" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    ["http://u:hunter2@h:x/", "http://u:hunter2@[h]/", "http://u: hunter2@h/", "http://u:hunter2\u00e4@h/"],
+)
+@pytest.mark.parametrize("make", [URL, Proxy])
+def test_no_error_shows_a_password(make: Callable[[str], object], whole: str) -> None:
+    with pytest.raises((ValueError, TypeError, LocalProtocolError)) as info:
+        make(whole)
+    assert "hunter2" not in str(info.value)
+
+
+@pytest.mark.parametrize("bad", [" ", "\t", "\n", "\r", "\0", "\x7f", "\x1f"])
+def test_white_space_and_controls_in_a_host(bad: str) -> None:
+    for whole in (f"http://a{bad}b/", f"http://h:8{bad}0/", f"http://{bad}/", f"http://[::1]{bad}/"):
+        with pytest.raises(LocalProtocolError, match="the URL's host has white space"):
+            URL(whole)
+    with pytest.raises(LocalProtocolError, match="host has white space"):
+        URL(scheme="http", host=f"a{bad}b")
+
+
+@pytest.mark.parametrize("value", [1, 1.5, object(), ("http", "h"), bytearray(b"http://h")])
+def test_a_url_of_the_wrong_type(value: Any) -> None:
+    with pytest.raises(TypeError, match="url"):
+        URL(value)
+    with pytest.raises(TypeError, match="url must be a URL, bytes or str"):
+        Request("GET", value)
+
+
+@pytest.mark.parametrize("part", ["scheme", "host", "target"])
+@pytest.mark.parametrize("value", [1, None, bytearray(b"x")])
+def test_a_part_of_the_wrong_type(part: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{part} must be bytes or str"):
+        URL(**{part: value})
+
+
+def test_bytes_of_a_subclass_and_str_of_a_subclass_pass() -> None:
+    class MyStr(str):
+        pass
+
+    assert URL(MyBytes(b"http://h/p")) == URL(MyStr("http://h/p")) == URL("http://h/p")
+
+
+@pytest.mark.parametrize(
+    "whole",
+    ["http://h/", "http://h:80/p?q", "https://[::1]/", "wss://[2001:db8::1]:81/x?y=z", "http://h/@?:"],
+)
+def test_a_url_as_bytes_is_the_url_again(whole: str) -> None:
+    assert bytes(URL(whole)) == whole.encode()
+    assert URL(bytes(URL(whole))) == URL(whole)
+
+
+def test_a_zone_is_not_in_the_url_that_is_sent() -> None:
+    assert bytes(URL("http://[fe80::1%25eth0]:80/")) == b"http://[fe80::1]:80/"
+
+
+def test_the_repr_of_a_url() -> None:
+    assert repr(URL("https://Example.com:1/p?q")) == (
+        "URL(scheme=b'https', host=b'example.com', port=1, target=b'/p?q')"
+    )
+    assert repr(URL("https://h")) == "URL(scheme=b'https', host=b'h', port=None, target=b'/')"
+
+
+def test_equal_urls() -> None:
+    assert URL("HTTP://H/") == URL("http://h")
+    assert len({URL("HTTP://H/"), URL("http://h"), URL("http://h/#f")}) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        URL("https://h/"),
+        URL("http://g/"),
+        URL("http://h:80/"),
+        URL("http://h/?"),
+        b"http://h/",
+        "http://h/",
+        None,
+    ],
+)
+def test_unequal_urls(other: object) -> None:
+    assert URL("http://h/") != other
+
+
+def test_urls_that_differ_only_in_what_is_not_sent_are_different() -> None:
+    assert URL("http://[fe80::1%25a]/") != URL("http://[fe80::1%25b]/")
+    assert URL(scheme="http", host="h", target="1") != URL(scheme="http", host="h1", target="/")
+    assert URL(scheme="http", host="h", target="1/") != URL(scheme="http", host="h1", target="/")
+
+
+# -- Origin.
+
+
+@pytest.mark.parametrize(
+    ("whole", "origin", "text"),
+    [
+        ("http://h", Origin(b"http", b"h", 80), "http://h:80"),
+        ("https://h/x", Origin(b"https", b"h", 443), "https://h:443"),
+        ("ws://h", Origin(b"ws", b"h", 80), "ws://h:80"),
+        ("wss://h", Origin(b"wss", b"h", 443), "wss://h:443"),
+        ("http://h:443", Origin(b"http", b"h", 443), "http://h:443"),
+        ("http://[::1]:8", Origin(b"http", b"::1", 8), "http://[::1]:8"),
+        ("ftp://h", Origin(b"ftp", b"h", 0), "ftp://h:0"),
+    ],
+)
+def test_an_origin(whole: str, origin: Origin, text: str) -> None:
+    assert URL(whole).origin == origin
+    assert hash(URL(whole).origin) == hash(origin)
+    assert str(origin) == text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Origin(b"https", b"h", 80), Origin(b"http", b"g", 80), Origin(b"http", b"h", 81), "http://h:80", None],
+)
+def test_unequal_origins(other: object) -> None:
+    assert Origin(b"http", b"h", 80) != other
+
+
+def test_the_repr_of_an_origin() -> None:
+    assert repr(Origin(b"http", b"h", 80)) == "Origin(scheme=b'http', host=b'h', port=80)"
+
+
+def test_an_origin_of_whatever_bytes_can_be_shown() -> None:
+    assert str(URL(scheme=b"\xff", host="h").origin) == "\xff://h:0"
+
+
+# -- Request.
+
+
+def test_a_request() -> None:
+    request = Request("GET", "http://example.com/p?q", headers={"A": "b"}, extensions={"timeout": None})
+    assert request.method == b"GET"
+    assert request.url == URL("http://example.com/p?q")
+    assert request.headers == [(b"A", b"b")]
+    assert request.extensions == {"timeout": None}
+    assert repr(request) == "<Request [b'GET']>"
+    assert repr(request.stream) == "<ByteStream [0 bytes]>"
+
+
+def test_bytes_pass_as_they_are() -> None:
+    url = URL("http://h")
+    request = Request(b"M\xff", url, headers=[(b"\xfe", b"\xfd")])
+    assert request.method == b"M\xff"
+    assert request.url is url
+    assert request.headers == [(b"\xfe", b"\xfd")]
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("method", {"method": "G\u00cbT"}),
+        ("header names", {"headers": {"\u00e4": "b"}}),
+        ("header values", {"headers": [("a", "\u00e4")]}),
+        ("target", {"extensions": {"target": "/\u00e4"}}),
+    ],
+)
+def test_text_must_be_ascii(field: str, arguments: dict[str, Any]) -> None:
+    arguments = {"method": "GET", "url": "http://h/", **arguments}
+    with pytest.raises(TypeError, match=f"{field}.* given as str must be ASCII"):
+        Request(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("method", {"method": 1}),
+        ("method", {"method": None}),
+        ("method", {"method": bytearray(b"GET")}),
+        ("url", {"url": None}),
+        ("headers", {"headers": 1}),
+        ("headers", {"headers": "a: b"}),
+        ("headers", {"headers": b"a: b"}),
+        ("headers", {"headers": bytearray(b"a: b")}),
+        ("header", {"headers": ["ab"]}),
+        ("header", {"headers": [b"ab"]}),
+        ("header", {"headers": [("a",)]}),
+        ("header", {"headers": [("a", "b", "c")]}),
+        ("header", {"headers": [5]}),
+        ("header names", {"headers": {1: "b"}}),
+        ("header values", {"headers": {"a": 1}}),
+        ("header values", {"headers": {"a": ["b"]}}),
+        ("header values", {"headers": [("a", None)]}),
+        ("content", {"content": "text"}),
+        ("content", {"content": 1}),
+        ("content", {"content": {"a": "b"}}),
+        ("content", {"content": object()}),
+        ("target", {"extensions": {"target": 5}}),
+        ("dictionary", {"extensions": [1]}),
+    ],
+)
+def test_arguments_of_the_wrong_type(field: str, arguments: dict[str, Any]) -> None:
+    arguments = {"method": "GET", "url": "http://h/", **arguments}
+    with pytest.raises(TypeError, match=field):
+        Request(**arguments)
+
+
+PAIRS = [(b"B", b"1"), (b"a", b"2"), (b"b", b"3"), (b"B", b"1")]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_headers_keep_order_case_and_repetitions(kind: Callable[[Any], Any]) -> None:
+    assert Request("GET", "http://h", headers=kind(PAIRS)).headers == PAIRS
+
+
+def test_pairs_may_be_lists() -> None:
+    pairs: Any = [["A", b"b"]]
+    assert Request("GET", "http://h", headers=pairs).headers == [(b"A", b"b")]
+
+
+@pytest.mark.parametrize("kind", [dict, MappingProxyType])
+def test_headers_of_a_mapping_keep_its_order(kind: Callable[[Any], Any]) -> None:
+    headers = kind({"Zed": b"1", b"Alpha": "2"})
+    assert Request("GET", "http://h", headers=headers).headers == [(b"Zed", b"1"), (b"Alpha", b"2")]
+
+
+def test_what_the_caller_gave_is_copied() -> None:
+    headers = [(b"a", b"b")]
+    extensions = {"a": 1}
+    request = Request("GET", "http://h", headers=headers, extensions=extensions)
+    headers.clear()
+    extensions.clear()
+    assert request.headers == [(b"a", b"b")]
+    assert request.extensions == {"a": 1}
+
+
+@pytest.mark.parametrize("target", ["*", b"http://other/x", "host:443", ""])
+def test_the_target_extension_replaces_the_target(target: str | bytes) -> None:
+    url = URL("http://[fe80::1%25a]:1/p")
+    request = Request("GET", url, extensions={"target": target})
+    assert request.url.target == (target.encode() if isinstance(target, str) else target)
+    assert (request.url.scheme, request.url.host, request.url.port) == (b"http", b"fe80::1%a", 1)
+    assert url.target == b"/p"
+
+
+# -- Content.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"body", bytearray(b"body"), memoryview(b"body"), memoryview(b"b_o_d_y")[::2], MyBytes(b"body")],
+)
+async def test_content_that_is_there_as_a_whole(content: Any) -> None:
+    stream = Request("POST", "http://h", content=content).stream
+    assert repr(stream) == "<ByteStream [4 bytes]>"
+    assert await collect(stream) == [b"body"]
+    assert await collect(stream) == [b"body"]
+
+
+async def test_content_that_is_there_as_a_whole_is_copied() -> None:
+    content: Any = bytearray(b"body")
+    stream = Request("POST", "http://h", content=content).stream
+    content[:] = b"else"
+    assert await collect(stream) == [b"body"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, set])
+async def test_content_from_an_ordinary_iterable(kind: Callable[[Any], Any]) -> None:
+    stream = Request("POST", "http://h", content=kind([b"chunk"])).stream
+    with assert_checkpoints():
+        assert await collect(stream) == [b"chunk"]
+
+
+async def test_each_step_of_an_ordinary_iterator_is_a_checkpoint() -> None:
+    iterator = aiter(Request("POST", "http://h", content=[b"a", b"b"]).stream)
+    assert aiter(iterator) is iterator
+    for expected in (b"a", b"b"):
+        with assert_checkpoints():
+            assert await anext(iterator) == expected
+    with assert_checkpoints(), pytest.raises(StopAsyncIteration):
+        await anext(iterator)
+
+
+async def test_an_asynchronous_iterable_is_taken_as_it_is() -> None:
+    content = AsyncChunks(b"a", b"b")
+    assert Request("POST", "http://h", content=content).stream is content
+
+
+# -- Response.
+
+
+async def test_a_response() -> None:
+    response = Response(200, headers={"A": "b"}, content=b"body", extensions={"http_version": b"HTTP/1.1"})
+    assert response.status == 200
+    assert response.headers == [(b"A", b"b")]
+    assert response.extensions == {"http_version": b"HTTP/1.1"}
+    assert repr(response) == "<Response [200]>"
+    with pytest.raises(RuntimeError, match="aread"):
+        _ = response.content
+    assert await response.aread() == b"body"
+    assert response.content == b"body"
+
+
+def test_a_response_without_anything() -> None:
+    response = Response(204)
+    assert response.headers == []
+    assert response.extensions == {}
+    assert repr(response.stream) == "<ByteStream [0 bytes]>"
+
+
+@pytest.mark.parametrize("status", ["200", b"200", None, 200.0])
+def test_a_status_of_the_wrong_type(status: Any) -> None:
+    with pytest.raises(TypeError, match="status must be an int"):
+        Response(status)
+
+
+@pytest.mark.parametrize("content", [[b"a", b"", b"b"], AsyncChunks(b"a", b"", b"b"), b"ab", iter([b"ab"])])
+async def test_reading_is_the_same_twice(content: Any) -> None:
+    response = Response(200, content=content)
+    with assert_checkpoints():
+        assert await response.aread() == b"ab"
+    with assert_checkpoints():
+        assert await response.aread() == b"ab"
+    assert response.content == b"ab"
+
+
+class Collected(CollectableStream):
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise AssertionError("it is collected instead")
+
+    async def collect(self) -> bytes:
+        return b"collected"
+
+
+async def test_a_stream_that_can_be_collected_is() -> None:
+    response = Response(200, content=Collected())
+    with trio.testing.assert_no_checkpoints():
+        assert await response.read_without_checkpoint() == b"collected"
+    assert response.content == b"collected"
+    with pytest.raises(RuntimeError, match="only once"):
+        response.aiter_stream()
+
+
+async def test_the_stream_is_iterated_only_once() -> None:
+    response = Response(200, content=[b"a", b"b"])
+    assert await collect(response.aiter_stream()) == [b"a", b"b"]
+    with pytest.raises(RuntimeError, match="only once"):
+        response.aiter_stream()
+    with pytest.raises(RuntimeError, match="only once"):
+        await response.aread()
+    with pytest.raises(RuntimeError, match="was not read"):
+        _ = response.content
+
+
+async def test_a_response_that_was_read_can_not_be_iterated() -> None:
+    response = Response(200, content=b"a")
+    await response.aread()
+    with pytest.raises(RuntimeError, match="only once"):
+        response.aiter_stream()
+
+
+class Endless:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep(1)
+        return b"more"
+
+
+async def test_reading_that_is_cancelled_before_it_began_can_be_done_again(autojump_clock: MockClock) -> None:
+    response = Response(200, content=b"body")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await response.aread()
+    assert await response.aread() == b"body"
+
+
+async def test_reading_that_was_cancelled_under_way_can_not_be_taken_up_again(
+    autojump_clock: MockClock,
+) -> None:
+    response = Response(200, content=Endless())
+    with trio.move_on_after(5):
+        await response.aread()
+    with pytest.raises(RuntimeError, match="only once"):
+        await response.aread()
+    with pytest.raises(RuntimeError, match="not read"):
+        _ = response.content
+
+
+async def test_closing_closes_the_stream() -> None:
+    content = AsyncChunks(b"a")
+    response = Response(200, content=content)
+    with assert_checkpoints():
+        await response.aclose()
+    assert content.closed == 1
+
+
+async def test_closing_a_stream_that_can_not_be_closed() -> None:
+    response = Response(200, content=b"a")
+    for _ in range(2):
+        with assert_checkpoints():
+            await response.aclose()
+
+
+# -- Proxy.
+
+
+def test_a_proxy() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    proxy = Proxy("http://proxy:8080/", headers={"X": "y"}, ssl_context=context)
+    assert proxy.url == URL("http://proxy:8080/")
+    assert proxy.auth is None
+    assert proxy.headers == [(b"X", b"y")]
+    assert proxy.ssl_context is context
+    assert repr(proxy) == "Proxy('http://proxy:8080')"
+
+
+@pytest.mark.parametrize("url", [URL("https://proxy"), "https://proxy", b"https://proxy"])
+def test_a_proxys_url(url: Any) -> None:
+    assert Proxy(url).url == URL("https://proxy")
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "auth"),
+    [
+        ("user:pass", (b"user", b"pass")),
+        ("user", (b"user", b"")),
+        ("user:", (b"user", b"")),
+        (":pass", (b"", b"pass")),
+        ("us%40er:p%3Ass%2f", (b"us@er", b"p:ss/")),
+        ("u:p:q", (b"u", b"p:q")),
+        ("u%zz:%C3%A4", (b"u%zz", b"\xc3\xa4")),
+        ("a@b:c", (b"a@b", b"c")),
+        ("", (b"", b"")),
+    ],
+)
+def test_a_proxys_auth_from_userinfo(userinfo: str, auth: tuple[bytes, bytes]) -> None:
+    proxy = Proxy(f"http://{userinfo}@proxy:8080", headers=[("X", "y")])
+    assert proxy.auth == auth
+    assert proxy.url == URL("http://proxy:8080")
+    credentials = base64.b64encode(b":".join(auth))
+    assert proxy.headers == [(b"Proxy-Authorization", b"Basic " + credentials), (b"X", b"y")]
+
+
+@pytest.mark.parametrize("auth", [("user", "pass"), (b"user", "pass"), ["user", b"pass"]])
+def test_a_proxys_auth_as_an_argument(auth: Any) -> None:
+    proxy = Proxy("http://other:secret@proxy", auth)
+    assert proxy.auth == (b"user", b"pass")
+    assert proxy.headers == [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b"user:pass"))]
+
+
+def test_a_proxys_repr_hides_its_credentials() -> None:
+    text = repr(Proxy("http://name:hunter2@proxy:8080", headers={"X-Token": "hunter2"}))
+    assert text == "Proxy('http://proxy:8080', auth=(user and password hidden))"
+
+
+@pytest.mark.parametrize(
+    "auth", ["ab", b"ab", ("a",), ("a", "b", "c"), 5, (1, "b"), ("a", None), ("a", "\u00e4")]
+)
+def test_a_proxys_auth_of_the_wrong_type(auth: Any) -> None:
+    with pytest.raises(TypeError, match=r"auth|user name|password"):
+        Proxy("http://proxy", auth)
+
+
+@pytest.mark.parametrize("url", [1, None])
+def test_a_proxys_url_of_the_wrong_type(url: Any) -> None:
+    with pytest.raises(TypeError, match="url"):
+        Proxy(url)
+
+
+# -- What goes on the wire.
+
+
+def prepare(method: str, url: URL | str = "http://example.com/", **more: Any) -> Prepared:
+    return Prepared(Request(method, url, **more))
+
+
+def value_of(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes:
+    [value] = [value for key, value in headers if key.lower() == name]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://Example.com/", b"example.com"),
+        ("http://example.com:80/", b"example.com"),
+        ("https://example.com:443/", b"example.com"),
+        ("ws://example.com:80/", b"example.com"),
+        ("wss://example.com:443/", b"example.com"),
+        ("https://example.com:80/", b"example.com:80"),
+        ("http://example.com:443/", b"example.com:443"),
+        ("http://example.com:8080/", b"example.com:8080"),
+        ("http://[::1]/", b"[::1]"),
+        ("http://[::1]:8080/", b"[::1]:8080"),
+        ("http://[fe80::1%25eth0]/", b"[fe80::1]"),
+        ("http://[fe80::1%25eth0]:8080/", b"[fe80::1]:8080"),
+        ("http://b\u00fccher.example/", b"xn--bcher-kva.example"),
+    ],
+)
+def test_host_is_added_first(url: str, host: bytes) -> None:
+    headers = prepare("GET", url, headers=[("A", "b")]).headers
+    assert headers == [(b"Host", host), (b"A", b"b")]
+
+
+@pytest.mark.parametrize("name", [b"Host", b"host", b"HOST"])
+def test_a_host_that_is_given_stays_where_it_is(name: bytes) -> None:
+    given = [(b"A", b"b"), (name, b"other")]
+    assert prepare("GET", headers=given).headers == given
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "host"),
+    [
+        ("OPTIONS", "*", b"proxy:8080"),
+        ("GET", "/other", b"proxy:8080"),
+        ("GET", "http://example.com/x", b"example.com"),
+        ("GET", "http://user:pw@example.com:81/x", b"example.com:81"),
+        ("GET", "http://[::1]:81/", b"[::1]:81"),
+        ("GET", "http:x", b"proxy:8080"),
+        ("GET", "http:///x", b"proxy:8080"),
+        ("GET", "opaque", b"proxy:8080"),
+        ("CONNECT", "example.com:443", b"example.com:443"),
+        ("CONNECT", "[::1]:443", b"[::1]:443"),
+        ("CONNECT", "http://example.com", b"example.com"),
+        ("CONNECT", "http://example.com/", b"example.com"),
+    ],
+)
+def test_the_host_header_goes_with_the_target(method: str, target: str, host: bytes) -> None:
+    prepared = prepare(method, "http://proxy:8080/", extensions={"target": target})
+    assert prepared.target == target.encode()
+    assert value_of(prepared.headers, b"host") == host
+
+
+def test_the_request_is_left_as_the_caller_made_it() -> None:
+    request = Request("POST", "http://h", headers={"A": "b"}, content=b"x")
+    prepared = Prepared(request)
+    assert request.headers == [(b"A", b"b")]
+    assert prepared.request is request
+    assert prepared.headers == [(b"Host", b"h"), (b"A", b"b"), (b"Content-Length", b"1")]
+
+
+FRAMING = (b"content-length", b"transfer-encoding")
+
+
+def framing(prepared: Prepared) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in prepared.headers if name.lower() in FRAMING]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "CONNECT", "PROPFIND"])
+def test_no_content_needs_no_length(method: str) -> None:
+    assert framing(prepare(method)) == []
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_no_content_where_there_usually_is_some_is_said(method: str) -> None:
+    assert framing(prepare(method)) == [(b"Content-Length", b"0")]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_content_that_is_there_has_a_length(method: str) -> None:
+    assert framing(prepare(method, content=b"12345")) == [(b"Content-Length", b"5")]
+
+
+@pytest.mark.parametrize("content", [iter([b"a"]), [b"a"], AsyncChunks(b"a")])
+def test_content_of_unknown_length_is_chunked(content: Any) -> None:
+    assert framing(prepare("POST", content=content)) == [(b"Transfer-Encoding", b"chunked")]
+
+
+@pytest.mark.parametrize("content", [b"12345", [b"12345"]])
+@pytest.mark.parametrize(
+    "header", [(b"content-length", b"5"), (b"Content-Length", b"005"), (b"TRANSFER-encoding", b"Chunked")]
+)
+def test_framing_that_is_given_stays(content: Any, header: tuple[bytes, bytes]) -> None:
+    assert framing(prepare("POST", headers=[header], content=content)) == [header]
+
+
+def _with_field(field: str, text: str) -> dict[str, Any]:
+    match field:
+        case "method":
+            return {"method": text}
+        case "target":
+            return {"url": f"http://h/{text}"}
+        case "target extension":
+            return {"extensions": {"target": f"/{text}"}}
+        case "name":
+            return {"headers": {text: "v"}}
+    return {"headers": {"X-Name": text}}
+
+
+FIELDS = {
+    "method": "the method must be",
+    "target": "the target must be",
+    "target extension": "the target must be",
+    "name": "a header's name must be",
+    "value": "the value of the header b'X-Name'",
+}
+BAD = [" ", "\t", "\n", "\r", "\0", "\x7f", "\r\nInjected: yes", "\x1b"]
+UNSENDABLE = [
+    (field, text)
+    for field in FIELDS
+    for bad in BAD
+    for text in (f"{bad}ab", f"a{bad}b", f"ab{bad}")
+    if (field, text) not in (("value", "a b"), ("value", "a\tb"))
+]
+
+
+@pytest.mark.parametrize(("field", "text"), UNSENDABLE)
+def test_what_can_not_be_sent_is_named(field: str, text: str) -> None:
+    arguments: dict[str, Any] = {"method": "GET", "url": "http://h/", **_with_field(field, text)}
+    with pytest.raises(LocalProtocolError, match=FIELDS[field]):
+        Prepared(Request(**arguments))
+
+
+@pytest.mark.parametrize("method", ["", "G(T", "G:T", b"G\xff"])
+def test_a_method_that_is_no_token(method: str | bytes) -> None:
+    with pytest.raises(LocalProtocolError, match="the method must be a token"):
+        Prepared(Request(method, "http://h/"))
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a(b", "a,b", '"a"', b"\xe4", b"a\xff"])
+def test_a_header_name_that_is_no_token(name: str | bytes) -> None:
+    with pytest.raises(LocalProtocolError, match="a header's name must be a token"):
+        prepare("GET", headers=[(name, "v")])
+
+
+@pytest.mark.parametrize("target", [b"", b"/\xff", b"/a#b", b"#"])
+def test_a_target_that_can_not_be_sent(target: bytes) -> None:
+    with pytest.raises(LocalProtocolError, match="the target must be"):
+        prepare("GET", extensions={"target": target})
+
+
+@pytest.mark.parametrize("value", [b"", b"a", b"a b", b"a \t b", b"\xe4\xff\x80", b'"(),/:;<=>?@[\\]{}'])
+def test_header_values_that_can_be_sent(value: bytes) -> None:
+    assert prepare("GET", headers=[(b"X", value)]).headers[-1] == (b"X", value)
+
+
+def test_a_secret_value_is_not_in_the_error() -> None:
+    with pytest.raises(LocalProtocolError) as info:
+        prepare("GET", headers={"Authorization": "hunter2\n"})
+    assert "hunter2" not in str(info.value)
+    with pytest.raises(TypeError) as type_info:
+        prepare("GET", headers={"Authorization": "hunter2\u00e4"})
+    assert "hunter2" not in str(type_info.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "-1", "+1", "1.0", "0x1", "1 1", "1,1", "1, 1", "five", "9" * 21, "9" * 5000]
+)
+@pytest.mark.parametrize("content", [b"x", iter([b"x"])])
+def test_a_content_length_that_is_none(value: str, content: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="Content-Length must be a number"):
+        prepare("POST", headers={"Content-Length": value}, content=content)
+
+
+@pytest.mark.parametrize(("content", "length"), [(b"", 1), (b"12345", 4), (b"12345", 6), (b"1", 10**19)])
+def test_a_content_length_that_is_wrong(content: bytes, length: int) -> None:
+    with pytest.raises(LocalProtocolError, match=f"Content-Length is {length}, but .* {len(content)} bytes"):
+        prepare("POST", headers={"Content-Length": str(length)}, content=content)
+
+
+@pytest.mark.parametrize("name", ["Host", "Content-Length", "Transfer-Encoding"])
+def test_headers_that_must_not_be_repeated(name: str) -> None:
+    value = {"Host": "h", "Content-Length": "1", "Transfer-Encoding": "chunked"}[name]
+    with pytest.raises(LocalProtocolError, match=f"only one header b'{name.upper()}'"):
+        prepare("POST", headers=[(name, value), (name.upper(), value)], content=iter([b"x"]))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, chunked", "identity", ""])
+def test_a_transfer_coding_that_we_do_not_speak(coding: str) -> None:
+    with pytest.raises(LocalProtocolError, match="Transfer-Encoding can only be chunked"):
+        prepare("POST", headers={"Transfer-Encoding": coding}, content=b"x")
+
+
+def test_both_framings_are_refused() -> None:
+    headers = {"Content-Length": "1", "Transfer-Encoding": "chunked"}
+    with pytest.raises(LocalProtocolError, match="both Content-Length and Transfer-Encoding"):
+        prepare("POST", headers=headers, content=b"x")
+
+
+@pytest.mark.parametrize(
+    ("value", "content", "expects"),
+    [
+        ("100-continue", b"x", True),
+        ("100-Continue", [b"x"], True),
+        ("100-continue", b"", False),
+        ("100-continue", None, False),
+        ("something", b"x", False),
+    ],
+)
+def test_who_waits_for_100_continue(value: str, content: Any, expects: bool) -> None:
+    assert prepare("POST", headers={"Expect": value}, content=content).expects_continue is expects
+
+
+@pytest.mark.parametrize(
+    ("method", "idempotent"),
+    [
+        *((method, True) for method in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE")),
+        *((method, False) for method in ("POST", "PATCH", "CONNECT", "get", "PROPFIND")),
+    ],
+)
+def test_idempotent_methods(method: str, idempotent: bool) -> None:
+    assert prepare(method).idempotent is idempotent
+
+
+# -- Looking into a stream before the head is sent.
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "CONNECT"])
+@pytest.mark.parametrize("chunks", [[], [b""], [b"", b""]])
+async def test_an_empty_stream_is_no_content(method: str, chunks: list[bytes]) -> None:
+    prepared = prepare(method, headers={"Expect": "100-continue"}, content=AsyncChunks(*chunks))
+    await prepared.peek_body()
+    assert prepared.body == b""
+    assert framing(prepared) == []
+    assert not prepared.expects_continue
+    assert prepared.body_can_be_sent_again
+
+
+async def test_a_stream_with_content_is_not_lost_by_looking() -> None:
+    prepared = prepare("GET", content=AsyncChunks(b"", b"a", b"b"))
+    await prepared.peek_body()
+    assert prepared.body is None
+    assert framing(prepared) == [(b"Transfer-Encoding", b"chunked")]
+    assert prepared.body_can_be_sent_again
+    body = prepared.iterate_body()
+    assert aiter(body) is body
+    for expected in (b"a", b"b"):
+        with assert_checkpoints():
+            assert await anext(body) == expected
+    with pytest.raises(StopAsyncIteration):
+        await anext(body)
+    assert not prepared.body_can_be_sent_again
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "content"),
+    [
+        ("POST", {}, [b""]),
+        ("GET", {"Content-Length": "0"}, [b""]),
+        ("GET", {}, b"x"),
+    ],
+)
+async def test_nobody_looks_where_it_does_not_matter(
+    method: str, headers: dict[str, str], content: Any
+) -> None:
+    prepared = prepare(method, headers=headers, content=content)
+    before = (prepared.body, list(prepared.headers))
+    with trio.testing.assert_no_checkpoints():
+        await prepared.peek_body()
+    assert (prepared.body, prepared.headers) == before
+
+
+async def test_an_error_while_looking_is_the_users_own() -> None:
+    class Failing:
+        def __iter__(self) -> Iterator[bytes]:
+            raise LookupError("user")
+
+    with pytest.raises(LookupError, match="user"):
+        await prepare("GET", content=Failing()).peek_body()
+
+
+# -- Sending content once more.
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x", [b"x"], (b"x",), {b"x"}])
+async def test_content_that_can_be_sent_again(content: Any) -> None:
+    prepared = prepare("POST", content=content)
+    first = await collect(prepared.iterate_body())
+    assert prepared.body_can_be_sent_again
+    assert await collect(prepared.iterate_body()) == first
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: iter([b"x"]), lambda: AsyncChunks(b"x"), lambda: (b"x" for _ in "x")]
+)
+async def test_content_that_can_be_sent_only_once(make: Callable[[], Any]) -> None:
+    prepared = prepare("POST", content=make())
+    assert prepared.body_can_be_sent_again
+    prepared.iterate_body()
+    assert not prepared.body_can_be_sent_again
+
+
+def test_a_byte_stream_of_another_request_is_content_too() -> None:
+    stream = Request("POST", "http://h", content=b"abc").stream
+    assert isinstance(stream, ByteStream)
+    assert prepare("POST", content=stream).body == b"abc"
+
+
+# -- Through a pool.
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (LocalProtocolError, {"method": "GET\r\n"}),
+        (LocalProtocolError, {"method": ""}),
+        (LocalProtocolError, {"url": "http://example.com/a b"}),
+        (LocalProtocolError, {"url": "http://example.com/\r\nX: y"}),
+        (LocalProtocolError, {"url": b"http://example.com/\xff"}),
+        (LocalProtocolError, {"url": "http://exam\nple.com/"}),
+        (LocalProtocolError, {"extensions": {"target": "/ HTTP/1.1\r\n\r\n"}}),
+        (LocalProtocolError, {"extensions": {"target": b""}}),
+        (LocalProtocolError, {"headers": {"A\r\nB": "c"}}),
+        (LocalProtocolError, {"headers": {"A ": "c"}}),
+        (LocalProtocolError, {"headers": {"A": "b\r\nC: d"}}),
+        (LocalProtocolError, {"headers": {"A": "b\0"}}),
+        (LocalProtocolError, {"headers": [("Host", "a"), ("Host", "b")]}),
+        (LocalProtocolError, {"headers": {"Content-Length": "5"}, "content": b"x"}),
+        (LocalProtocolError, {"headers": {"Transfer-Encoding": "gzip"}, "content": b"x"}),
+        (TypeError, {"method": "G\u00cbT"}),
+        (TypeError, {"headers": {"A": "\u00e4"}}),
+        (TypeError, {"content": "text"}),
+        (ValueError, {"url": "http://user@example.com/"}),
+        (ValueError, {"url": "http://example.com:0/"}),
+        (ValueError, {"url": "http:///path"}),
+        (ValueError, {"url": "http:path"}),
+    ],
+)
+async def test_a_request_that_can_not_be_sent_dials_nobody(
+    nursery: trio.Nursery, error: type[Exception], arguments: dict[str, Any]
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(error):
+            await pool.request(**{"method": "GET", "url": "http://example.com/", **arguments})
+    assert connector.dialled == []
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "host"),
+    [
+        ("GET", None, b"example.com:81"),
+        ("OPTIONS", "*", b"example.com:81"),
+        ("GET", "http://[::1]:9/x?y", b"[::1]:9"),
+        ("GET", "/raw?x", b"example.com:81"),
+        ("CONNECT", "origin:443", b"origin:443"),
+    ],
+)
+async def test_what_a_server_sees(
+    nursery: trio.Nursery, method: str, target: str | None, host: bytes
+) -> None:
+    seen: list[PeerRequest] = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            seen.append(request)
+            await peer.send_response(400)
+
+    connector = MemoryConnector(nursery, serve)
+    extensions = {} if target is None else {"target": target}
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request(method, "http://Example.com:81/p?q#fragment", extensions=extensions)
+    [request] = seen
+    assert request.method == method.encode()
+    assert request.target == (b"/p?q" if target is None else target.encode())
+    assert request.header(b"host") == host
+    assert [dialled.address for dialled in connector.dialled] == [("example.com", 81)]
+
+
+async def test_a_zone_is_dialled_and_not_sent(nursery: trio.Nursery) -> None:
+    seen: list[PeerRequest] = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            seen.append(request)
+            await peer.send_response()
+
+    connector = MemoryConnector(nursery, serve)
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request("GET", "http://[fe80::1%25eth0]:81/")
+    assert connector.dialled[0].address == ("fe80::1%eth0", 81)
+    assert seen[0].header(b"host") == b"[fe80::1]:81"
+
+
+async def test_header_case_and_order_on_the_wire(nursery: trio.Nursery) -> None:
+    heads = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        heads.append(await peer.receive_some())
+        await peer.send_response()
+
+    headers: Any = [("x-LOW", "1"), (b"B", b"\xe4"), ("X-low", "2")]
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        await pool.request("PUT", "http://h/", headers=headers, content=b"body")
+    assert heads == [
+        b"PUT / HTTP/1.1\r\nHost: h\r\nx-LOW: 1\r\nB: \xe4\r\nX-low: 2\r\nContent-Length: 4\r\n\r\nbody"
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: b"one two",
+        lambda: [b"one ", b"two"],
+        lambda: iter([b"one ", b"", b"two"]),
+        lambda: AsyncChunks(b"one ", b"two"),
+        lambda: memoryview(b"one two"),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_content_arrives(nursery: trio.Nursery, method: str, make: Callable[[], Any]) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        response = await pool.request(method, "http://h/", content=make())
+    assert response.content == b"one two"
