@@ -1,0 +1,1362 @@
+"""The pool: its life, its limits, its connections while nobody uses them."""
+
+# ruff: noqa: PT012 - what comes out of a whole block is often what is tested here
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+import trustme
+
+import trio_exchange
+from trio_exchange import (
+    ConnectError,
+    ConnectionNotAvailable,
+    ConnectionPool,
+    Connector,
+    ConnectTimeout,
+    ExchangeError,
+    LocalProtocolError,
+    PoolTimeout,
+    ReadError,
+    RemoteProtocolError,
+    Request,
+    UnsupportedProtocol,
+    WriteError,
+)
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
+
+from .peers import assert_unharmed, open_sockets, reset, respond, serve_tcp, serve_unix
+
+URL = "http://example.com/"
+
+
+class Wrapped(trio.abc.Stream):
+    """A stream to be derived from, for those that misbehave."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class WrappingConnector(MemoryConnector):
+    """A memory connector whose streams are wrapped."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        serve: Callable[[ScriptedPeer], Awaitable[object]],
+        wrap: Callable[[trio.abc.Stream], trio.abc.Stream],
+    ) -> None:
+        super().__init__(nursery, serve)
+        self.wrap = wrap
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> trio.abc.Stream:
+        return self.wrap(await super().connect_tcp(*args, **kwargs))
+
+
+async def mute(peer: ScriptedPeer) -> None:
+    """The script of a server that never answers."""
+    async for _ in peer:
+        pass
+
+
+async def assert_settles(pool: ConnectionPool, *, idle: int = 0) -> None:
+    """As `assert_unharmed`, after those connections that are to be closed had their time."""
+    await trio.testing.wait_all_tasks_blocked(0.005)
+    assert_unharmed(pool, idle=idle)
+
+
+async def swallow(peer: ScriptedPeer) -> None:
+    """The script of a server that receives whatever comes, and never answers."""
+    while await peer.receive_some():
+        pass
+
+
+class Recorder:
+    """A trace handler that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.events.append((event, info))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [info for name, info in self.events if name == event]
+
+
+# -- Life.
+
+
+async def test_a_pool_that_was_not_entered_says_how() -> None:
+    pool = ConnectionPool()
+    with pytest.raises(RuntimeError, match=r"async with trio_exchange\.ConnectionPool"):
+        await pool.request("GET", URL)
+    with pytest.raises(RuntimeError, match="async with"):
+        await pool.handle_async_request(Request("GET", URL))
+    assert repr(pool) == "<ConnectionPool new: 0 active, 0 idle, 0 connecting, 0 waiting>"
+
+
+async def test_a_pool_is_entered_once() -> None:
+    async with ConnectionPool() as pool:
+        with pytest.raises(RuntimeError, match="only once"):
+            await pool.__aenter__()
+    with pytest.raises(RuntimeError, match="only once"):
+        await pool.__aenter__()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        ExceptionGroup("mine", [ValueError(), KeyError()]),
+        KeyboardInterrupt(),
+        SystemExit(3),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_the_block_raises_comes_out_as_itself(nursery: trio.Nursery, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+            await pool.request("GET", URL)
+            raise error
+    assert caught.value is error
+    assert_unharmed(pool)
+
+
+async def test_what_the_block_raises_is_not_lost_to_a_cancellation(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    with trio.CancelScope() as scope, pytest.raises(ValueError, match="mine"):
+        async with ConnectionPool() as pool, pool.stream("GET", server.url):
+            scope.cancel()
+            raise ValueError("mine")
+    assert not scope.cancelled_caught
+    with trio.CancelScope() as scope, pytest.raises(ValueError, match="mine"):
+        async with trio_exchange.stream("GET", server.url):
+            scope.cancel()
+            raise ValueError("mine")
+    assert not scope.cancelled_caught
+
+
+async def test_a_pool_can_be_entered_while_cancelled() -> None:
+    pool = ConnectionPool()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with pool:
+            pytest.fail("it must not get here")
+    assert scope.cancelled_caught
+    with pytest.raises(ConnectionNotAvailable):
+        await pool.request("GET", URL)
+
+
+async def test_a_pool_works_in_an_exit_stack(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(ConnectionPool(connector=connector))
+        two = await stack.enter_async_context(ConnectionPool(connector=connector))
+        await one.request("GET", URL)
+        response = await stack.enter_async_context(two.stream("POST", URL, content=b"body"))
+        assert await response.aread() == b"body"
+    assert_unharmed(one)
+    assert_unharmed(two)
+
+
+async def test_an_interrupt_while_closing_comes_out_as_itself(nursery: trio.Nursery) -> None:
+    class Interrupting(Wrapped):
+        async def aclose(self) -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGINT)
+            await super().aclose()
+
+    with pytest.raises(KeyboardInterrupt):
+        async with ConnectionPool(connector=WrappingConnector(nursery, respond, Interrupting)) as pool:
+            await pool.request("GET", URL)
+    assert_unharmed(pool)
+
+
+class Crash(Exception):
+    pass
+
+
+class Crashing(Wrapped):
+    async def aclose(self) -> None:
+        await super().aclose()
+        raise Crash
+
+
+async def test_the_crash_of_a_connection_is_reported_at_the_end(nursery: trio.Nursery) -> None:
+    ended = False
+    with pytest.raises(Crash):
+        async with ConnectionPool(
+            connector=WrappingConnector(nursery, respond, Crashing), max_keepalive_connections=0
+        ) as pool:
+            for _ in range(3):
+                await pool.request("GET", URL)
+                await trio.testing.wait_all_tasks_blocked()
+            assert_unharmed(pool)
+            ended = True
+    assert ended
+
+
+async def test_a_crash_does_not_hide_what_the_block_raised(nursery: trio.Nursery) -> None:
+    with pytest.raises(ValueError, match="mine"):
+        async with ConnectionPool(connector=WrappingConnector(nursery, respond, Crashing)) as pool:
+            await pool.request("GET", URL)
+            raise ValueError("mine")
+    assert_unharmed(pool)
+
+
+async def test_a_stream_that_fails_to_close_is_closed_all_the_same(nursery: trio.Nursery) -> None:
+    class Failing(Wrapped):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise OSError("too late")
+
+    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Failing)) as pool:
+        await pool.request("GET", URL)
+    assert_unharmed(pool)
+
+
+class Mute(Wrapped):
+    """A stream whose peer never lets it close in good order; `closed` says how it was."""
+
+    def __init__(self, stream: trio.abc.Stream, *, error: BaseException | None = None) -> None:
+        super().__init__(stream)
+        self.error = error
+        self.attempts = 0
+
+    async def aclose(self) -> None:
+        self.attempts += 1
+        try:
+            await trio.sleep_forever()
+        finally:
+            await trio.aclose_forcefully(self.stream)
+            if self.error is not None:
+                raise self.error
+
+
+@pytest.mark.parametrize("error", [None, OSError("broken"), trio.BrokenResourceError()])
+@pytest.mark.parametrize("by", ["aclose", "block"])
+async def test_closing_does_not_wait_for_a_mute_peer(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, error: BaseException | None, by: str
+) -> None:
+    connector = WrappingConnector(nursery, respond, functools.partial(Mute, error=error))
+    async with ConnectionPool(connector=connector) as pool:
+        for path in "abc":
+            await pool.request("GET", f"http://{path}.example/")
+        started = trio.current_time()
+        if by == "aclose":
+            await pool.aclose()
+            assert_unharmed(pool)
+    assert trio.current_time() - started <= 1
+    assert_unharmed(pool)
+
+
+async def test_a_shielded_clean_up_can_use_the_pool(nursery: trio.Nursery) -> None:
+    with trio.CancelScope() as scope:
+        async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+            await pool.request("GET", URL)
+            scope.cancel()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    response = await pool.request("POST", URL, content=b"bye")
+                    another = await pool.request("POST", "http://another.example/", content=b"bye")
+                assert pool.statistics().connections_opened == 2
+    assert response.content == another.content == b"bye"
+    assert_unharmed(pool)
+
+
+async def test_pools_can_be_nested(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as outer:
+        async with ConnectionPool(connector=connector) as inner:
+            await inner.request("GET", URL)
+            await outer.request("GET", URL)
+        assert_unharmed(inner)
+        await outer.request("GET", URL)
+        assert_unharmed(outer, idle=1)
+
+
+async def test_closing_ends_everything_with_an_error(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    connector = MemoryConnector(nursery, mute)
+    errors: dict[str, BaseException] = {}
+
+    async def ask(name: str, url: str) -> None:
+        with pytest.raises(ExchangeError) as caught:
+            await pool.request("GET", url)
+        errors[name] = caught.value
+
+    async with ConnectionPool(connector=connector, max_connections=2) as pool, trio.open_nursery() as tasks:
+        tasks.start_soon(ask, "under way", URL)
+        await trio.testing.wait_all_tasks_blocked()
+        connector.gate = trio.Event()
+        tasks.start_soon(ask, "dialling", "http://dialled.example/")
+        await trio.testing.wait_all_tasks_blocked()
+        tasks.start_soon(ask, "waiting", URL)
+        tasks.start_soon(ask, "waiting too", "http://another.example/")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.statistics().waiting == 2
+        await pool.aclose()
+        assert_unharmed(pool)
+        connector.gate.set()
+        await ask("late", URL)
+    assert isinstance(errors.pop("under way"), ReadError)
+    assert {type(error) for error in errors.values()} == {ConnectionNotAvailable}
+    assert all("closed" in str(error) for error in errors.values())
+    assert len(errors) == 4
+    assert len(connector.dialled) == 2
+    assert len(connector.peers) == 1
+    assert repr(pool) == "<ConnectionPool closed: 0 active, 0 idle, 0 connecting, 0 waiting>"
+
+
+async def test_closing_twice_is_allowed(nursery: trio.Nursery) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        await pool.request("GET", URL)
+        await pool.aclose()
+        await pool.aclose()
+    await pool.aclose()
+
+
+async def test_closing_goes_on_when_its_waiting_is_cancelled(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Mute)) as pool:
+        await pool.request("GET", URL)
+        with trio.move_on_after(0.25) as scope:
+            await pool.aclose()
+        assert scope.cancelled_caught
+        assert pool.statistics().closing == 1
+        assert "closing" in repr(pool.connections[0])
+    assert_unharmed(pool)
+
+
+async def test_a_response_cannot_be_read_after_the_pool_was_closed(nursery: trio.Nursery) -> None:
+    async def half(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await mute(peer)
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, half)) as pool:
+        response = await pool.handle_async_request(Request("GET", URL))
+    with pytest.raises(ReadError):
+        await response.aread()
+    await response.aclose()
+
+
+async def test_a_connection_established_too_late_is_closed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A connector that ignores cancellation gives a connection to a pool that is no more."""
+
+    class Deaf(Connector):
+        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+            return client
+
+    client, server = trio.testing.memory_stream_pair()
+
+    async def ask() -> None:
+        with pytest.raises(ConnectionNotAvailable):
+            await pool.request("GET", URL)
+
+    async with trio.open_nursery() as tasks, ConnectionPool(connector=Deaf()) as pool:
+        tasks.start_soon(ask)
+        await trio.sleep(1)
+    assert trio.current_time() >= 5
+    assert_unharmed(pool)
+    assert await server.receive_some() == b""
+
+
+@pytest.mark.parametrize("event", ["headers.complete", "body.started"])
+async def test_an_upload_that_begins_too_late_ends(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, event: str
+) -> None:
+    """A slow trace handler takes a request past the end of the pool."""
+
+    async def slow(name: str, _: dict[str, Any]) -> None:
+        if name == f"http11.send_request_{event}":
+            await trio.sleep(5)
+
+    async def ask() -> None:
+        with pytest.raises(ExchangeError):
+            await pool.request("POST", URL, content=iter([b"a", b"b"]), extensions={"trace": slow})
+
+    async with trio.open_nursery() as tasks:
+        async with ConnectionPool(connector=MemoryConnector(nursery, swallow)) as pool:
+            tasks.start_soon(ask)
+            await trio.sleep(1)
+        assert trio.current_time() < 3
+    assert_unharmed(pool)
+
+
+# -- Context variables.
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+async def test_context_variables_stay_where_they_belong(nursery: trio.Nursery) -> None:
+    seen: dict[str, str] = {}
+
+    class Observed(Wrapped):
+        async def aclose(self) -> None:
+            seen["connection"] = variable.get()
+            await super().aclose()
+
+    async def body() -> AsyncIterator[bytes]:
+        seen["body"] = variable.get()
+        yield b"body"
+
+    async def handler(event: str, _: dict[str, Any]) -> None:
+        seen["trace"] = variable.get()
+
+    async def ask() -> None:
+        variable.set("requester's")
+        await pool.request("POST", URL, content=body(), extensions={"trace": handler})
+
+    variable.set("pool's")
+    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Observed)) as pool:
+        variable.set("later")
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(ask)
+    assert seen == {"connection": "pool's", "body": "requester's", "trace": "requester's"}
+
+
+# -- Limits.
+
+
+class Gauge:
+    """A script that counts how many requests are being served at once; it serves them when told."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.order: list[bytes] = []
+        self.go = trio.Event()
+
+    async def __call__(self, peer: ScriptedPeer) -> None:
+        async for request in peer:
+            self.order.append(request.target)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await self.go.wait()
+            await trio.sleep(0.1)
+            self.now -= 1
+            await peer.send_response()
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"max_connections": 3}, 3),
+        ({"max_connections": None}, 12),
+        ({}, 10),
+        ({"max_connections_per_origin": 2}, 4),
+        ({"max_connections": 3, "max_connections_per_origin": 2}, 3),
+    ],
+)
+async def test_no_more_connections_than_allowed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, limits: dict[str, Any], most: int
+) -> None:
+    gauge = Gauge()
+    connector = MemoryConnector(nursery, gauge)
+    async with ConnectionPool(connector=connector, **limits) as pool:
+        async with trio.open_nursery() as tasks:
+            for number in range(12):
+                tasks.start_soon(pool.request, "GET", f"http://{'ab'[number % 2]}.example/")
+            await trio.testing.wait_all_tasks_blocked()
+            gauge.go.set()
+        assert gauge.most == most
+        assert len(gauge.order) == 12
+        assert pool.statistics().requests_served == 12
+        assert pool.statistics().waiting == 0
+
+
+async def test_requests_to_an_origin_are_served_first_come_first_served(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    gauge = Gauge()
+    connector = MemoryConnector(nursery, gauge)
+    async with ConnectionPool(connector=connector, max_connections=1) as pool, trio.open_nursery() as tasks:
+        for number in range(10):
+            tasks.start_soon(pool.request, "GET", f"{URL}{number}")
+            await trio.testing.wait_all_tasks_blocked()
+        gauge.go.set()
+    assert gauge.order == [b"/%d" % number for number in range(10)]
+
+
+async def test_the_connection_idle_longest_makes_room(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector, max_connections=2) as pool:
+        for host in ("a", "b", "a", "c"):
+            await pool.request("GET", f"http://{host}.example/")
+        assert [str(connection.origin) for connection in pool.connections] == [
+            "http://a.example:80",
+            "http://c.example:80",
+        ]
+
+
+async def test_no_origin_starves_another(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    gauge = Gauge()
+    gauge.go.set()
+    async with ConnectionPool(connector=MemoryConnector(nursery, gauge), max_connections=2) as pool:
+
+        async def busy(worker: str) -> None:
+            while True:
+                await pool.request("GET", f"http://busy.example/{worker}")
+
+        async with trio.open_nursery() as tasks:
+            for worker in "1234":
+                tasks.start_soon(busy, worker)
+            await trio.sleep(1.05)
+            for _ in range(3):
+                await pool.request("GET", "http://other.example/other", extensions={"timeout": {"pool": 0.5}})
+            tasks.cancel_scope.cancel()
+    assert gauge.order.count(b"/other") == 3
+
+
+async def test_no_more_connections_are_kept_than_allowed(nursery: trio.Nursery) -> None:
+    async with ConnectionPool(
+        connector=MemoryConnector(nursery, respond), max_keepalive_connections=2
+    ) as pool:
+        async with trio.open_nursery() as tasks:
+            for _ in range(5):
+                tasks.start_soon(pool.request, "GET", URL)
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool, idle=2)
+
+
+async def test_a_connection_that_has_expired_is_not_used(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond), keepalive_expiry=0.5) as pool:
+        await pool.request("GET", URL)
+        await trio.sleep(0.25)
+        await pool.request("GET", URL)
+        assert pool.statistics().connections_opened == 1
+        await trio.sleep(0.5)
+        await pool.request("GET", URL)
+        assert pool.statistics().connections_opened == 2
+
+
+async def test_an_expired_connection_is_closed_without_traffic(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond), keepalive_expiry=5) as pool:
+        for _ in range(2):
+            await pool.request("GET", URL)
+            await trio.sleep(4.9)
+            assert_unharmed(pool, idle=1)
+            await trio.sleep(1.2)
+            assert_unharmed(pool)
+            await trio.sleep(100)
+
+
+async def test_a_waiting_request_times_out_and_leaves_its_place(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond), max_connections=1) as pool:
+        async with pool.stream("GET", URL):
+            for limit in (0, 3):
+                started = trio.current_time()
+                with pytest.raises(PoolTimeout, match=f"no connection became available within {limit} sec"):
+                    await pool.request("GET", URL, extensions={"timeout": {"pool": limit}})
+                assert trio.current_time() - started == limit
+                assert pool.statistics().waiting == 0
+        await pool.request("GET", URL, extensions={"timeout": {"pool": 0}})
+
+
+async def test_the_pool_timeout_is_one_for_all_waits(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A request that has to go back to the queue does not get its time anew."""
+
+    async def first_request_only(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send_response()
+        await peer.receive_head()
+
+    waited: list[float] = []
+
+    async def ask() -> None:
+        started = trio.current_time()
+        with pytest.raises(PoolTimeout):
+            await pool.request("GET", URL, extensions={"timeout": {"pool": 3}})
+        waited.append(trio.current_time() - started)
+
+    # The connection that ends under the request takes a second to close, during which its slot is taken.
+    connector = WrappingConnector(nursery, first_request_only, Mute)
+    async with ConnectionPool(connector=connector, max_connections=1) as pool, trio.open_nursery() as tasks:
+        async with pool.stream("GET", URL) as response:
+            tasks.start_soon(ask)
+            await trio.sleep(2.5)
+            await response.aread()
+        await trio.testing.wait_all_tasks_blocked()
+    assert waited == [3]
+
+
+# -- Dialling.
+
+
+@pytest.mark.parametrize("failure", [OSError("refused"), trio.BrokenResourceError("gone")])
+async def test_connecting_is_tried_again(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, failure: Exception
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.failures = [failure] * 4
+    trace = Recorder()
+    async with ConnectionPool(connector=connector, retries=4) as pool:
+        started = trio.current_time()
+        await pool.request("GET", URL, extensions={"trace": trace})
+        assert trio.current_time() - started == 0 + 0.5 + 1 + 2
+        assert pool.statistics().connections_opened == 1
+    told = trace.of("connection.retry.started")
+    assert [info["attempt"] for info in told] == [1, 2, 3, 4]
+    assert [info["delay"] for info in told] == [0, 0.5, 1, 2]
+    assert all(isinstance(info["exception"], ConnectError) for info in told)
+    assert len(trace.of("connection.connect_tcp.failed")) == 4
+    assert len(trace.of("connection.connect_tcp.complete")) == 1
+
+
+async def test_connecting_fails_in_the_end(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.failures = [OSError("one"), OSError("two"), OSError("three")]
+    async with ConnectionPool(connector=connector, retries=1) as pool:
+        with pytest.raises(ConnectError, match=r"could not connect to example\.com:80: two") as caught:
+            await pool.request("GET", URL)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert_unharmed(pool)
+
+
+async def test_each_attempt_has_the_connect_timeout(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.gate = trio.Event()
+    async with ConnectionPool(connector=connector, retries=2) as pool:
+        started = trio.current_time()
+        with pytest.raises(ConnectTimeout):
+            await pool.request("GET", URL, extensions={"timeout": {"connect": 2}})
+        assert trio.current_time() - started == 2 + 0 + 2 + 0.5 + 2
+        assert len(connector.dialled) == 3
+        assert_unharmed(pool)
+
+
+async def test_other_errors_of_a_connector_are_neither_repeated_nor_changed(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    mine = ZeroDivisionError("mine")
+    connector.failures = [mine]
+    async with ConnectionPool(connector=connector, retries=3) as pool:
+        with pytest.raises(ZeroDivisionError) as caught:
+            await pool.request("GET", URL)
+        assert caught.value is mine
+        assert_unharmed(pool)
+
+
+async def test_the_connector_is_given_what_the_pool_was(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request("GET", "http://example.com:8000/")
+    async with ConnectionPool(connector=connector, local_address="::1", socket_options=options) as pool:
+        await pool.request("GET", "http://[::1]/")
+    async with ConnectionPool(
+        connector=connector, uds="/a/path", local_address="ignored", socket_options=iter(options)
+    ) as pool:
+        for host in "ab":
+            await pool.request("GET", f"http://{host}/")
+    given = [(dialled.address, dialled.options) for dialled in connector.dialled]
+    assert given == [
+        (("example.com", 8000), {}),
+        (("::1", 80), {"local_address": "::1", "socket_options": tuple(options)}),
+        ("/a/path", {"socket_options": tuple(options)}),
+        ("/a/path", {"socket_options": tuple(options)}),
+    ]
+
+
+async def test_local_address_and_socket_options_on_a_real_socket(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    async with ConnectionPool(
+        local_address="127.0.0.5", socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    ) as pool:
+        response = await pool.request("GET", server.url)
+        stream = response.extensions["network_stream"]
+        assert stream.get_extra_info("client_addr")[0] == "127.0.0.5"
+        assert stream.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+async def test_a_bad_socket_option_leaves_no_socket(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    before = open_sockets()
+    async with ConnectionPool(socket_options=[(socket.SOL_SOCKET, -1, 1)]) as pool:
+        with pytest.raises(ConnectError):
+            await pool.request("GET", server.url)
+        await assert_settles(pool)
+        assert open_sockets() <= before
+
+
+async def test_a_unix_socket(nursery: trio.Nursery, tmp_path: Path) -> None:
+    server = await serve_unix(nursery, respond, tmp_path / "socket")
+    async with ConnectionPool(uds=server.uds) as pool:
+        assert (await pool.request("POST", URL, content=b"hello")).content == b"hello"
+    async with ConnectionPool(uds=str(tmp_path / "nothing")) as pool:
+        with pytest.raises(ConnectError, match="nothing"):
+            await pool.request("GET", URL)
+
+
+async def test_a_refused_connection_says_so(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    server.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    async with ConnectionPool() as pool:
+        with pytest.raises(ConnectError, match=f"could not connect to 127.0.0.1:{server.port}: .*refused"):
+            await pool.request("GET", server.url)
+        assert_unharmed(pool)
+
+
+# -- TLS.
+
+
+async def test_a_certificate_of_another_host(
+    nursery: trio.Nursery, ca: trustme.CA, client_context: ssl.SSLContext
+) -> None:
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("other.example").configure_cert(other)
+    server = await serve_tcp(nursery, respond, tls=other)
+    before = open_sockets()
+    async with ConnectionPool(client_context) as pool:
+        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 .* verified: .*mismatch"):
+            await pool.request("GET", server.url)
+        await assert_settles(pool)
+        assert open_sockets() <= before
+        extensions = {"sni_hostname": "other.example"}
+        assert (await pool.request("GET", server.url, extensions=extensions)).status == 200
+
+
+async def test_an_unknown_authority(nursery: trio.Nursery, server_context: ssl.SSLContext) -> None:
+    server = await serve_tcp(nursery, respond, tls=server_context)
+    async with ConnectionPool() as pool:
+        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 could not be verified: unable"):
+            await pool.request("GET", server.url)
+        assert_unharmed(pool)
+
+
+async def test_no_tls_at_all(nursery: trio.Nursery, client_context: ssl.SSLContext) -> None:
+    async def plain(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await peer.send(b"HTTP/1.1 400 What is this?\r\n\r\n")
+
+    async with ConnectionPool(client_context, connector=MemoryConnector(nursery, plain)) as pool:
+        with pytest.raises(ConnectError, match=r"TLS handshake with example\.com failed"):
+            await pool.request("GET", "https://example.com/")
+        assert_unharmed(pool)
+
+
+async def test_the_connect_timeout_covers_the_handshake(
+    nursery: trio.Nursery, client_context: ssl.SSLContext, autojump_clock: trio.testing.MockClock
+) -> None:
+    connector = MemoryConnector(nursery, swallow)
+    async with ConnectionPool(client_context, connector=connector) as pool:
+        started = trio.current_time()
+        with pytest.raises(ConnectTimeout):
+            await pool.request("GET", "https://example.com/", extensions={"timeout": {"connect": 2}})
+        assert trio.current_time() - started == 2
+        assert_unharmed(pool)
+
+
+async def test_a_failed_handshake_is_reported_though_its_stream_fails_to_close(
+    nursery: trio.Nursery, client_context: ssl.SSLContext
+) -> None:
+    class Failing(Wrapped):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise trio.BrokenResourceError("too late")
+
+    async def plain(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await peer.send(b"HTTP/1.1 400 What is this?\r\n\r\n")
+
+    connector = WrappingConnector(nursery, plain, Failing)
+    async with ConnectionPool(client_context, connector=connector) as pool:
+        with pytest.raises(ConnectError, match="TLS handshake"):
+            await pool.request("GET", "https://example.com/")
+        assert_unharmed(pool)
+
+
+async def test_another_server_name_is_another_connection(
+    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    names: list[str | None] = []
+    server_context.sni_callback = lambda _, name, __: names.append(name)
+    server = await serve_tcp(nursery, respond, tls=server_context)
+    async with ConnectionPool(client_context) as pool:
+        for name in (None, "localhost", b"example.com", "localhost", None):
+            extensions = {} if name is None else {"sni_hostname": name}
+            await pool.request("GET", server.url, extensions=extensions)
+        assert pool.statistics().open == 3
+    server_context.sni_callback = None
+    assert names == [None, "localhost", "example.com"]
+
+
+class TLSPeer:
+    """A server's TLS whose records are made one by one, so that a test says what arrives together."""
+
+    def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+        self.stream = stream
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    async def run(self, operation: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return operation()
+            except ssl.SSLWantReadError:
+                await self.flush()
+                self.incoming.write(await self.stream.receive_some())
+
+    async def flush(self) -> None:
+        if data := self.outgoing.read():
+            await self.stream.send_all(data)
+
+    def respond(self, body: bytes = b"ok") -> None:
+        """Make the records of a response, to be sent by `flush`."""
+        self.tls.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    async def serve(self, requests: int) -> None:
+        for _ in range(requests):
+            await self.run(lambda: self.tls.read(65536))
+            self.respond()
+            await self.flush()
+
+
+async def serve_records(
+    nursery: trio.Nursery,
+    context: ssl.SSLContext,
+    play: Callable[[TLSPeer], Awaitable[None]],
+) -> str:
+    """Start a server which plays `play` on every connection."""
+
+    async def handler(stream: trio.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(ssl.SSLError, trio.BrokenResourceError):
+                await play(TLSPeer(stream, context))
+
+    listeners = await nursery.start(trio.serve_tcp, handler, 0)
+    return f"https://localhost:{listeners[0].socket.getsockname()[1]}/"
+
+
+async def test_tickets_that_arrive_while_idle_do_no_harm(
+    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    tickets_sent, go_on = trio.Event(), trio.Event()
+
+    async def play(peer: TLSPeer) -> None:
+        await peer.run(peer.tls.do_handshake)
+        tickets = peer.outgoing.read()  # OpenSSL makes them along with the end of the handshake.
+        assert tickets
+        peer.tls.write(b"")
+        # Records are numbered, so that the tickets have to be the first; the last byte of them is late.
+        await peer.stream.send_all(tickets[:-1])
+        await peer.run(lambda: peer.tls.read(65536))
+        await peer.stream.send_all(tickets[-1:])
+        peer.respond()
+        await peer.flush()
+        await go_on.wait()
+        await peer.serve(1)
+
+    url = await serve_records(nursery, server_context, play)
+    async with ConnectionPool(client_context) as pool:
+        await pool.request("GET", url)
+        tickets_sent.set()
+        go_on.set()
+        await pool.request("GET", url)
+        assert pool.statistics().connections_opened == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("what", ["data", "close"])
+async def test_what_comes_along_with_a_response_over_tls_is_noticed(
+    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext, what: str
+) -> None:
+    """It is in a record of its own, already received, so that the kernel doesn't know of it."""
+
+    async def play(peer: TLSPeer) -> None:
+        await peer.run(peer.tls.do_handshake)
+        await peer.flush()
+        await peer.run(lambda: peer.tls.read(65536))
+        peer.respond(b"right")
+        if what == "data":
+            peer.respond(b"wrong")
+        else:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.tls.unwrap()
+        await peer.flush()
+        await trio.sleep_forever()
+
+    url = await serve_records(nursery, server_context, play)
+    async with ConnectionPool(client_context) as pool:
+        for _ in range(3):
+            response = await pool.request("POST", url, content=b"written once")
+            assert response.content == b"right"
+        assert pool.statistics().connections_opened == 3
+    nursery.cancel_scope.cancel()
+
+
+# -- Idle connections.
+
+
+async def after_first(
+    event: trio.Event, action: Callable[[ScriptedPeer], Awaitable[object]], peer: ScriptedPeer
+) -> None:
+    """A script: on the event, do something to a connection which has had one request, then serve on."""
+    await peer.receive_request()
+    await peer.send_response()
+    await event.wait()
+    await action(peer)
+    with contextlib.suppress(trio.ClosedResourceError):
+        await respond(peer)
+
+
+async def close_it(peer: ScriptedPeer) -> None:
+    await peer.aclose()
+
+
+async def reset_it(peer: ScriptedPeer) -> None:
+    reset(peer)
+
+
+async def stray_bytes(peer: ScriptedPeer) -> None:
+    await peer.send(b"HTTP/1.1 408 Too late\r\nContent-Length: 0\r\n\r\n")
+
+
+ENDINGS = pytest.mark.parametrize("action", [close_it, reset_it, stray_bytes])
+
+
+@ENDINGS
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+async def test_a_connection_that_ends_while_idle_is_not_used(
+    nursery: trio.Nursery,
+    server_context: ssl.SSLContext,
+    client_context: ssl.SSLContext,
+    action: Callable[[ScriptedPeer], Awaitable[object]],
+    tls: bool,
+) -> None:
+    event = trio.Event()
+    script = functools.partial(after_first, event, action)
+    server = await serve_tcp(nursery, script, tls=server_context if tls else None)
+    trace = Recorder()
+    async with ConnectionPool(client_context) as pool:
+        await pool.request("POST", server.url, content=b"one")
+        event.set()
+        await until_noticed(pool)
+        response = await pool.request("POST", server.url, content=b"two", extensions={"trace": trace})
+        assert response.status == 200
+        assert pool.statistics().connections_opened == 2
+        assert trace.of("connection.retry.started") == []
+
+
+async def until_noticed(pool: ConnectionPool) -> None:
+    """Wait until the kernel has something to say about the pool's only connection."""
+    [connection] = pool.connections
+    sock = connection.info.get_extra_info("socket")
+    if sock.fileno() >= 0:
+        with trio.fail_after(5), contextlib.suppress(trio.ClosedResourceError):
+            await trio.lowlevel.wait_readable(sock)
+
+
+@ENDINGS
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
+    nursery: trio.Nursery,
+    server_context: ssl.SSLContext,
+    client_context: ssl.SSLContext,
+    action: Callable[[ScriptedPeer], Awaitable[object]],
+    tls: bool,
+) -> None:
+    event = trio.Event()
+    script = functools.partial(after_first, event, action)
+    server = await serve_tcp(nursery, script, tls=server_context if tls else None)
+    async with ConnectionPool(client_context) as pool:
+        await pool.request("GET", server.url)
+        [connection] = pool.connections
+        event.set()
+        with trio.fail_after(1.5):
+            await connection.closed.wait()
+        assert_unharmed(pool)
+
+
+async def test_housekeeping_spares_a_quiet_connection(
+    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """Also one on which TLS has something to say that is no end: it looks, and keeps it."""
+    server = await serve_tcp(nursery, respond, tls=server_context)
+    async with ConnectionPool(client_context) as pool:
+        await pool.request("GET", server.url)
+        async with pool.stream("GET", server.url):
+            await trio.sleep(1.1)
+        await trio.sleep(1.1)
+        assert_unharmed(pool, idle=1)
+        await pool.request("GET", server.url)
+        assert pool.statistics().connections_opened == 1
+
+
+# -- The silent retry.
+
+
+class Flaky:
+    """A script whose first connection ends, unanswered, on its second request."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.bodies: list[bytes] = []
+        self.answer = answer
+        self.connections = 0
+
+    async def __call__(self, peer: ScriptedPeer) -> None:
+        self.connections += 1
+        first = self.connections == 1
+        served = 0
+        async for request in peer:
+            self.bodies.append(request.method + b" " + request.body)
+            served += 1
+            if first and served == 2:
+                await peer.send(self.answer)
+                return
+            await peer.send_response()
+
+
+async def body() -> AsyncIterator[bytes]:
+    yield b"body"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
+@pytest.mark.parametrize("content", [b"body", [b"bo", b"dy"], (b"body",)])
+async def test_an_idempotent_request_is_sent_again(
+    nursery: trio.Nursery, method: str, content: bytes | list[bytes]
+) -> None:
+    flaky, trace = Flaky(), Recorder()
+    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+        await pool.request("GET", URL)
+        response = await pool.request(method, URL, content=content, extensions={"trace": trace})
+        assert response.status == 200
+        assert flaky.bodies == [b"GET ", *[method.encode() + b" body"] * 2]
+        assert_unharmed(pool, idle=1)
+        [told] = trace.of("connection.retry.started")
+        assert told["attempt"] == 1
+        assert isinstance(told["exception"], RemoteProtocolError)
+        assert len(trace.of("connection.connect_tcp.complete")) == 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "FOO"])
+async def test_what_a_server_may_have_acted_on_is_not_sent_again(nursery: trio.Nursery, method: str) -> None:
+    flaky = Flaky()
+    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+        await pool.request("GET", URL)
+        with pytest.raises(RemoteProtocolError, match="without sending a response"):
+            await pool.request(method, URL, content=b"body")
+        assert flaky.bodies == [b"GET ", method.encode() + b" body"]
+        await assert_settles(pool)
+
+
+@pytest.mark.parametrize("content", [body, lambda: iter([b"body"])], ids=["asynchronous", "ordinary"])
+async def test_a_body_that_was_taken_is_not_sent_again(
+    nursery: trio.Nursery, content: Callable[[], Any]
+) -> None:
+    flaky = Flaky()
+    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+        await pool.request("GET", URL)
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("PUT", URL, content=content())
+        assert flaky.bodies == [b"GET ", b"PUT body"]
+        await assert_settles(pool)
+
+
+async def test_a_request_whose_answer_began_is_not_sent_again(nursery: trio.Nursery) -> None:
+    flaky = Flaky(answer=b"H")
+    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+        await pool.request("GET", URL)
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("GET", URL)
+        assert len(flaky.bodies) == 2
+
+
+async def test_a_request_on_a_new_connection_is_not_sent_again(nursery: trio.Nursery) -> None:
+    async def rude(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+
+    connector = MemoryConnector(nursery, rude)
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("GET", URL)
+        assert len(connector.dialled) == 1
+        await assert_settles(pool)
+
+
+async def test_it_is_sent_again_once(nursery: trio.Nursery) -> None:
+    received = 0
+
+    async def one_each(peer: ScriptedPeer) -> None:
+        nonlocal received
+        async for _ in peer:
+            received += 1
+            if received in (1, 2):
+                await peer.send_response()
+            else:
+                return
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, one_each)) as pool:
+        async with pool.stream("GET", URL), pool.stream("GET", URL):
+            pass
+        assert_unharmed(pool, idle=2)
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("GET", URL)
+        assert received == 4
+        # The other one of the two idle connections was not tried.
+        await assert_settles(pool, idle=1)
+
+
+async def test_a_retry_waits_its_turn_at_the_head_of_the_queue(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    flaky = Flaky()
+    order: list[str] = []
+
+    async def ask(path: str) -> None:
+        await pool.request("GET", URL + path)
+        order.append(path)
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, flaky), max_connections=1) as pool:
+        await pool.request("GET", URL)
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(ask, "first")
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            tasks.start_soon(ask, "second")
+    assert order == ["first", "second"]
+
+
+async def test_a_post_of_which_nothing_was_sent_is_sent_again(nursery: trio.Nursery) -> None:
+    """The connection broke between the look at it and the sending."""
+    received: list[bytes] = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            received.append(request.body)
+            await peer.send_response()
+
+    async def sabotage(event: str, _: dict[str, Any]) -> None:
+        if event == "http11.send_request_headers.started" and pool.statistics().connections_opened == 1:
+            [connection] = pool.connections
+            connection.info.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+    server = await serve_tcp(nursery, script)
+    async with ConnectionPool() as pool:
+        await pool.request("POST", server.url, content=b"one")
+        response = await pool.request("POST", server.url, content=b"two", extensions={"trace": sabotage})
+        assert response.status == 200
+        assert pool.statistics().connections_opened == 2
+    assert received == [b"one", b"two"]
+
+
+async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(nursery: trio.Nursery) -> None:
+    received: list[bytes] = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            received.append(request.body)
+            await peer.send_response()
+
+    class SendsThenFails(Wrapped):
+        sends = 0
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            self.sends += 1
+            await super().send_all(data)
+            if self.sends == 2:
+                await trio.aclose_forcefully(self.stream)
+                raise trio.BrokenResourceError("nobody knows what was sent")
+
+    async with ConnectionPool(connector=WrappingConnector(nursery, script, SendsThenFails)) as pool:
+        await pool.request("POST", URL, content=b"one")
+        with pytest.raises(WriteError, match="nobody knows"):
+            await pool.request("POST", URL, content=b"two")
+        await trio.testing.wait_all_tasks_blocked()
+        assert received == [b"one", b"two"]
+        await assert_settles(pool)
+
+
+# -- What it shows.
+
+
+async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector, max_connections=3) as pool:
+        await pool.request("GET", "http://idle.example/")
+        async with trio.open_nursery() as tasks, pool.stream("GET", "http://[::1]:8080/"):
+            connector.gate = trio.Event()
+            tasks.start_soon(pool.request, "GET", "http://dialled.example/")
+            await trio.testing.wait_all_tasks_blocked()
+            assert [repr(connection) for connection in pool.connections] == [
+                "<HTTP11Connection 'http://idle.example:80', idle, 1 request>",
+                "<HTTP11Connection 'http://[::1]:8080', active, 1 request>",
+            ]
+            assert pool.statistics() == trio_exchange.PoolStatistics(
+                open=2,
+                active=1,
+                idle=1,
+                closing=0,
+                connecting=1,
+                waiting=0,
+                connections_opened=2,
+                requests_served=2,
+            )
+            assert repr(pool) == "<ConnectionPool open: 1 active, 1 idle, 1 connecting, 0 waiting>"
+            connector.gate.set()
+        await pool.request("GET", "http://idle.example/")
+        assert repr(pool.connections[0]) == "<HTTP11Connection 'http://idle.example:80', idle, 2 requests>"
+        [closed, *_] = pool.connections
+    assert "closed" in repr(closed)
+    with pytest.raises(AttributeError):
+        pool.statistics().open = 5  # type: ignore[misc]
+
+
+# -- Ways to ask.
+
+
+async def test_the_one_shot_functions_leave_nothing(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    response = await trio_exchange.request("POST", server.url, content=b"hello")
+    assert response.content == b"hello"
+    async with trio_exchange.stream("POST", server.url, content=b"hello") as response:
+        assert await response.aread() == b"hello"
+        sock = response.extensions["network_stream"].get_extra_info("socket")
+    assert sock.fileno() == -1
+
+
+async def test_a_one_shot_stream_that_fails_leaves_nothing(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, mute)
+    before = open_sockets()
+    with pytest.raises(trio_exchange.ReadTimeout):
+        async with trio_exchange.stream("GET", server.url, extensions={"timeout": {"read": 0.01}}):
+            pytest.fail("it must not get here")
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert open_sockets() <= before
+
+
+async def test_handle_async_request(nursery: trio.Nursery) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        request = Request("POST", URL, content=b"hello")
+        response = await pool.handle_async_request(request)
+        assert pool.statistics().active == 1
+        assert await response.aread() == b"hello"
+        await response.aclose()
+        assert_unharmed(pool, idle=1)
+        assert request.headers == []
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/", "/path", "//example.com/", "httpx://a/"])
+async def test_a_scheme_that_is_not_spoken(nursery: trio.Nursery, url: str) -> None:
+    async with ConnectionPool() as pool:
+        with pytest.raises(UnsupportedProtocol, match="must be http, https, ws or wss"):
+            await pool.request("GET", url)
+        assert_unharmed(pool)
+
+
+@pytest.mark.parametrize("url", ["http:///path", "http:path", "https://:443/"])
+async def test_a_url_without_host(url: str) -> None:
+    async with ConnectionPool() as pool:
+        with pytest.raises(ValueError, match="no host"):
+            await pool.request("GET", url)
+
+
+async def test_websocket_schemes_connect_like_their_http_ones(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request("GET", "ws://example.com/")
+    assert [dialled.address for dialled in connector.dialled] == [("example.com", 80)]
+
+
+@pytest.mark.parametrize(
+    ("extensions", "error", "message"),
+    [
+        ({"timeout": {"total": 1}}, ValueError, "unknown timeout 'total'"),
+        ({"timeout": {"read": -1}}, ValueError, "read timeout"),
+        ({"timeout": {"pool": "1"}}, TypeError, "pool timeout"),
+        ({"timeout": 5}, TypeError, "mapping"),
+        ({"trace": "loud"}, TypeError, "trace"),
+        ({"trace": lambda *_: None}, TypeError, "trace extension must be an async function"),
+        ({"sni_hostname": 5}, TypeError, "sni_hostname"),
+        ({"target": 5}, TypeError, "target"),
+        ({"target": b"/a b"}, LocalProtocolError, "target"),
+    ],
+)
+async def test_extensions_are_checked_before_anything_is_opened(
+    nursery: trio.Nursery, extensions: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(error, match=message):
+            await pool.request("GET", "https://example.com/", extensions=extensions)
+        assert connector.dialled == []
+        assert_unharmed(pool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"ssl_context": "secure"}, TypeError, "ssl_context must be an ssl.SSLContext or None, not 'secure'"),
+        ({"max_connections": 0}, ValueError, "max_connections must be 1 or more, not 0"),
+        ({"max_connections": 1.5}, TypeError, "max_connections must be an int, not 1.5"),
+        ({"max_connections": True}, TypeError, "max_connections must be an int, not True"),
+        ({"max_connections_per_origin": 0}, ValueError, "max_connections_per_origin must be 1 or more"),
+        ({"max_keepalive_connections": -1}, ValueError, "max_keepalive_connections must be 0 or more"),
+        ({"keepalive_expiry": -1}, ValueError, "keepalive_expiry must be zero or more"),
+        ({"keepalive_expiry": "1"}, TypeError, "keepalive_expiry must be a number"),
+        ({"expect_continue_timeout": float("nan")}, ValueError, "expect_continue_timeout"),
+        ({"retries": -1}, ValueError, "retries must be 0 or more"),
+        ({"retries": None}, TypeError, "retries must be an int"),
+        ({"max_header_bytes": 0}, ValueError, "max_header_bytes must be 1 or more"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ConnectionPool(**arguments)
+
+
+def test_unlimited() -> None:
+    ConnectionPool(
+        max_connections=None,
+        max_connections_per_origin=None,
+        max_keepalive_connections=None,
+        keepalive_expiry=None,
+    )
