@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+
+from trio_exchange import Origin, Request, UnsupportedProtocol, default_ssl_context
+from trio_exchange._routes import Route, route_for, tls_settings
+
+
+def route(url: str, **extensions: Any) -> Route:
+    return route_for(Request("GET", url, extensions=extensions))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://h", Route(b"http", b"h", 80, None)),
+        ("http://h:81/p?q", Route(b"http", b"h", 81, None)),
+        ("ws://h", Route(b"ws", b"h", 80, None)),
+        ("https://H/", Route(b"https", b"h", 443, "h")),
+        ("wss://h:1/", Route(b"wss", b"h", 1, "h")),
+        ("https://example.com./", Route(b"https", b"example.com.", 443, "example.com")),
+        ("https://[fe80::1%25eth0]/", Route(b"https", b"fe80::1%eth0", 443, "fe80::1")),
+        ("https://b\u00fccher.de", Route(b"https", b"xn--bcher-kva.de", 443, "xn--bcher-kva.de")),
+    ],
+)
+def test_a_route(url: str, expected: Route) -> None:
+    assert route(url) == expected
+
+
+def test_requests_share_a_route_whatever_their_target() -> None:
+    assert route("https://h/a") == route("https://h:443/b?c", target="/d")
+
+
+@pytest.mark.parametrize("other", ["http://h", "wss://h", "https://g", "https://h:444"])
+def test_what_makes_another_route(other: str) -> None:
+    assert route("https://h") != route(other)
+
+
+@pytest.mark.parametrize("name", ["other.example", b"other.example", "other.example."])
+def test_the_sni_name_makes_another_route(name: str | bytes) -> None:
+    assert route("https://h", sni_hostname=name) == Route(b"https", b"h", 443, "other.example")
+
+
+def test_an_sni_name_of_none_is_the_host() -> None:
+    assert route("https://h", sni_hostname=None) == route("https://h")
+
+
+def test_an_sni_name_is_not_cut_like_an_address() -> None:
+    assert route("https://h", sni_hostname="good.example%evil").server_hostname == "good.example%evil"
+
+
+def test_the_sni_name_is_of_no_concern_without_tls() -> None:
+    assert route("http://h", sni_hostname="other") == route("http://h")
+
+
+@pytest.mark.parametrize("name", [1, ["h"], bytearray(b"h")])
+def test_an_sni_name_that_is_no_text(name: object) -> None:
+    with pytest.raises(TypeError, match="the sni_hostname extension must be str or bytes"):
+        route("https://h", sni_hostname=name)
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"),
+    [
+        ("ftp://h/", "ftp"),
+        ("httpx://h", "httpx"),
+        ("//h/", ""),
+        ("/path", ""),
+        ("", ""),
+        ("localhost:80", "localhost"),
+    ],
+)
+def test_a_scheme_that_we_do_not_speak(url: str, scheme: str) -> None:
+    with pytest.raises(UnsupportedProtocol, match=f"must be http, https, ws or wss, not '{scheme}'"):
+        route(url)
+
+
+@pytest.mark.parametrize("url", ["http:///path", "https://", "http:path", "http://:80/"])
+def test_a_url_without_host(url: str) -> None:
+    with pytest.raises(ValueError, match="the URL has no host"):
+        route(url)
+
+
+def test_a_routes_origin() -> None:
+    assert route("wss://h/x", sni_hostname="y").origin == Origin(b"wss", b"h", 443)
+
+
+def test_no_tls_for_a_plain_route() -> None:
+    assert tls_settings(route("http://h"), ssl.create_default_context(), ("http/1.1",)) is None
+
+
+def test_the_pools_context_is_used() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    settings = tls_settings(route("https://h"), context, ("http/1.1",))
+    assert settings is not None
+    assert settings.context is context
+    assert settings.server_hostname == "h"
+    assert settings.alpn == ("http/1.1",)
+
+
+def test_without_a_context_each_offer_has_a_default_one_of_its_own() -> None:
+    first = tls_settings(route("https://h"), None, ("http/1.1",))
+    second = tls_settings(route("https://g"), None, ("http/1.1",))
+    other = tls_settings(route("https://h"), None, ("h2", "http/1.1"))
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert first.context is second.context
+    assert len({id(first.context), id(other.context), id(default_ssl_context())}) == 3
