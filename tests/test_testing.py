@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import h11
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from trio_exchange import ConnectError, ConnectionPool
+from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
+
+from .peers import TLS, make_tls, respond
+
+URL = "http://example.com/"
+
+
+async def a_pair() -> tuple[trio.abc.HalfCloseableStream, ScriptedPeer]:
+    client, server = trio.testing.memory_stream_pair()
+    return client, ScriptedPeer(server)
+
+
+# -- The peer's receiving.
+
+
+async def test_a_request_is_received_whole() -> None:
+    client, peer = await a_pair()
+    await client.send_all(b"POST /a?b HTTP/1.1\r\nHost: x\r\nA: 1\r\na: 2\r\nContent-Length: 3\r\n\r\nabc")
+    request = await peer.receive_request()
+    headers = [(b"host", b"x"), (b"a", b"1"), (b"a", b"2"), (b"content-length", b"3")]
+    assert request == PeerRequest(b"POST", b"/a?b", headers, b"abc")
+    assert request.header(b"a") == b"1"
+    assert request.header(b"b") is None
+
+
+async def test_head_and_body_apart() -> None:
+    client, peer = await a_pair()
+    await client.send_all(b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (await peer.receive_head()).body == b""
+    await client.send_all(b"1\r\na\r\n")
+    assert await peer.receive_chunk() == b"a"
+    await client.send_all(b"2\r\nbc\r\n1\r\nd\r\n0\r\n\r\n")
+    assert await peer.receive_body() == b"bcd"
+    assert await peer.receive_chunk() == b""
+
+
+async def test_requests_one_after_another_until_the_client_closes() -> None:
+    client, peer = await a_pair()
+    await client.send_all(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % 1 + b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await client.send_eof()
+    assert [request.target async for request in peer] == [b"/1", b"/2"]
+    with pytest.raises(EOFError):
+        await peer.receive_request()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHo", b"PUT / HTTP/1.0\r\nContent-Length: 9\r\n\r\nab"],
+)
+async def test_a_request_that_is_none(nonsense: bytes) -> None:
+    client, peer = await a_pair()
+    await client.send_all(nonsense)
+    await client.send_eof()
+    with pytest.raises(h11.RemoteProtocolError):
+        await peer.receive_request()
+
+
+async def test_raw_bytes_begin_with_those_that_came_along_with_a_request() -> None:
+    client, peer = await a_pair()
+    await client.send_all(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\nabcde")
+    await peer.receive_request()
+    assert await peer.receive_some(2) == b"ab"
+    assert await peer.receive_some() == b"cde"
+    await client.send_all(b"f")
+    assert await peer.receive_some() == b"f"
+    await client.aclose()
+    assert await peer.receive_some() == b""
+
+
+async def test_a_head_of_any_size_is_received() -> None:
+    client, peer = await a_pair()
+    await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 2_000_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.receive_request)
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send_all(b"\r\n\r\n")
+
+
+# -- Its sending.
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "sent"),
+    [
+        (200, [], b"abc", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"),
+        (404, [(b"A", b"b")], b"", b"HTTP/1.1 404 Not Found\r\nA: b\r\nContent-Length: 0\r\n\r\n"),
+        (200, [(b"content-Length", b"9")], b"", b"HTTP/1.1 200 OK\r\ncontent-Length: 9\r\n\r\n"),
+        (
+            200,
+            [(b"Transfer-Encoding", b"chunked")],
+            b"0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (204, [], b"", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (304, [], b"", b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+        (103, [], b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (799, [], b"", b"HTTP/1.1 799 \r\nContent-Length: 0\r\n\r\n"),
+    ],
+)
+async def test_responses(status: int, headers: list[tuple[bytes, bytes]], body: bytes, sent: bytes) -> None:
+    client, peer = await a_pair()
+    await peer.send_response(status, headers, body)
+    await peer.aclose()
+    assert await client.receive_some() == sent
+
+
+async def test_byte_by_byte_every_byte_arrives_alone() -> None:
+    client, peer = await a_pair()
+    received = []
+
+    async def receive() -> None:
+        async for chunk in client:
+            received.append(chunk)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await peer.send(b"abc", byte_by_byte=True)
+        await peer.send(b"def")
+        await peer.send_eof()
+    assert received == [b"a", b"b", b"c", b"def"]
+
+
+async def test_tls(nursery: trio.Nursery) -> None:
+    tls = make_tls()
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.start_tls(tls.server)
+        with pytest.raises(NotImplementedError):
+            await peer.send_eof()
+        await respond(peer)
+
+    connector = MemoryConnector(nursery, script)
+    async with ConnectionPool(connector=connector, ssl_context=tls.client) as pool:
+        response = await pool.request("PUT", "https://example.com/", content=b"abc")
+    assert response.content == b"abc"
+    assert connector.dialled == [Dialled(("example.com", 443), {})]
+
+
+def test_certificates_are_made_once() -> None:
+    assert isinstance(make_tls(), TLS)
+    assert make_tls() is make_tls()
+
+
+# -- The connector.
+
+
+async def test_it_records_whom_it_was_asked_for(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    options = [(1, 2, 3)]
+    async with ConnectionPool(connector=connector, local_address="127.0.0.2", socket_options=options) as pool:
+        await pool.request("GET", "http://one.example/")
+        await pool.request("GET", "http://two.example:81/")
+    async with ConnectionPool(connector=connector, uds="/a/b", socket_options=options) as pool:
+        await pool.request("GET", URL)
+    given = {"local_address": "127.0.0.2", "socket_options": ((1, 2, 3),)}
+    assert connector.dialled == [
+        Dialled(("one.example", 80), given),
+        Dialled(("two.example", 81), given),
+        Dialled("/a/b", {"socket_options": ((1, 2, 3),)}),
+    ]
+    assert len(connector.peers) == 3
+
+
+async def test_failures_are_raised_in_order_then_it_connects(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.failures = [OSError("first"), KeyError("second")]
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(ConnectError, match="first"):
+            await pool.request("GET", URL)
+        with pytest.raises(KeyError, match="second"):
+            await pool.request("GET", URL)
+        assert (await pool.request("GET", URL)).status == 200
+    assert len(connector.dialled) == 3
+    assert len(connector.peers) == 1
+
+
+async def test_a_gate_holds_it_up(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.gate = trio.Event()
+    async with ConnectionPool(connector=connector) as pool:
+        with trio.move_on_after(5) as scope:
+            await pool.request("GET", URL)
+        assert scope.cancelled_caught
+        connector.gate.set()
+        await pool.request("GET", URL)
+    assert len(connector.dialled) == 2
+
+
+async def test_the_connection_ends_with_the_script(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.send(b"bye")
+
+    stream = await MemoryConnector(nursery, script).connect_tcp("x", 1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert await stream.receive_some() == b"bye"
+    assert await stream.receive_some() == b""
+
+
+async def test_a_script_that_sends_to_nobody_just_ends() -> None:
+    ended = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        try:
+            await peer.send(b"anybody there?")
+        finally:
+            ended.append(True)
+
+    async with trio.open_nursery() as nursery:
+        stream = await MemoryConnector(nursery, script).connect_tcp("x", 1)
+        await stream.aclose()
+    assert ended == [True]
+
+
+async def test_what_a_script_raises_ends_the_nursery() -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        raise AssertionError("the client did something wrong")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="something wrong")):
+        async with trio.open_nursery() as nursery:
+            await MemoryConnector(nursery, script).connect_tcp("x", 1)
+            await trio.sleep_forever()
+
+
+async def test_another_pair_of_streams(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await trio.sleep_forever()
+
+    connector = MemoryConnector(nursery, script, stream_pair=trio.testing.lockstep_stream_pair)
+    stream = await connector.connect_unix_socket("x")
+    with trio.move_on_after(1) as scope:
+        await stream.send_all(b"nobody receives this")
+    assert scope.cancelled_caught
