@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import inspect
 import ipaddress
 import re
 import ssl
@@ -653,6 +654,11 @@ class Prepared:
             return self._iterator
         peeked, self._peeked = self._peeked, None
         return _Peeked(peeked, self._iterator)
+
+    async def close_body(self) -> None:
+        """End the caller's generator wherever it is; its clean-up is not left to garbage collection."""
+        if inspect.isasyncgen(self._iterator):
+            await self._iterator.aclose()
 
     async def peek_body(self) -> None:
         """Find out whether a stream of unknown length has any content at all.

@@ -265,7 +265,11 @@ class ConnectionPool:
         timeouts = parse_timeouts(request.extensions)
         tracer = tracer_for(request.extensions)
         await prepared.peek_body()
-        response = await self._exchange(prepared, route, timeouts, tracer)
+        try:
+            response = await self._exchange(prepared, route, timeouts, tracer)
+        except BaseException:
+            await prepared.close_body()
+            raise
         self._served += 1
         return response
 
