@@ -697,18 +697,18 @@ class HTTP11Exchange(CollectableStream):
             raise
 
     async def _read_directly(self, left: int, checkpoint: bool) -> bytes | None:
-        data: bytes | None = self._buffered
-        if data or not left:
-            if checkpoint:
-                await trio.lowlevel.checkpoint()
-            if not left:
-                self._end_response([])
-                return None
-            self._buffered = b""
-            return self._take(left, data)
-        data = None
-        while data is None:
-            data = await self._wait()
+        if left and not self._buffered:
+            received = None
+            while received is None:
+                received = await self._wait()
+            return self._take(left, received)
+        # What is here was received before, so that this has to be the checkpoint.
+        if checkpoint:
+            await trio.lowlevel.checkpoint()
+        if not left:
+            self._end_response([])
+            return None
+        data, self._buffered = self._buffered, b""
         return self._take(left, data)
 
     def _take(self, left: int, data: bytes) -> bytes:
@@ -730,7 +730,6 @@ class HTTP11Exchange(CollectableStream):
             self._pending = None
             event = await self._next_event()
         else:
-            # What is here was received before, so that this has to be the checkpoint.
             if checkpoint:
                 await trio.lowlevel.checkpoint()
             event, self._pending = self._pending, None
