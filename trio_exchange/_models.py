@@ -25,7 +25,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import idna
 import trio
@@ -429,9 +429,10 @@ class CollectableStream:
 
     __slots__ = ()
 
-    async def collect(self) -> bytes:
-        """Read all that is left of the body, and close it."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        async def collect(self) -> bytes:
+            """Read all that is left of the body, and close it."""
 
 
 def _to_url(url: Any) -> URL:
@@ -504,7 +505,10 @@ class Response:
         return await self.read_without_checkpoint()
 
     async def read_without_checkpoint(self) -> bytes:
-        """`aread` for a caller that has just waited for the network, and need not yield again."""
+        """`aread` for a caller that has just waited for the network, and need not yield again.
+
+        Errors and what cancellation does are those of `aread`.
+        """
         if self._content is None:
             stream = self.aiter_stream()
             if isinstance(stream, CollectableStream):

@@ -362,6 +362,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
         Raises:
             NotImplementedError: The stream can't be closed one way only, as TLS can't in Trio.
+
+        When it is cancelled, it may or may not have been told.
         """
         self._refuse_as_trio()
         if not isinstance(self._stream, trio.abc.HalfCloseableStream):
@@ -369,7 +371,10 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """Close the stream and its connection. On an ordinary response it does nothing."""
+        """Close the stream and its connection. On an ordinary response it does nothing.
+
+        When it is cancelled, the stream is closed all the same.
+        """
         if self._refusal is not None:
             await trio.lowlevel.checkpoint()
             return
