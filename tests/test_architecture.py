@@ -1,0 +1,211 @@
+"""What holds the package together: who imports whom, and what is public and documented."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trio_exchange
+from trio_exchange import testing
+
+PACKAGE = Path(trio_exchange.__file__).parent
+PROJECT = PACKAGE.parent
+
+# Each module imports only from those above it.
+ORDER = [
+    "_exceptions",
+    "_models",
+    "_timeouts",
+    "_trace",
+    "_streams",
+    "_tls",
+    "_connectors",
+    "_routes",
+    "_http11",
+    "_scheduler",
+    "_pool",
+    "testing",
+    "__init__",
+]
+
+PUBLIC = [
+    "URL",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionNotAvailable",
+    "ConnectionPool",
+    "Connector",
+    "ExchangeError",
+    "LocalProtocolError",
+    "NetworkError",
+    "NetworkStream",
+    "Origin",
+    "PoolStatistics",
+    "PoolTimeout",
+    "ProtocolError",
+    "Proxy",
+    "ProxyError",
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "Request",
+    "Response",
+    "TimeoutException",
+    "UnsupportedProtocol",
+    "WriteError",
+    "WriteTimeout",
+    "default_ssl_context",
+    "request",
+    "stream",
+]
+
+
+# -- Imports.
+
+
+@functools.cache
+def imports_of(module: str) -> frozenset[str]:
+    """The modules that a module of the package imports, ours by their bare names."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    return frozenset(name for node in ast.walk(tree) for name in _imported_by(node))
+
+
+def _imported_by(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Import(names=names):
+            for alias in names:
+                yield alias.name.removeprefix("trio_exchange.")
+        case ast.ImportFrom(module=None, names=names):  # from . import x
+            for alias in names:
+                yield alias.name
+        case ast.ImportFrom(module=str(module)):
+            yield module.removeprefix("trio_exchange.")
+
+
+def test_the_order_has_every_module() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_those_above_it(module: str) -> None:
+    ours = imports_of(module) & {*ORDER, "trio_exchange"}
+    assert ours <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_only_the_pool_imports_the_scheduler(module: str) -> None:
+    assert ("_scheduler" in imports_of(module)) == (module == "_pool")
+
+
+def test_http_knows_neither_pool_nor_scheduler() -> None:
+    assert not imports_of("_http11") & {"_pool", "_scheduler"}
+
+
+def test_the_scheduler_is_pure() -> None:
+    assert "trio" not in imports_of("_scheduler")
+    tree = ast.parse((PACKAGE / "_scheduler.py").read_text())
+    asynchronous = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+    assert not [node for node in ast.walk(tree) if isinstance(node, asynchronous)]
+
+
+@pytest.mark.parametrize(("package", "modules"), [("h11", {"_http11", "testing"}), ("idna", {"_models"})])
+def test_who_imports_a_protocol(package: str, modules: set[str]) -> None:
+    assert {module for module in ORDER if package in imports_of(module)} == modules
+
+
+def test_nobody_catches_too_slow_error() -> None:
+    """It might be the user's."""
+    names = (
+        node
+        for module in ORDER
+        for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text()))
+        if isinstance(node, (ast.Attribute, ast.Name))
+    )
+    assert "TooSlowError" not in {node.attr if isinstance(node, ast.Attribute) else node.id for node in names}
+
+
+# -- Public names.
+
+
+def test_the_public_names() -> None:
+    assert sorted(trio_exchange.__all__) == sorted(PUBLIC)
+
+
+def test_nothing_else_looks_public() -> None:
+    visible = {name for name in vars(trio_exchange) if not name.startswith("_")}
+    modules = {name for name in visible if isinstance(getattr(trio_exchange, name), types.ModuleType)}
+    assert visible - modules == set(trio_exchange.__all__)
+    assert modules <= {"testing"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_readme_shows_every_public_name(name: str) -> None:
+    code = " ".join(re.findall(r"`+([^`]+)`+", (PROJECT / "README.md").read_text()))
+    assert re.search(rf"\b{name}\b", code)
+
+
+# -- Documentation.
+
+
+def public_objects() -> Iterator[tuple[str, Any]]:
+    """Every public class, function, method and property, and the class that a method belongs to."""
+    for module in (trio_exchange, testing):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            yield name, thing
+            if inspect.isclass(thing):
+                for attribute, value in vars(thing).items():
+                    if not attribute.startswith("_") and _is_documentable(value):
+                        yield f"{name}.{attribute}", value
+
+
+def _is_documentable(value: object) -> bool:
+    return inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))
+
+
+DOCUMENTED = dict(public_objects())
+
+
+def test_methods_are_found() -> None:
+    assert {"ConnectionPool.request", "NetworkStream.read", "URL.origin", "MemoryConnector"} <= set(
+        DOCUMENTED
+    )
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_what_is_public_has_a_docstring(name: str) -> None:
+    # Not inherited: a subclass says what it adds.
+    assert (DOCUMENTED[name].__doc__ or "").strip()
+
+
+# A peer's methods are the tests' side; and a property of a Trio stream is what Trio says.
+ASYNC = [
+    name
+    for name, thing in DOCUMENTED.items()
+    if inspect.iscoroutinefunction(thing) and name.partition(".")[0] in PUBLIC
+]
+
+
+def test_asynchronous_functions_are_found() -> None:
+    assert {"request", "ConnectionPool.aclose", "Response.aread", "Connector.connect_tcp"} <= set(ASYNC)
+
+
+@pytest.mark.parametrize("name", ASYNC)
+def test_what_is_asynchronous_says_what_cancellation_does(name: str) -> None:
+    """Itself, or its class for all its methods, or by reference to Trio's interface."""
+    owner = name.partition(".")[0]
+    text = f"{DOCUMENTED[name].__doc__} {DOCUMENTED[owner].__doc__}"
+    assert re.search(r"cancel|`trio\.abc\.\w+` says", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_every_module_opens_with_what_it_is_about(module: str) -> None:
+    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
