@@ -45,6 +45,8 @@ from ._timeouts import Budget, Timeouts, check_seconds, parse_timeouts
 from ._trace import Tracer, traced, tracer_for
 
 _HOUSEKEEPING_INTERVAL = 1.0
+# How long closing waits for those who dial to notice.
+_DIALLING_GRACE = 1.0
 _ALPN = ("http/1.1",)
 
 
@@ -141,7 +143,8 @@ class ConnectionPool:
         )
         self._scheduler: Scheduler[HTTP11Connection] = Scheduler(limits)
         self._supervisor = _Supervisor()
-        self._dialling_scopes: set[trio.CancelScope] = set()
+        # Those who dial: the scope that ends it, and what is set when it has ended.
+        self._diallers: dict[trio.CancelScope, trio.Event] = {}
         self._work = trio.Event()
         self._opened = 0
         self._served = 0
@@ -165,6 +168,8 @@ class ConnectionPool:
     ) -> None:
         """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
         self._stop()
+        with trio.CancelScope(shield=True):
+            await self._dialling_ended()
         await self._supervisor.leave(exc_value)
 
     async def aclose(self) -> None:
@@ -176,17 +181,24 @@ class ConnectionPool:
         """
         self._stop()
         await trio.lowlevel.checkpoint()
+        await self._dialling_ended()
         for connection in list(self._scheduler):
             await connection.closed.wait()
 
     def _stop(self) -> None:
         self._supervisor.stopping = True
         self._scheduler.refuse_all(_pool_closed)
-        for scope in self._dialling_scopes:
+        for scope in self._diallers:
             scope.cancel()
         for connection in list(self._scheduler):
             connection.close_soon()
         self._work.set()
+
+    async def _dialling_ended(self) -> None:
+        """Let those who dial close their sockets; but they may run the user's code, which takes its time."""
+        with trio.move_on_after(_DIALLING_GRACE):
+            for ended in list(self._diallers.values()):
+                await ended.wait()
 
     # -- Requests.
 
@@ -337,9 +349,12 @@ class ConnectionPool:
 
     async def _connect(self, turn: _Turn, tracer: Tracer | None) -> HTTP11Connection:
         route = turn.route
+        scope = trio.CancelScope()
         try:
-            with trio.CancelScope() as scope:
-                self._dialling_scopes.add(scope)
+            # The pool may have been closed since the grant.
+            self._check_open()
+            with scope:
+                self._diallers[scope] = trio.Event()
                 established = await dial(
                     self._dialling,
                     route.host.decode("ascii"),
@@ -358,7 +373,7 @@ class ConnectionPool:
             self._scheduler.not_connected(route)
             raise
         finally:
-            self._dialling_scopes.discard(scope)
+            self._diallers.pop(scope).set()
         connection = HTTP11Connection(established, route.origin, self._http11, self)
         self._scheduler.connected(route, connection)
         self._opened += 1
