@@ -350,11 +350,11 @@ class ConnectionPool:
     async def _connect(self, turn: _Turn, tracer: Tracer | None) -> HTTP11Connection:
         route = turn.route
         scope = trio.CancelScope()
+        self._diallers[scope] = trio.Event()
         try:
             # The pool may have been closed since the grant.
             self._check_open()
             with scope:
-                self._diallers[scope] = trio.Event()
                 established = await dial(
                     self._dialling,
                     route.host.decode("ascii"),
