@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ from trio_exchange import (
     UnsupportedProtocol,
     WriteError,
 )
+from trio_exchange._streams import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import assert_unharmed, open_sockets, reset, respond, serve_tcp, serve_unix
+from .peers import client_context as new_client_context
 
 URL = "http://example.com/"
 
@@ -290,6 +293,25 @@ async def test_a_shielded_clean_up_can_use_the_pool(nursery: trio.Nursery) -> No
                 assert pool.statistics().connections_opened == 2
     assert response.content == another.content == b"bye"
     assert_unharmed(pool)
+
+
+async def test_a_response_closed_while_cancelled(nursery: trio.Nursery) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        with trio.CancelScope() as scope:
+            async with pool.stream("GET", URL):
+                scope.cancel()
+        assert scope.cancelled_caught
+        await assert_settles(pool, idle=pool.statistics().idle)
+
+
+async def test_a_stream_that_fails_to_begin(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    connector.failures = [OSError("refused")]
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(ConnectError):
+            async with pool.stream("GET", URL):
+                pytest.fail("it must not get here")
+        assert_unharmed(pool)
 
 
 async def test_pools_can_be_nested(nursery: trio.Nursery) -> None:
@@ -876,32 +898,75 @@ async def serve_records(
     return f"https://localhost:{listeners[0].socket.getsockname()[1]}/"
 
 
-async def test_tickets_that_arrive_while_idle_do_no_harm(
-    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> None:
-    tickets_sent, go_on = trio.Event(), trio.Event()
+@dataclass(frozen=True)
+class Late:
+    """A server that has something to say about TLS after its response: `say` makes it do so.
+
+    Session tickets are the usual case, but OpenSSL sends them no later than the first response. To ask
+    for a client's certificate is just as harmless.
+    """
+
+    url: str
+    client: ssl.SSLContext
+    say: trio.Event
+
+
+async def late_server(nursery: trio.Nursery, ca: trustme.CA) -> Late:
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), new_client_context(ca)
+    ca.issue_cert("localhost").configure_cert(server)
+    ca.configure_trust(server)
+    server.verify_mode = ssl.CERT_OPTIONAL
+    client.post_handshake_auth = True
+    say = trio.Event()
 
     async def play(peer: TLSPeer) -> None:
         await peer.run(peer.tls.do_handshake)
-        tickets = peer.outgoing.read()  # OpenSSL makes them along with the end of the handshake.
-        assert tickets
-        peer.tls.write(b"")
-        # Records are numbered, so that the tickets have to be the first; the last byte of them is late.
-        await peer.stream.send_all(tickets[:-1])
-        await peer.run(lambda: peer.tls.read(65536))
-        await peer.stream.send_all(tickets[-1:])
-        peer.respond()
-        await peer.flush()
-        await go_on.wait()
-        await peer.serve(1)
+        peer.tls.verify_client_post_handshake()
+        asked = False
+        while True:
+            await peer.serve(1)
+            if not asked:
+                asked = True
+                await say.wait()
+                peer.tls.do_handshake()
+                await peer.flush()
 
-    url = await serve_records(nursery, server_context, play)
-    async with ConnectionPool(client_context) as pool:
-        await pool.request("GET", url)
-        tickets_sent.set()
-        go_on.set()
-        await pool.request("GET", url)
-        assert pool.statistics().connections_opened == 1
+    return Late(await serve_records(nursery, server, play), client, say)
+
+
+@pytest.mark.parametrize("pause", [0, 1.2], ids=["checkout", "housekeeping"])
+async def test_what_tls_says_while_idle_does_no_harm(
+    nursery: trio.Nursery, ca: trustme.CA, pause: float
+) -> None:
+    late = await late_server(nursery, ca)
+    async with ConnectionPool(late.client) as pool:
+        await pool.request("GET", late.url)
+        [connection] = pool.connections
+        late.say.set()
+        await until_noticed(pool)
+        assert connection.readiness() is Readiness.READABLE
+        await trio.sleep(pause)
+        if pause:
+            assert connection.readiness() is Readiness.QUIET
+        await pool.request("GET", late.url)
+        assert pool.connections == [connection]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_request_cancelled_while_it_looks_at_its_connection(
+    nursery: trio.Nursery, ca: trustme.CA
+) -> None:
+    late = await late_server(nursery, ca)
+    async with ConnectionPool(late.client, max_connections=1) as pool:
+        await pool.request("GET", late.url)
+        late.say.set()
+        await until_noticed(pool)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pool.request("GET", late.url)
+        assert scope.cancelled_caught
+        await pool.request("GET", late.url)
+        assert_unharmed(pool, idle=1)
     nursery.cancel_scope.cancel()
 
 
