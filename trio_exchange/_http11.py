@@ -423,6 +423,7 @@ class HTTP11Exchange(CollectableStream):
         self._answered = False
         self._response_begun = False
         self._response_complete = False
+        self._handed_over = False
         self._closed = False
         self._done = False
         self._reading_body = False
@@ -608,7 +609,7 @@ class HTTP11Exchange(CollectableStream):
         if raw:
             if self._upload is not None and not self._upload.done.is_set():
                 raise RemoteProtocolError(f"the server answered {status} before the request was sent whole")
-            self._response_complete = True
+            self._handed_over = self._response_complete = True
         else:
             self._frame_body(status, headers)
         response = Response(status)
@@ -652,13 +653,14 @@ class HTTP11Exchange(CollectableStream):
         return chunk
 
     async def collect(self) -> bytes:
-        """Read what is left of the body, and close."""
+        """Read what is left of the body, and close, but for a stream that was handed over."""
         chunks = []
         try:
             while (chunk := await self._read(checkpoint=False)) is not None:
                 chunks.append(chunk)
         finally:
-            await self._close()
+            if not self._handed_over:
+                await self._close()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _read(self, *, checkpoint: bool) -> bytes | None:

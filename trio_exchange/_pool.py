@@ -237,10 +237,12 @@ class ConnectionPool:
         When it is cancelled nothing is left behind: the connection is closed unless the request had not
         begun to use it.
         """
-        response = await self.handle_async_request(
-            Request(method, url, headers=headers, content=content, extensions=extensions)
-        )
+        request = Request(method, url, headers=headers, content=content, extensions=extensions)
+        response = await self.handle_async_request(request)
         await response.read_without_checkpoint()
+        if response.status == 101 or request.method == b"CONNECT":
+            # Reading does not end what was handed over.
+            await response.aclose()
         return response
 
     def stream(

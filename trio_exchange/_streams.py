@@ -303,6 +303,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         check_seconds("timeout", timeout)
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
+        if server_hostname is None and ssl_context.check_hostname:
+            # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
+            raise ValueError("ssl_context checks host names, so that server_hostname must be given")
         tls = trio.SSLStream(self, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
             await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
