@@ -822,8 +822,10 @@ async def test_a_failed_handshake_is_reported_though_its_stream_fails_to_close(
 ) -> None:
     class Failing(Wrapped):
         async def aclose(self) -> None:
-            await super().aclose()
-            raise trio.BrokenResourceError("too late")
+            try:
+                await super().aclose()
+            finally:
+                raise trio.BrokenResourceError("too late")
 
     async def plain(peer: ScriptedPeer) -> None:
         await peer.receive_some()
@@ -1336,6 +1338,20 @@ async def test_a_one_shot_stream_that_fails_leaves_nothing(nursery: trio.Nursery
             pytest.fail("it must not get here")
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert open_sockets() <= before
+
+
+async def test_a_connection_handed_over_to_nobody_is_closed(nursery: trio.Nursery) -> None:
+    async def switch(peer: ScriptedPeer) -> None:
+        request = await peer.receive_request()
+        await peer.send_response(200 if request.method == b"CONNECT" else 101)
+        await swallow(peer)
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, switch)) as pool:
+        response = await pool.request("CONNECT", URL, extensions={"target": b"example.com:443"})
+        assert response.content == b""
+        headers = {"Connection": "upgrade", "Upgrade": "something"}
+        assert (await pool.request("GET", URL, headers=headers)).status == 101
+        await assert_settles(pool)
 
 
 async def test_handle_async_request(nursery: trio.Nursery) -> None:
