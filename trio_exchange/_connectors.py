@@ -7,6 +7,7 @@ or is cancelled, there is no socket left.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -173,7 +174,9 @@ async def _attempt(
         return await _establish(dialling, host, port, tls, budget, timeout, tracer, made)
     except BaseException:
         for transport in made:
-            await trio.aclose_forcefully(transport)
+            # It is closed all the same; what matters is why.
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
+                await trio.aclose_forcefully(transport)
         raise
 
 
