@@ -28,8 +28,10 @@ class Effort:
     case_seconds: float
 
 
-FULL = Effort(rounds=9, round_seconds=0.5, case_seconds=15.0)
-QUICK = Effort(rounds=3, round_seconds=0.1, case_seconds=1.0)
+# Many short rounds, since what disturbs a measurement often lasts for seconds, and then a pair that is
+# measured right after each other still has the right ratio.
+FULL = Effort(rounds=31, round_seconds=0.15, case_seconds=15.0)
+QUICK = Effort(rounds=5, round_seconds=0.06, case_seconds=1.0)
 
 
 @dataclass
