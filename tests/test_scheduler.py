@@ -773,3 +773,17 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int) -> None:
             busy.append(granted if isinstance(granted, FakeConnection) else pool.connected(ticket))
     assert grants > 2000
     assert 0 < longest <= slots + 2 * len(keys)
+
+
+def test_a_held_connection_keeps_its_place_in_the_order_of_expiry() -> None:
+    pool = Pool(expiry=10)
+    first, second, third = (pool.connect() for _ in range(3))
+    for time, connection in enumerate((first, second, third)):
+        pool.scheduler.released(connection, time)
+    since = pool.scheduler.idle_since(first)
+    assert since == 0
+    assert pool.scheduler.hold(first)
+    assert pool.scheduler.idle_since(first) is None
+    pool.scheduler.released(first, since)
+    assert pool.scheduler.idle == [first, second, third]
+    assert pool.scheduler.expired(10) == [first]

@@ -727,7 +727,7 @@ async def test_a_transport_waits_for_data_and_can_be_cancelled(autojump_clock: M
 
 async def test_probing_receives_what_is_there_and_never_waits() -> None:
     transport, other = await a_transport()
-    transport.probing = True
+    transport.probing = 8
     with pytest.raises(WouldBlock):
         await transport.receive_some()
     await other.send_all(b"abc")
@@ -758,10 +758,10 @@ async def test_a_stream_that_is_no_socket() -> None:
     await other.send_all(b"abc")
     assert transport.peek() is Readiness.QUIET
     assert transport.send_nowait(b"x") == 0
-    transport.probing = True
+    transport.probing = 8
     with pytest.raises(WouldBlock):
         await transport.receive_some()
-    transport.probing = False
+    transport.probing = 0
     assert await transport.receive_some() == b"abc"
     await transport.send_all(b"def")
     assert await other.receive_some() == b"def"

@@ -30,6 +30,9 @@ class Connector:
     Whatever it raises ends the request. An `OSError` (also `UnicodeError`, for a name that can't be
     looked up, and `trio.BrokenResourceError`) is shown to the requester as a `ConnectError`, others as
     themselves. A call may be cancelled at any time and must then leave nothing open.
+
+    Of a stream that is a `trio.SocketStream` the pool knows, while it is idle, whether the server has closed
+    it or sent what nobody asked for. Of others it learns this only when it uses them.
     """
 
     async def connect_tcp(

@@ -65,6 +65,8 @@ _SMALL_BODY = 16 * 1024
 _SEND_SIZE = 256 * 1024
 # How many informational responses one request may get before it is an attack.
 _MAX_INFORMATIONAL = 100
+# In how many pieces an idle connection may receive what nobody asked for, before it is closed for that.
+_MOST_PROBES = 8
 # How long closing a connection may take before it is cut.
 _CLOSE_TIMEOUT = 1.0
 # How long an upload may still take once the response is complete, before the connection is given up: it
@@ -254,11 +256,11 @@ class HTTP11Connection:
             WouldBlock: Nothing is there.
             ReadError: The connection broke, or was closed.
         """
-        self.transport.probing = True
+        self.transport.probing = _MOST_PROBES
         try:
             return await self.receive()
         finally:
-            self.transport.probing = False
+            self.transport.probing = 0
 
     async def send(self, data: bytes | memoryview, timeout: float | None) -> None:
         """Send everything. It is a checkpoint only if it has to wait.
@@ -426,6 +428,7 @@ class HTTP11Exchange(CollectableStream):
         self._handed_over = False
         self._closed = False
         self._done = False
+        self._was_last = False
         self._reading_body = False
         self._may_reuse = True
         # A body of known length: how much is still to come, and what came together with the head.
@@ -813,6 +816,7 @@ class HTTP11Exchange(CollectableStream):
         if not self._done:
             self._done = True
             self._connection.exchange_done(reusable=self._is_reusable())
+            self._was_last = self._connection.will_close
 
     def _is_reusable(self) -> bool:
         if not (self._may_reuse and self._response_complete and self._h11.our_state is h11.DONE):
@@ -836,7 +840,7 @@ class HTTP11Exchange(CollectableStream):
     async def _trace_closing(self) -> None:
         """Let the trace show that the connection did not outlive the exchange."""
         tracer = self._tracer and self._tracer.without_log()
-        if tracer is not None and self._connection.will_close:
+        if tracer is not None and self._was_last:
             info = {"connection": self._connection}
             await traced(tracer, "connection.close", info, self._connection.closed.wait)
 

@@ -418,10 +418,13 @@ class ConnectionPool:
 
     async def _look_after(self, connection: HTTP11Connection) -> None:
         readiness = connection.readiness()
-        if readiness is Readiness.QUIET or not self._scheduler.hold(connection):
+        since = self._scheduler.idle_since(connection)
+        if readiness is Readiness.QUIET or since is None:
             return
+        self._scheduler.hold(connection)
         if readiness is Readiness.READABLE and await connection.still_open():
-            self._scheduler.released(connection, trio.current_time())
+            # What it was sent is no use of it, and does not put off its expiry.
+            self._scheduler.released(connection, since)
         else:
             self._scheduler.close(connection)
 

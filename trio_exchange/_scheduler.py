@@ -235,8 +235,12 @@ class Scheduler(Generic[C]):
             self._hand_over(key, lane, connection)
 
     def _keep_idle(self, connection: C, lane: _Lane[C], now: float) -> None:
+        out_of_order = self._idle and now < next(reversed(self._idle.values()))
         self._idle[connection] = now
         lane.idle[connection] = None
+        if out_of_order:
+            # One that was held. This is rare, so that putting it into its place may cost something.
+            self._idle = OrderedDict(sorted(self._idle.items(), key=lambda item: item[1]))
         if len(self._idle) > self._limits.idle:
             self.close(next(iter(self._idle)))
         self._make_room()
@@ -258,12 +262,16 @@ class Scheduler(Generic[C]):
         """Take an idle connection out of use, to look after it.
 
         Returns:
-            Whether it was idle. If so, `released` or `close` it soon.
+            Whether it was idle. If so, `released` (with the time since when it was) or `close` it soon.
         """
         if connection not in self._idle:
             return False
         self._forget_idle(connection, self._lanes[self._connections[connection]])
         return True
+
+    def idle_since(self, connection: C) -> float | None:
+        """Since when a connection has been idle, None if it is not."""
+        return self._idle.get(connection)
 
     def expired(self, now: float) -> list[C]:
         """The idle connections that have been so for too long."""

@@ -65,7 +65,8 @@ class Transport(trio.abc.HalfCloseableStream):
 
     Attributes:
         stream: The stream as it was dialled.
-        probing: Whether receiving may not wait.
+        probing: If not 0, receiving may not wait, nor be done so many times: a peer that always has more
+            to say would otherwise be listened to for ever.
         defer_errors: Whether a failed send is kept in `send_error`.
         send_error: The first failure of a send, if it was kept.
         bytes_sent: How many bytes the stream has accepted, at most.
@@ -73,7 +74,7 @@ class Transport(trio.abc.HalfCloseableStream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
-        self.probing = False
+        self.probing = 0
         self.defer_errors = False
         self.send_error: trio.BrokenResourceError | None = None
         self.bytes_sent = 0
@@ -149,6 +150,10 @@ class Transport(trio.abc.HalfCloseableStream):
                 raise WouldBlock
             return bytes(await self.stream.receive_some(max_bytes))
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self.probing:
+            self.probing -= 1
+            if not self.probing:
+                raise trio.BrokenResourceError("the peer keeps sending what nobody asked for")
         size = max_bytes or RECEIVE_SIZE
         data = self._receive_nowait(size) if self._more_likely or self.probing else None
         if data is not None:
