@@ -30,7 +30,7 @@ class Effort:
 
 # Many short rounds, since what disturbs a measurement often lasts for seconds, and then a pair that is
 # measured right after each other still has the right ratio.
-FULL = Effort(rounds=31, round_seconds=0.15, case_seconds=15.0)
+FULL = Effort(rounds=25, round_seconds=0.15, case_seconds=10.0)
 QUICK = Effort(rounds=5, round_seconds=0.06, case_seconds=1.0)
 
 
@@ -55,7 +55,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._last = self._receive()
+        self._last: Sample | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +68,9 @@ class Contestant:
     ) -> None:
         # The end of its input ends it.
         self._process.communicate()
+
+    def wait_until_warm(self) -> None:
+        self._last = self._receive()
 
     def measure(self, effort: Effort) -> None:
         if self._last is None or self._spent >= effort.case_seconds:
@@ -112,6 +115,9 @@ def _works(server: Nginx, case: Case, clients: Sequence[str]) -> Iterator[Work]:
 def _run_group(works: list[Work], effort: Effort) -> list[Result]:
     with ExitStack() as stack:
         contestants = [stack.enter_context(Contestant(work)) for work in works]
+        # They start and warm up side by side, and nothing is measured before all have finished.
+        for contestant in contestants:
+            contestant.wait_until_warm()
         for turn in range(effort.rounds):
             # Nobody always follows the same neighbour, nor always comes first.
             for contestant in _rotated(contestants, turn):
