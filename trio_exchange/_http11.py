@@ -427,6 +427,7 @@ class HTTP11Exchange(CollectableStream):
         self._response_complete = False
         self._handed_over = False
         self._closed = False
+        self._left_early = False
         self._done = False
         self._was_last = False
         self._reading_body = False
@@ -667,12 +668,12 @@ class HTTP11Exchange(CollectableStream):
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _read(self, *, checkpoint: bool) -> bytes | None:
+        if self._left_early:
+            raise ReadError("the response was closed before its body was read")
         if self._response_complete:
             if checkpoint:
                 await trio.lowlevel.checkpoint()
             return None
-        if self._closed:
-            raise ReadError("the response was closed before its body was read")
         tracer = self._tracer
         if tracer is None:
             return await self._read_chunk(checkpoint)
@@ -713,8 +714,11 @@ class HTTP11Exchange(CollectableStream):
         if not left:
             self._end_response([])
             return None
+        return self._take(left, self._take_buffered())
+
+    def _take_buffered(self) -> bytes:
         data, self._buffered = self._buffered, b""
-        return self._take(left, data)
+        return data
 
     def _take(self, left: int, data: bytes) -> bytes:
         """Count data as part of a body of which `left` bytes are to come."""
@@ -760,6 +764,7 @@ class HTTP11Exchange(CollectableStream):
         if self._closed:
             return
         self._closed = True
+        self._left_early = not self._response_complete
         try:
             await traced(self._tracer, "http11.response_closed", {}, self._settle)
         finally:
@@ -782,21 +787,27 @@ class HTTP11Exchange(CollectableStream):
         with contextlib.suppress(WouldBlock, ReadError, RemoteProtocolError):
             if self._left is None:
                 await self._skip_parsed()
-            else:
-                if self._left:
-                    self._take(self._left, self._buffered or await self._connection.receive_available())
-                if not self._left:
-                    self._end_response([])
+                return
+            if self._left and self._buffered:
+                self._take(self._left, self._take_buffered())
+            if self._left:
+                self._take(self._left, await self._connection.receive_available())
+            if not self._left:
+                self._end_response([])
 
     async def _skip_parsed(self) -> None:
-        event = self._take_event() if self._pending is None else self._pending
+        event = self._skip_data()
         if event is h11.NEED_DATA:
             self._feed(await self._connection.receive_available())
-            event = self._take_event()
-        while isinstance(event, h11.Data):
-            event = self._take_event()
+            event = self._skip_data()
         if isinstance(event, h11.EndOfMessage):
             self._end_response(event.headers.raw_items())
+
+    def _skip_data(self) -> Any:
+        event, self._pending = self._pending, None
+        while event is None or isinstance(event, h11.Data):
+            event = self._take_event()
+        return event
 
     async def _abandon(self) -> None:
         self._closed = True
@@ -823,7 +834,8 @@ class HTTP11Exchange(CollectableStream):
             return False
         if self._left is not None:
             return not self._buffered
-        return self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
+        # Neither bytes beyond the response, nor the connection's end.
+        return self._h11.their_state is h11.DONE and self._h11.trailing_data == (b"", False)
 
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         """Find the error to raise for a request without response, and what may be done about it."""
