@@ -95,7 +95,7 @@ async def test_the_raw_stream(
             if along:
                 assert await stream.read(2) == along[:2]
                 assert await stream.read() == along[2:]
-            for data in (b"abc", b"", b"x" * 300_000):
+            for data in (b"abc", b"", b"x" * 30_000):
                 await stream.write(data)
                 received = b""
                 while len(received) < len(data):
@@ -737,6 +737,18 @@ async def test_probing_receives_what_is_there_and_never_waits() -> None:
     await other.aclose()
     assert await transport.receive_some() == b""
     await transport.aclose()
+
+
+async def test_probing_is_not_done_for_ever() -> None:
+    transport, other = await a_transport()
+    await other.send_all(b"x" * 100)
+    transport.probing = 3
+    for _ in range(2):
+        assert await transport.receive_some(10) == b"x" * 10
+    with pytest.raises(trio.BrokenResourceError, match="nobody asked for"):
+        await transport.receive_some(10)
+    await transport.aclose()
+    await other.aclose()
 
 
 async def test_peeking() -> None:

@@ -1,0 +1,1529 @@
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import h11
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from trio_exchange import (
+    ConnectionPool,
+    LocalProtocolError,
+    ReadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    Request,
+    Response,
+    WriteError,
+    WriteTimeout,
+)
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
+
+from .peers import (
+    DELIVERIES,
+    Script,
+    assert_unharmed,
+    make_tls,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    transcript,
+)
+
+URL = "http://example.com/"
+LIMIT = 100 * 1024
+MEGABYTE = 1024 * 1024
+
+both_schemes = pytest.mark.parametrize("tls", [None, make_tls().server], ids=["tcp", "tls"])
+
+
+def memory_pool(nursery: trio.Nursery, script: Script, **options: Any) -> ConnectionPool:
+    return ConnectionPool(connector=MemoryConnector(nursery, script), **options)
+
+
+def lockstep_pool(nursery: trio.Nursery, script: Script) -> ConnectionPool:
+    """A pool whose sends wait until the peer receives."""
+    pair = trio.testing.lockstep_stream_pair
+    return ConnectionPool(connector=MemoryConnector(nursery, script, stream_pair=pair))
+
+
+def tcp_pool() -> ConnectionPool:
+    return ConnectionPool(ssl_context=make_tls().client)
+
+
+async def settled(pool: ConnectionPool, *, idle: int = 0) -> None:
+    """Check, once every closing has been done, that only `idle` connections are left."""
+    await trio.testing.wait_all_tasks_blocked()
+    assert_unharmed(pool, idle=idle)
+
+
+async def until_readable(response: Response) -> None:
+    await trio.lowlevel.wait_readable(response.extensions["network_stream"].get_extra_info("socket"))
+
+
+class Pieces:
+    """Content whose pieces are made one by one, and may be waited for, or raise."""
+
+    def __init__(self, *pieces: Any) -> None:
+        self._pieces: Iterator[Any] = iter(pieces)
+        self.taken = 0
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            self.taken += 1
+            if isinstance(piece, BaseException):
+                raise piece
+            if callable(piece):
+                piece = await piece()
+            return piece if piece is not None else b""
+        raise StopAsyncIteration
+
+
+async def tolerate(peer: ScriptedPeer) -> None:
+    """An ordinary server that does not mind requests that break off."""
+    with contextlib.suppress(h11.RemoteProtocolError):
+        await respond(peer)
+
+
+async def drain(peer: ScriptedPeer) -> bytes:
+    """All that the client sends until it closes."""
+    received = b""
+    while data := await peer.receive_some():
+        received += data
+    return received
+
+
+# -- Transcripts.
+
+
+@dataclass
+class Case:
+    data: bytes
+    body: bytes = b""
+    status: int = 200
+    reason: bytes = b"OK"
+    version: bytes = b"HTTP/1.1"
+    method: str = "GET"
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    reused: bool = True
+    until_close: bool = False
+
+
+CASES = {
+    "content-length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "the same length twice": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\ncontent-length: 5\r\n\r\nhello", b"hello"
+    ),
+    "empty": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    "chunked": Case(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n00a\r\n, exchange\r\n0\r\n\r\n",
+        b"hello, exchange",
+    ),
+    "chunk extensions and trailers": Case(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n"
+        b'5;a=b;c="d"\r\nhello\r\n0;last\r\nX-Sum: 1\r\nx-sum: 2\r\n\r\n',
+        b"hello",
+        trailers=[(b"X-Sum", b"1"), (b"x-sum", b"2")],
+    ),
+    "close-delimited": Case(
+        b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nhello", b"hello", reused=False, until_close=True
+    ),
+    "HEAD with a length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", method="HEAD"),
+    "HEAD with a coding": Case(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", method="HEAD"),
+    "HEAD without either": Case(b"HTTP/1.1 200 OK\r\n\r\n", method="HEAD"),
+    "204": Case(b"HTTP/1.1 204 No Content\r\n\r\n", status=204, reason=b"No Content"),
+    "204 with a length": Case(
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", status=204, reason=b"No Content"
+    ),
+    "304": Case(b"HTTP/1.1 304 Not Modified\r\n\r\n", status=304, reason=b"Not Modified"),
+    "304 with a length": Case(
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", status=304, reason=b"Not Modified"
+    ),
+    "304 with a coding": Case(
+        b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", status=304, reason=b"Not Modified"
+    ),
+    "1xx before": Case(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\n"
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
+        b"no",
+        404,
+        b"Not Found",
+    ),
+    "HTTP/1.0": Case(
+        b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False, until_close=True
+    ),
+    "HTTP/1.0 with a length": Case(
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False
+    ),
+    "HTTP/1.0 with keep-alive": Case(
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+        b"hello",
+        version=b"HTTP/1.0",
+        reused=False,
+    ),
+    "Connection: close": Case(
+        b"HTTP/1.1 200 OK\r\nConnection: a, Close\r\nContent-Length: 5\r\n\r\nhello", b"hello", reused=False
+    ),
+    "custom reason": Case(
+        b"HTTP/1.1 200 All \x80 is fine\r\nContent-Length: 0\r\n\r\n", reason=b"All \x80 is fine"
+    ),
+    "empty reason": Case(b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", reason=b""),
+    "no reason": Case(b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", reason=b""),
+    "unknown status": Case(b"HTTP/1.1 999 X\r\nContent-Length: 1\r\n\r\n!", b"!", 999, b"X"),
+    "both lengths": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+        reused=False,
+    ),
+    "folded header": Case(b"HTTP/1.1 200 OK\r\nA: b\r\n  c\r\nContent-Length: 1\r\n\r\nx", b"x"),
+}
+
+# Where nothing but the connection's end ends the body, what follows belongs to it.
+DELIMITED_CASES = {name: case for name, case in CASES.items() if not case.until_close}
+
+
+def check_response(case: Case, response: Response) -> None:
+    assert response.status == case.status
+    assert response.content == case.body
+    assert response.extensions["http_version"] == case.version
+    assert response.extensions["reason_phrase"] == case.reason
+    assert response.extensions["trailing_headers"] == case.trailers
+
+
+@pytest.mark.parametrize("name", CASES)
+@DELIVERIES
+async def test_transcripts(nursery: trio.Nursery, name: str, byte_by_byte: bool) -> None:
+    case = CASES[name]
+    script = transcript(case.data, byte_by_byte=byte_by_byte, then_close=case.until_close)
+    connector = MemoryConnector(nursery, script)
+    async with ConnectionPool(connector=connector) as pool:
+        for requests in (1, 2):
+            check_response(case, await pool.request(case.method, URL))
+            await settled(pool, idle=int(case.reused))
+            assert len(connector.dialled) == (1 if case.reused else requests)
+
+
+@pytest.mark.parametrize("name", CASES)
+@DELIVERIES
+async def test_transcripts_in_pieces(nursery: trio.Nursery, name: str, byte_by_byte: bool) -> None:
+    case = CASES[name]
+    script = transcript(case.data, byte_by_byte=byte_by_byte, then_close=case.until_close)
+    async with memory_pool(nursery, script) as pool:
+        async with pool.stream(case.method, URL) as response:
+            pieces = []
+            chunks = response.aiter_stream()
+            while True:
+                try:
+                    with trio.testing.assert_checkpoints():
+                        pieces.append(await anext(chunks))
+                except StopAsyncIteration:
+                    break
+            assert all(pieces)
+            assert b"".join(pieces) == case.body
+            with trio.testing.assert_checkpoints(), pytest.raises(StopAsyncIteration):
+                await anext(chunks)
+            assert response.extensions["trailing_headers"] == case.trailers
+        await settled(pool, idle=int(case.reused))
+
+
+@pytest.mark.parametrize("name", DELIMITED_CASES)
+@pytest.mark.parametrize("trailing", [b"\r\n", b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+async def test_transcripts_with_trailing_bytes(nursery: trio.Nursery, name: str, trailing: bytes) -> None:
+    case = CASES[name]
+    connector = MemoryConnector(nursery, transcript(case.data + trailing))
+    async with ConnectionPool(connector=connector) as pool:
+        for requests in (1, 2):
+            check_response(case, await pool.request(case.method, URL))
+            await settled(pool)
+            assert len(connector.dialled) == requests
+
+
+@both_schemes
+@pytest.mark.parametrize("name", DELIMITED_CASES)
+async def test_transcripts_with_trailing_bytes_that_come_later(
+    nursery: trio.Nursery, name: str, tls: ssl.SSLContext | None
+) -> None:
+    case = CASES[name]
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(case.data)
+        await received.wait()
+        await peer.send(b"x")
+        sent.set()
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        for requests in (1, 2):
+            received, sent = trio.Event(), trio.Event()
+            check_response(case, await pool.request(case.method, server.url))
+            received.set()
+            await sent.wait()
+            assert pool.statistics().connections_opened == requests
+
+
+async def test_headers_keep_order_and_case(nursery: trio.Nursery) -> None:
+    script = transcript(b"HTTP/1.1 200 OK\r\nB: 1\r\na: \t2 \r\nB:\r\nCONTENT-length: 0\r\n\r\n")
+    async with memory_pool(nursery, script) as pool:
+        response = await pool.request("GET", URL)
+    assert response.headers == [(b"B", b"1"), (b"a", b"2"), (b"B", b""), (b"CONTENT-length", b"0")]
+
+
+# -- Hostile answers.
+
+
+def head_of_size(size: int) -> bytes:
+    start, end = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX: ", b"\r\n\r\n"
+    return start + b"x" * (size - len(start) - len(end)) + end
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 103 X\r\nA: b\r\n\r\n"], ids=["first", "after a 1xx"])
+@pytest.mark.parametrize(("limit", "byte_by_byte"), [(1000, False), (1000, True), (LIMIT, False)])
+async def test_the_limit_of_a_head_is_exact(
+    nursery: trio.Nursery, limit: int, byte_by_byte: bool, before: bytes
+) -> None:
+    options = {} if limit == LIMIT else {"max_header_bytes": limit}
+    for size in (limit, limit + 1):
+        script = transcript(before + head_of_size(size) + b"body", byte_by_byte=byte_by_byte)
+        async with memory_pool(nursery, script, **options) as pool:
+            if size == limit:
+                # Twice, for the second head has to fit just as well.
+                for _ in range(2):
+                    assert (await pool.request("GET", URL)).content == b"body"
+            else:
+                with pytest.raises(RemoteProtocolError):
+                    await pool.request("GET", URL)
+            await settled(pool, idle=int(size == limit))
+
+
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
+async def test_the_limit_of_a_head_in_large_pieces(nursery: trio.Nursery, size: int) -> None:
+    head = head_of_size(size)
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        for start in range(0, len(head), 10_000):
+            await peer.send(head[start : start + 10_000])
+            await trio.testing.wait_all_tasks_blocked()
+        await peer.send(b"body")
+        await trio.sleep_forever()
+
+    async with memory_pool(nursery, script) as pool:
+        if size == LIMIT:
+            assert (await pool.request("GET", URL)).content == b"body"
+        else:
+            with pytest.raises(RemoteProtocolError):
+                await pool.request("GET", URL)
+
+
+async def test_the_limit_of_an_informational_head(nursery: trio.Nursery) -> None:
+    head = b"HTTP/1.1 103 X\r\nA: " + b"x" * LIMIT + b"\r\n\r\n"
+    async with memory_pool(nursery, transcript(head + b"HTTP/1.1 204 X\r\n\r\n")) as pool:
+        with pytest.raises(RemoteProtocolError, match="larger"):
+            await pool.request("GET", URL)
+
+
+def endless(beginning: bytes, piece: bytes) -> Script:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(beginning)
+        while True:
+            await peer.send(piece)
+            await trio.lowlevel.checkpoint()
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n" * 50),
+        (b"HTTP/1.1 200 OK\r\nA: ", b"x" * 5000),
+        (b"HTTP/1.1 200 ", b"x" * 5000),
+        (b"", b"x" * 5000),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 50),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x" * 5000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n" * 50),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: ", b"x" * 5000),
+    ],
+    ids=[
+        "headers", "a header", "a reason", "a line", "100", "103", "a chunk's size", "an extension",
+        "trailers", "a trailer",
+    ],
+)  # fmt: skip
+async def test_what_does_not_end_is_ended(nursery: trio.Nursery, beginning: bytes, piece: bytes) -> None:
+    async with memory_pool(nursery, endless(beginning, piece)) as pool:
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("GET", URL)
+        await settled(pool)
+
+
+@pytest.mark.parametrize(("count", "works"), [(100, True), (101, False)])
+async def test_the_number_of_informational_responses(nursery: trio.Nursery, count: int, works: bool) -> None:
+    script = transcript(b"HTTP/1.1 102 X\r\n\r\n" * count + b"HTTP/1.1 204 X\r\n\r\n")
+    async with memory_pool(nursery, script) as pool:
+        if works:
+            for _ in range(2):
+                assert (await pool.request("GET", URL)).status == 204
+        else:
+            with pytest.raises(RemoteProtocolError, match="more than 100 informational"):
+                await pool.request("GET", URL)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        b"HTTP/1.1\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\n\r\n",
+        b"HTTP/1 200 OK\r\n\r\n",
+        b"HTTP/11 200 OK\r\n\r\n",
+        b"http/1.1 200 OK\r\n\r\n",
+        b"ICY 200 OK\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b" HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\x00\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nspace before : colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n: no name\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded: first\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\rInjected: c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\x00c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1_0\r\n\r\naaaaaaaaaa",
+        b"HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999999\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        CHUNKED + b"x\r\n",
+        CHUNKED + b"-1\r\n",
+        CHUNKED + b"0x1\r\na\r\n0\r\n\r\n",
+        CHUNKED + b" 1\r\na\r\n0\r\n\r\n",
+        CHUNKED + b"1\r\nabc\r\n0\r\n\r\n",
+        CHUNKED + b"1\r\na0\r\n\r\n",
+        CHUNKED + b"1\r\naXX0\r\n\r\n",
+        CHUNKED + b"fffffffffffffffffffff\r\na",
+        CHUNKED + b"0\r\nno colon\r\n\r\n",
+        CHUNKED + b"0\r\nA: b\x00\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nnonsense\r\n\r\n",
+    ],
+)
+@DELIVERIES
+async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -> None:
+    async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
+        with pytest.raises(RemoteProtocolError):
+            await pool.request("GET", URL)
+        await settled(pool)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=["content-length", "chunked", "1xx"],
+)
+async def test_an_answer_that_ends_early_wherever(nursery: trio.Nursery, whole: bytes) -> None:
+    for length in range(len(whole)):
+        async with memory_pool(nursery, transcript(whole[:length], then_close=True)) as pool:
+            with pytest.raises(RemoteProtocolError):
+                await pool.request("GET", URL)
+            await settled(pool)
+
+
+@both_schemes
+async def test_an_answer_that_is_reset(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        request = await peer.receive_request()
+        if request.target == b"/body":
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")
+        reset(peer)
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        for target in ("/", "/body"):
+            with pytest.raises((ReadError, RemoteProtocolError)):
+                await pool.request("GET", server.url + target)
+        await settled(pool)
+
+
+async def test_the_error_names_what_happened(nursery: trio.Nursery) -> None:
+    for data, message in [
+        (b"", "without sending a response"),
+        (b"HTTP/1.1 200", "in the middle of the response's head"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "3 bytes before the end of the body"),
+    ]:
+        async with memory_pool(nursery, transcript(data, then_close=True)) as pool:
+            with pytest.raises(RemoteProtocolError, match=message):
+                await pool.request("GET", URL)
+
+
+async def test_an_error_in_the_body_stays(nursery: trio.Nursery) -> None:
+    async with memory_pool(nursery, transcript(CHUNKED + b"1\r\na\r\nnonsense\r\n")) as pool:
+        async with pool.stream("GET", URL) as response:
+            chunks = response.aiter_stream()
+            assert await anext(chunks) == b"a"
+            for _ in range(2):
+                with pytest.raises(RemoteProtocolError):
+                    await anext(chunks)
+        await settled(pool)
+
+
+# -- Leaving early.
+
+
+def in_two_parts(first: bytes, second: bytes) -> tuple[Script, trio.Event]:
+    """A server that sends the second part of its answer when the event is set, and then serves on."""
+    go = trio.Event()
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(first)
+        await go.wait()
+        await peer.send(second)
+        await respond(peer)
+
+    return script, go
+
+
+PARTS = {
+    "content-length": (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n", b"abc", b"def"),
+    "chunked": (CHUNKED, b"3\r\nabc\r\n", b"3\r\ndef\r\n0\r\nA: b\r\n\r\n"),
+}
+
+
+@both_schemes
+@pytest.mark.parametrize("framing", PARTS)
+@pytest.mark.parametrize(
+    "come", ["with the head", "later", "in part later", "read in part", "not", "in part"]
+)
+async def test_leaving_early(
+    nursery: trio.Nursery, framing: str, come: str, tls: ssl.SSLContext | None
+) -> None:
+    head, first, second = PARTS[framing]
+    with_head = {"with the head": first + second, "later": b"", "not": b""}.get(come, first)
+    script, go = in_two_parts(head + with_head, (first + second)[len(with_head) :])
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        async with pool.stream("GET", server.url) as response:
+            if come == "read in part":
+                assert await anext(response.aiter_stream()) == b"abc"
+            if come not in ("not", "in part"):
+                go.set()
+            if "later" in come or come == "read in part":
+                await until_readable(response)
+        reused = come not in ("not", "in part")
+        await settled(pool, idle=int(reused))
+        with pytest.raises((ReadError, RuntimeError)):
+            await response.aread()
+        go.set()
+        assert (await pool.request("PUT", server.url, content=b"x")).status == 200
+        assert pool.statistics().connections_opened == (1 if reused else 2)
+
+
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+async def test_leaving_early_does_not_read_much(nursery: trio.Nursery, framing: str) -> None:
+    body = b"x" * MEGABYTE
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    if framing == "chunked":
+        answer = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    server = await serve_tcp(nursery, transcript(answer))
+    async with tcp_pool() as pool:
+        async with pool.stream("GET", server.url):
+            pass
+        await settled(pool)
+
+
+@pytest.mark.parametrize("after", [b"", b"garbage"], ids=["nothing", "garbage"])
+@pytest.mark.parametrize("framing", PARTS)
+async def test_leaving_early_with_bytes_beyond(nursery: trio.Nursery, framing: str, after: bytes) -> None:
+    async with memory_pool(nursery, transcript(b"".join(PARTS[framing]) + after)) as pool:
+        async with pool.stream("GET", URL):
+            pass
+        await settled(pool, idle=int(not after))
+
+
+@pytest.mark.parametrize("rest", [b"", b"3\r\nab", b"nonsense\r\n"], ids=["closed", "truncated", "nonsense"])
+async def test_leaving_early_what_is_broken(nursery: trio.Nursery, rest: bytes) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(CHUNKED)
+        await go.wait()
+        await peer.send(rest)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script)
+    async with tcp_pool() as pool:
+        async with pool.stream("GET", server.url) as response:
+            go.set()
+            await until_readable(response)
+        await settled(pool)
+
+
+@both_schemes
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+async def test_leaving_at_the_last_byte(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        async for _ in peer:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", byte_by_byte=byte_by_byte)
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        for _ in range(2):
+            async with pool.stream("GET", server.url) as response:
+                chunks = response.aiter_stream()
+                body = b""
+                while len(body) < 5:
+                    body += await anext(chunks)
+            assert body == b"hello"
+            assert_unharmed(pool, idle=1)
+        assert pool.statistics().connections_opened == 1
+
+
+async def test_closing_twice_and_reading_after(nursery: trio.Nursery) -> None:
+    script, _ = in_two_parts(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"")
+    async with memory_pool(nursery, script) as pool:
+        response = await pool.handle_async_request(Request("GET", URL))
+        for _ in range(2):
+            with trio.testing.assert_checkpoints():
+                await response.aclose()
+        with pytest.raises(ReadError, match="closed before its body was read"):
+            await response.aread()
+
+
+async def test_a_cancelled_read_can_be_taken_up_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    for head, first, second in PARTS.values():
+        script, go = in_two_parts(head + first, second)
+        async with memory_pool(nursery, script) as pool:
+            async with pool.stream("GET", URL) as response:
+                chunks = response.aiter_stream()
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await anext(chunks)
+                assert await anext(chunks) == b"abc"
+                with trio.move_on_after(1) as scope:
+                    await anext(chunks)
+                assert scope.cancelled_caught
+                go.set()
+                assert [chunk async for chunk in chunks] == [b"def"]
+            await settled(pool, idle=1)
+
+
+async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> None:
+    async def close() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await pool.aclose()
+
+    server = await serve_tcp(nursery, in_two_parts(PARTS["chunked"][0], b"")[0])
+    async with tcp_pool() as pool, pool.stream("GET", server.url) as response:
+        nursery.start_soon(close)
+        with pytest.raises(ReadError):
+            await response.aread()
+
+
+# -- Uploads.
+
+
+async def stream_of(size: int, piece: int = 60_000) -> AsyncIterator[bytes]:
+    while size > 0:
+        yield b"x" * min(piece, size)
+        size -= piece
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 3 * MEGABYTE])
+@both_schemes
+async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.SSLContext | None) -> None:
+    sizes = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            sizes.append(len(request.body))
+            await peer.send_response()
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        length = {"Content-Length": str(size)}
+        contents: list[tuple[Any, dict[str, str]]] = [
+            (b"x" * size, {}),
+            (stream_of(size), {}),
+            (stream_of(size), length),
+            ([b"", b"x" * size, b""], {}),
+        ]
+        for content, headers in contents:
+            response = await pool.request("POST", server.url, content=content, headers=headers)
+            assert response.status == 200
+        assert sizes == [size] * 4
+        assert_unharmed(pool, idle=1)
+        assert pool.statistics().connections_opened == 1
+
+
+@pytest.mark.parametrize("piece", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aabbcc")[::2]])
+async def test_pieces_like_bytes(nursery: trio.Nursery, piece: Any) -> None:
+    async with memory_pool(nursery, respond) as pool:
+        response = await pool.request("PUT", URL, content=Pieces(piece, b"d"))
+    assert response.content == b"abcd"
+
+
+@both_schemes
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("then", ["mute", "close", "reset"])
+async def test_an_early_answer(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool, then: str
+) -> None:
+    """The server never reads the rest, which is far more than the buffers hold."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        # The answer may not overtake its own reset, nor does a real server's.
+        await peer.send_response(413, body=b"too large")
+        if then == "mute":
+            await trio.sleep_forever()
+        if then == "reset":
+            reset(peer)
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    sockets = open_sockets()
+    async with tcp_pool() as pool:
+        size = 20 * MEGABYTE
+        content = Pieces(*[b"x" * 60_000] * (size // 60_000)) if streamed else b"x" * size
+        with trio.fail_after(10):
+            async with pool.stream("POST", server.url, content=content) as response:
+                assert response.status == 413
+                assert await response.aread() == b"too large"
+        with trio.fail_after(10):
+            while pool.connections:
+                await pool.connections[0].closed.wait()
+    server.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert open_sockets() <= sockets
+
+
+@both_schemes
+async def test_an_early_answer_with_a_long_body(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(413, body=b"y" * 10 * MEGABYTE)
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        with trio.fail_after(10):
+            response = await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+        assert len(response.content) == 10 * MEGABYTE
+
+
+@both_schemes
+async def test_an_early_answer_to_a_client_that_waits(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None
+) -> None:
+    """The iterator has nothing to give, and never will."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(200, body=b"enough")
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        content = Pieces(b"x", trio.sleep_forever)
+        assert (await pool.request("POST", server.url, content=content)).content == b"enough"
+        await settled(pool)
+
+
+@both_schemes
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_full_duplex(nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool) -> None:
+    async def echo(peer: ScriptedPeer) -> None:
+        while True:
+            await peer.receive_head()
+            await peer.send(CHUNKED)
+            while chunk := await peer.receive_chunk():
+                await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await peer.send(b"0\r\n\r\n")
+
+    server = await serve_tcp(nursery, echo, tls=tls)
+    size = 12 * MEGABYTE
+    async with tcp_pool() as pool:
+        with trio.fail_after(20):
+            content: Any = stream_of(size, 100_000) if streamed else b"x" * size
+            async with pool.stream("POST", server.url, content=content) as response:
+                received = 0
+                async for chunk in response.aiter_stream():
+                    received += len(chunk)
+        assert received == size
+        assert_unharmed(pool, idle=1)
+
+
+async def test_a_dialogue_within_one_exchange(nursery: trio.Nursery) -> None:
+    """Each piece of the request depends on the piece of the response before it."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(CHUNKED)
+        while chunk := await peer.receive_chunk():
+            await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk.upper()))
+        await peer.send(b"0\r\n\r\n")
+        await respond(peer)
+
+    send, receive = trio.open_memory_channel[bytes](0)
+    async with memory_pool(nursery, script) as pool:
+        async with pool.stream("POST", URL, content=receive) as response:
+            chunks = response.aiter_stream()
+            for piece in (b"a", b"b", b"c"):
+                await send.send(piece)
+                assert await anext(chunks) == piece.upper()
+            await send.aclose()
+            assert [chunk async for chunk in chunks] == []
+        await settled(pool, idle=1)
+
+
+async def test_a_response_that_is_left_ends_the_upload(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        await drain(peer)
+
+    async with memory_pool(nursery, script) as pool:
+        ended = trio.Event()
+
+        async def wait() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+
+        async with pool.stream("POST", URL, content=Pieces(b"x", wait)) as response:
+            assert response.status == 200
+        assert ended.is_set()
+        await settled(pool)
+
+
+@pytest.mark.parametrize(("delay", "kept"), [(0.01, True), (1, False)])
+async def test_a_complete_response_waits_a_moment_for_the_upload(
+    nursery: trio.Nursery, autojump_clock: MockClock, delay: float, kept: bool
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response()
+        await drain(peer)
+
+    async def late() -> None:
+        await trio.sleep(delay)
+
+    async with memory_pool(nursery, script) as pool:
+        began = trio.current_time()
+        await pool.request("POST", URL, content=Pieces(b"x", late))
+        assert trio.current_time() - began < 0.1
+        await settled(pool, idle=int(kept))
+
+
+async def test_an_abandoned_generator_is_closed(nursery: trio.Nursery) -> None:
+    """Otherwise its clean-up would be left to the garbage collector, with a warning."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(413)
+        await drain(peer)
+
+    closed = []
+
+    async def generate() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            closed.append(True)
+
+    async with memory_pool(nursery, script) as pool:
+        await pool.request("POST", URL, content=generate())
+        assert closed == [True]
+
+
+# -- Content that is not what it should be.
+
+
+@pytest.mark.parametrize("declared", [0, 3, 5, 100])
+@pytest.mark.parametrize("framing", ["streamed", "huge"])
+async def test_content_of_another_length_than_declared(
+    nursery: trio.Nursery, declared: int, framing: str
+) -> None:
+    content = [b"ab", b"cd"] if framing == "streamed" else [b"x" * 100_000]
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(LocalProtocolError):
+            await pool.request(
+                "POST", URL, content=Pieces(*content), headers={"Content-Length": str(declared)}
+            )
+        await settled(pool)
+        assert (await pool.request("PUT", URL, content=b"x")).content == b"x"
+
+
+async def test_the_iterators_own_error_before_the_response(nursery: trio.Nursery) -> None:
+    error = KeyError("user")
+    async with memory_pool(nursery, tolerate) as pool:
+        for content in (Pieces(error), Pieces(b"x", error), Pieces(b"x", trio.lowlevel.checkpoint, error)):
+            with pytest.raises(KeyError) as info:
+                await pool.request("POST", URL, content=content)
+            assert info.value is error
+            await settled(pool)
+        assert (await pool.request("GET", URL)).status == 200
+
+
+@pytest.mark.parametrize("reading", [True, False])
+async def test_the_iterators_own_error_during_the_response(nursery: trio.Nursery, reading: bool) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+        await trio.sleep_forever()
+
+    go = trio.Event()
+    error = KeyError("user")
+    async with memory_pool(nursery, script) as pool:
+        request = Request("POST", URL, content=Pieces(b"x", go.wait, error))
+        response = await pool.handle_async_request(request)
+        chunks = response.aiter_stream()
+        assert await anext(chunks) == b"ab"
+        go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(KeyError) as info:
+            await (anext(chunks) if reading else response.aclose())
+        assert info.value is error
+        await response.aclose()
+        await settled(pool)
+
+
+async def test_the_iterators_own_error_after_the_response(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(200, body=b"abc")
+        await trio.sleep_forever()
+
+    go = trio.Event()
+    error = KeyError("user")
+    async with memory_pool(nursery, script) as pool:
+        request = Request("POST", URL, content=Pieces(b"x", go.wait, error))
+        response = await pool.handle_async_request(request)
+        assert b"".join([chunk async for chunk in response.aiter_stream()]) == b"abc"
+        go.set()
+        with pytest.raises(KeyError) as info:
+            await response.aclose()
+        assert info.value is error
+        await settled(pool)
+
+
+@pytest.mark.parametrize("piece", ["text", 7, [b"x"]])
+async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, piece: Any) -> None:
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(LocalProtocolError, match=f"must give bytes, but gave {type(piece).__name__}"):
+            await pool.request("POST", URL, content=Pieces(b"x", piece))
+        await settled(pool)
+
+
+async def test_the_client_may_ask_for_the_end(nursery: trio.Nursery) -> None:
+    async with memory_pool(nursery, tolerate) as pool:
+        await pool.request("GET", URL, headers={"Connection": "close"})
+        await settled(pool)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_headers_that_repeat_are_not_mixed_up(nursery: trio.Nursery, count: int) -> None:
+    """Headers that were checked for one request serve for the next only if they are the same."""
+    seen = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            seen.append(request.header(b"a"))
+            await peer.send_response()
+
+    async with memory_pool(nursery, script) as pool:
+        for value in ("1", "1", "2", "1"):
+            await pool.request("GET", URL, headers=[("A", value)] * count)
+    assert seen == [b"1", b"1", b"2", b"1"]
+
+
+# -- Expect: 100-continue.
+
+EXPECT = {"Expect": "100-continue"}
+
+
+@pytest.mark.parametrize("content", [b"abc", Pieces(b"abc"), b"x" * 100_000])
+async def test_the_body_waits_for_100(nursery: trio.Nursery, autojump_clock: MockClock, content: Any) -> None:
+    sent_before = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        with trio.move_on_after(0.7):
+            sent_before.append(await peer.receive_chunk())
+        await peer.send_response(102)
+        with trio.move_on_after(0.2):
+            sent_before.append(await peer.receive_chunk())
+        await peer.send_response(100)
+        await peer.send_response(200, body=await peer.receive_body())
+        await respond(peer)
+
+    async with memory_pool(nursery, script) as pool:
+        began = trio.current_time()
+        response = await pool.request("POST", URL, content=content, headers=EXPECT)
+        assert trio.current_time() - began == pytest.approx(0.9)
+        assert response.content == (content if isinstance(content, bytes) else b"abc")
+        assert sent_before == []
+        await settled(pool, idle=1)
+
+
+@pytest.mark.parametrize("status", [417, 401, 200])
+@pytest.mark.parametrize("traced", [False, True])
+async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock, status: int, traced: bool
+) -> None:
+    received = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(status, body=b"no")
+        received.append(await drain(peer))
+
+    events: list[str] = []
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        events.append(event)
+
+    content = Pieces(b"abc")
+    async with memory_pool(nursery, script) as pool:
+        began = trio.current_time()
+        extensions = {"trace": trace} if traced else {}
+        response = await pool.request("POST", URL, content=content, headers=EXPECT, extensions=extensions)
+        assert (response.status, response.content) == (status, b"no")
+        assert trio.current_time() == began
+        await settled(pool)
+    await trio.testing.wait_all_tasks_blocked()
+    assert received == [b""]
+    assert content.taken == 0
+    assert ("http11.send_request_body.failed" in events) is traced
+
+
+@pytest.mark.parametrize("timeout", [None, 0.25, 0])
+async def test_the_body_waits_no_longer_than_the_option_says(
+    nursery: trio.Nursery, autojump_clock: MockClock, timeout: float | None
+) -> None:
+    options = {} if timeout is None else {"expect_continue_timeout": timeout}
+    async with memory_pool(nursery, respond, **options) as pool:
+        began = trio.current_time()
+        response = await pool.request("POST", URL, content=b"abc", headers=EXPECT)
+        assert response.content == b"abc"
+        assert trio.current_time() - began == (1 if timeout is None else timeout)
+        await settled(pool, idle=1)
+
+
+async def test_without_a_body_nothing_waits(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with memory_pool(nursery, respond) as pool:
+        began = trio.current_time()
+        await pool.request("POST", URL, headers=EXPECT)
+        assert trio.current_time() == began
+
+
+# -- Informational responses.
+
+
+async def test_the_informational_callback_sees_each(nursery: trio.Nursery) -> None:
+    seen = []
+    order = []
+
+    async def callback(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        order.append("called")
+        await trio.lowlevel.checkpoint()
+        seen.append((status, headers))
+
+    script = transcript(
+        b"HTTP/1.1 103 X\r\nLink: </a>\r\nlink: </b>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    )
+    async with memory_pool(nursery, script) as pool:
+        response = await pool.request("GET", URL, extensions={"informational": callback})
+        await settled(pool, idle=1)
+    assert response.status == 200
+    assert seen == [(103, [(b"Link", b"</a>"), (b"link", b"</b>")]), (100, [])]
+
+
+async def test_what_the_informational_callback_raises_comes_out(nursery: trio.Nursery) -> None:
+    error = KeyError("user")
+
+    async def callback(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        raise error
+
+    def not_async(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        pass
+
+    script = transcript(b"HTTP/1.1 103 X\r\n\r\nHTTP/1.1 204 X\r\n\r\n")
+    async with memory_pool(nursery, script) as pool:
+        with pytest.raises(KeyError) as info:
+            await pool.request("GET", URL, extensions={"informational": callback})
+        assert info.value is error
+        with pytest.raises(TypeError, match="informational extension must be an async function"):
+            await pool.request("GET", URL, extensions={"informational": not_async})
+        await settled(pool)
+
+
+# -- Timeouts.
+
+
+async def mute(peer: ScriptedPeer) -> None:
+    await trio.sleep_forever()
+
+
+def timeouts(**seconds: float) -> dict[str, Any]:
+    return {"timeout": seconds}
+
+
+async def test_the_read_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with memory_pool(nursery, mute) as pool:
+        began = trio.current_time()
+        with pytest.raises(ReadTimeout):
+            await pool.request("GET", URL, extensions=timeouts(read=3))
+        assert trio.current_time() - began == 3
+        await settled(pool)
+
+
+@pytest.mark.parametrize("framing", PARTS)
+async def test_the_read_timeout_for_the_body_limits_each_wait(
+    nursery: trio.Nursery, autojump_clock: MockClock, framing: str
+) -> None:
+    head, first, _ = PARTS[framing]
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        for piece in (head, first):
+            await trio.sleep(2)
+            await peer.send(piece)
+        await trio.sleep_forever()
+
+    async with memory_pool(nursery, script) as pool:
+        began = trio.current_time()
+        async with pool.stream("GET", URL, extensions=timeouts(read=3)) as response:
+            chunks = response.aiter_stream()
+            assert await anext(chunks) == b"abc"
+            with pytest.raises(ReadTimeout):
+                await anext(chunks)
+        assert trio.current_time() - began == 2 + 2 + 3
+        await settled(pool)
+
+
+async def test_the_read_timeout_does_not_run_during_the_upload(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def wait() -> None:
+        await trio.sleep(10)
+
+    async with memory_pool(nursery, respond) as pool:
+        for traced in (False, True):
+            extensions = timeouts(read=3, write=3)
+            if traced:
+                extensions["trace"] = _ignore
+            content = Pieces(b"a", wait, b"b", wait, b"c")
+            response = await pool.request("POST", URL, content=content, extensions=extensions)
+            assert response.content == b"abc"
+
+
+async def _ignore(event: str, info: dict[str, Any]) -> None:
+    pass
+
+
+async def test_the_read_timeout_runs_when_the_upload_has_ended(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def wait() -> None:
+        await trio.sleep(10)
+
+    async with memory_pool(nursery, mute) as pool:
+        began = trio.current_time()
+        with pytest.raises(ReadTimeout):
+            await pool.request("POST", URL, content=Pieces(b"a", wait), extensions=timeouts(read=3))
+        assert trio.current_time() - began == 13
+        await settled(pool)
+
+
+async def test_the_read_timeout_runs_once_the_response_has_begun(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(PARTS["chunked"][0])
+        await trio.sleep_forever()
+
+    async with memory_pool(nursery, script) as pool:
+        began = trio.current_time()
+        with pytest.raises(ReadTimeout):
+            await pool.request("POST", URL, content=Pieces(trio.sleep_forever), extensions=timeouts(read=3))
+        assert trio.current_time() - began == 3
+        await settled(pool)
+
+
+async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with lockstep_pool(nursery, mute) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout):
+            await pool.request("GET", URL, extensions=timeouts(write=3))
+        assert trio.current_time() - began == 3
+        await settled(pool)
+
+
+@pytest.mark.parametrize("content", [b"x" * 100_000, [b"x"]])
+async def test_the_write_timeout_for_the_body(
+    nursery: trio.Nursery, autojump_clock: MockClock, content: Any
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await trio.sleep_forever()
+
+    async with lockstep_pool(nursery, script) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout, match="within 3 seconds"):
+            await pool.request("POST", URL, content=content, extensions=timeouts(write=3))
+        assert trio.current_time() - began == 3
+        await settled(pool)
+
+
+async def test_the_write_timeout_limits_each_send(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        for _ in range(3):
+            await peer.receive_chunk()
+            await trio.sleep(2)
+        await peer.receive_body()
+        await peer.send_response()
+        await trio.sleep_forever()
+
+    async with lockstep_pool(nursery, script) as pool:
+        content = [b"a", b"b", b"c"]
+        response = await pool.request("POST", URL, content=content, extensions=timeouts(write=3))
+        assert response.status == 200
+
+
+async def test_the_write_timeout_ends_when_the_response_begins(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await trio.sleep(2)
+        await peer.send(CHUNKED)
+        for _ in range(5):
+            await trio.sleep(2)
+            await peer.send(b"1\r\na\r\n")
+        await peer.send(b"0\r\n\r\n")
+        assert await peer.receive_body() == b"x" * 100_000
+        await respond(peer)
+
+    async with lockstep_pool(nursery, script) as pool:
+        extensions = timeouts(write=3, read=3)
+        response = await pool.request("POST", URL, content=b"x" * 100_000, extensions=extensions)
+        assert response.content == b"aaaaa"
+        await settled(pool, idle=1)
+
+
+# -- Where sending fails.
+
+
+@both_schemes
+async def test_a_server_that_breaks_off_the_upload(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        reset(peer)
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        with pytest.raises((WriteError, ReadError, RemoteProtocolError)):
+            await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+        await settled(pool)
+
+
+@pytest.mark.parametrize("content", [b"x" * 100_000, Pieces(b"x"), b"x"], ids=["large", "streamed", "small"])
+async def test_the_write_error_explains_that_no_answer_came(nursery: trio.Nursery, content: Any) -> None:
+    """The server stops to receive, and closes a moment later."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        assert isinstance(peer.stream, trio.StapledStream)
+        await peer.stream.receive_stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async with memory_pool(nursery, script) as pool:
+        with pytest.raises(WriteError) as info:
+            await pool.request("POST", URL, content=content)
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
+        await settled(pool)
+
+
+async def test_a_connection_that_breaks_before_the_head_is_sent(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        pass
+
+    async with lockstep_pool(nursery, script) as pool:
+        with pytest.raises(WriteError):
+            await pool.request("GET", URL)
+        await settled(pool)
+
+
+async def test_an_answer_is_read_though_the_head_could_not_be_sent(nursery: trio.Nursery) -> None:
+    """A server may refuse a connection in HTTP, without reading from it."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.send_response(503, [(b"Connection", b"close")], b"busy")
+        peer_has_sent.set()
+
+    peer_has_sent = trio.Event()
+    async with memory_pool(nursery, script) as pool:
+
+        async def wait(event: str, info: dict[str, Any]) -> None:
+            if event == "http11.send_request_headers.started":
+                await peer_has_sent.wait()
+                await trio.testing.wait_all_tasks_blocked()
+
+        response = await pool.request("GET", URL, extensions={"trace": wait})
+        assert (response.status, response.content) == (503, b"busy")
+
+
+async def test_cancelling_an_upload_leaves_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with lockstep_pool(nursery, mute) as pool:
+        for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
+            with trio.move_on_after(1) as scope:
+                await pool.request("POST", URL, content=content)
+            assert scope.cancelled_caught
+            await settled(pool)
+
+
+async def test_closing_the_pool_ends_an_upload(nursery: trio.Nursery) -> None:
+    async def close() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await pool.aclose()
+
+    async with memory_pool(nursery, mute) as pool:
+        nursery.start_soon(close)
+        with pytest.raises(WriteError):
+            await pool.request("POST", URL, content=Pieces(b"x", trio.sleep_forever))
+
+
+async def test_closing_the_pool_before_an_upload_begins(nursery: trio.Nursery) -> None:
+    async def close(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.send_request_body.started":
+            await pool.aclose()
+
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(WriteError, match="the connection was closed"):
+            await pool.request("POST", URL, content=Pieces(b"x"), extensions={"trace": close})
+
+
+# -- The connection.
+
+
+async def test_a_connection_says_what_it_does(nursery: trio.Nursery) -> None:
+    script, go = in_two_parts(*(PARTS["content-length"][0], b"abcdef"))
+    async with memory_pool(nursery, script) as pool:
+        async with pool.stream("GET", URL) as response:
+            [connection] = pool.connections
+            assert repr(connection) == "<HTTP11Connection 'http://example.com:80', active, 1 request>"
+            go.set()
+            await response.aread()
+        assert connection.state == "idle"
+        await pool.request("GET", URL)
+        assert repr(connection) == "<HTTP11Connection 'http://example.com:80', idle, 2 requests>"
+        connection.close_soon()
+        assert connection.state == "closing"
+        connection.close_soon()
+        await connection.closed.wait()
+        assert connection.state == "closed"
+
+
+class MuteTLS(trio.abc.HalfCloseableStream):
+    """A stream whose closing waits for its peer for ever, until it is forced."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self.stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.closed = True
+
+
+async def test_closing_never_waits_long_for_a_peer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    made = []
+
+    def pair() -> tuple[MuteTLS, Any]:
+        one, other = trio.testing.memory_stream_pair()
+        made.append(MuteTLS(one))
+        return made[0], other
+
+    connector = MemoryConnector(nursery, respond, stream_pair=pair)
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request("GET", URL)
+        began = trio.current_time()
+    assert trio.current_time() - began == 1
+    assert made[0].closed
+
+
+@both_schemes
+async def test_a_server_that_closes_an_idle_connection(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send_response(200, body=b"bye")
+
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        for requests in (1, 2, 3):
+            assert (await pool.request("POST", server.url, content=b"x")).content == b"bye"
+            await trio.testing.wait_all_tasks_blocked()
+            assert pool.statistics().connections_opened == requests
+
+
+async def test_tls_session_tickets_do_no_harm(nursery: trio.Nursery) -> None:
+    """They come with the handshake's end, and may be read only with the first response, or after it."""
+    server = await serve_tcp(nursery, respond, tls=make_tls().server)
+    async with tcp_pool() as pool:
+        for _ in range(3):
+            await pool.request("GET", server.url)
+            await trio.testing.wait_all_tasks_blocked()
+        assert pool.statistics().connections_opened == 1
+
+
+# -- Traces of an exchange.
+
+
+class Events:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.infos: dict[str, dict[str, Any]] = {}
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.names.append(event.removeprefix("http11."))
+        self.infos[event] = info
+
+
+async def test_the_order_of_an_upload_and_its_response(nursery: trio.Nursery) -> None:
+    events = Events()
+    async with memory_pool(nursery, respond) as pool:
+        await pool.request("POST", URL, content=Pieces(b"a", b"b"), extensions={"trace": events})
+    assert events.names[2:] == [
+        "send_request_headers.started",
+        "send_request_headers.complete",
+        "send_request_body.started",
+        "send_request_body.complete",
+        "receive_response_headers.started",
+        "receive_response_headers.complete",
+        "receive_response_body.started",
+        "receive_response_body.complete",
+        "response_closed.started",
+        "response_closed.complete",
+    ]
+
+
+async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 103 X\r\nA: b\r\n\r\n")
+        await peer.send_response(413)
+        await drain(peer)
+
+    events = Events()
+    async with memory_pool(nursery, script) as pool:
+        content = Pieces(b"a", trio.sleep_forever)
+        await pool.request("POST", URL, content=content, extensions={"trace": events})
+        assert events.names[2:] == [
+            "send_request_headers.started",
+            "send_request_headers.complete",
+            "send_request_body.started",
+            "receive_response_headers.started",
+            "receive_informational_response.started",
+            "receive_informational_response.complete",
+            "receive_response_headers.complete",
+            "receive_response_body.started",
+            "receive_response_body.complete",
+            "response_closed.started",
+            "response_closed.complete",
+            "send_request_body.failed",
+            "connection.close.started",
+            "connection.close.complete",
+        ]
+    assert events.infos["http11.receive_informational_response.complete"]["return_value"] == (
+        b"HTTP/1.1",
+        103,
+        b"X",
+        [(b"A", b"b")],
+    )
+    assert isinstance(events.infos["http11.send_request_body.failed"]["exception"], WriteError)
+
+
+async def test_the_iterators_error_is_in_the_trace(nursery: trio.Nursery) -> None:
+    error = KeyError("user")
+    events = Events()
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(KeyError):
+            await pool.request("POST", URL, content=Pieces(error), extensions={"trace": events})
+    assert events.infos["http11.send_request_body.failed"]["exception"] is error
+
+
+async def test_a_body_that_fails_is_in_the_trace(nursery: trio.Nursery) -> None:
+    events = Events()
+    script = transcript(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", then_close=True)
+    async with memory_pool(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL, extensions={"trace": events})
+    assert events.names[-6:] == [
+        "receive_response_body.started",
+        "receive_response_body.failed",
+        "response_closed.started",
+        "response_closed.complete",
+        "connection.close.started",
+        "connection.close.complete",
+    ]
+    assert events.infos["http11.receive_response_body.failed"]["exception"] is info.value
