@@ -324,13 +324,16 @@ class _Upload:
         """The task. It never raises."""
         try:
             with self._scope:
-                await self._send_body()
+                try:
+                    await self._send_body()
+                finally:
+                    await self._prepared.close_body()
             if self._scope.cancelled_caught:
                 self.failure = WriteError("sending the body was given up")
-        except (WriteError, WriteTimeout) as exc:
-            self.failure = exc
         except BaseException as exc:
-            self.error = exc
+            # The iterator may raise our exceptions too, when it makes requests of its own.
+            if exc is not self.failure:
+                self.error = exc
         finally:
             self.done.set()
             if self.wake is not None:
@@ -340,14 +343,12 @@ class _Upload:
         if not self.go_ahead.is_set():
             with trio.move_on_after(self._connection.settings.expect_continue_timeout):
                 await self.go_ahead.wait()
+            self.go_ahead.set()
         if self._prepared.body is not None:
             await self._send_chunk(self._prepared.body)
         else:
-            try:
-                async for chunk in self._prepared.iterate_body():
-                    await self._send_chunk(chunk)
-            finally:
-                await self._prepared.close_body()
+            async for chunk in self._prepared.iterate_body():
+                await self._send_chunk(chunk)
         await self._send(h11.EndOfMessage())
 
     async def _send_chunk(self, chunk: Any) -> None:
@@ -369,9 +370,19 @@ class _Upload:
         with trio.CancelScope() as self._send_scope:
             if self._write_timeout is not None:
                 self._send_scope.deadline = trio.current_time() + self._write_timeout
-            await self._connection.send(data, None)
+            try:
+                await self._connection.send(data, None)
+            except WriteError as exc:
+                self.failure = exc
+                raise
         if self._send_scope.cancelled_caught:
-            raise WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
+            self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
+            raise self.failure
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the body was sent to its last byte."""
+        return self.done.is_set() and self.error is None and self.failure is None
 
     def answered(self) -> None:
         """The response has begun: from now on the server's answer counts, not its reading."""
@@ -826,11 +837,17 @@ class HTTP11Exchange(CollectableStream):
         """Release the connection if nothing speaks against it, else mark it for closing."""
         if not self._done:
             self._done = True
-            self._connection.exchange_done(reusable=self._is_reusable())
+            reusable = self._is_reusable()
+            if self._upload is not None and not reusable:
+                self._upload.cancel()
+            self._connection.exchange_done(reusable=reusable)
             self._was_last = self._connection.will_close
 
     def _is_reusable(self) -> bool:
         if not (self._may_reuse and self._response_complete and self._h11.our_state is h11.DONE):
+            return False
+        # h11 is done when it has given out the request's last bytes, which is before they are sent.
+        if self._write_error is not None or (self._upload is not None and not self._upload.succeeded):
             return False
         if self._left is not None:
             return not self._buffered
