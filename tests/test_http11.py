@@ -1436,6 +1436,57 @@ async def test_tls_session_tickets_do_no_harm(nursery: trio.Nursery) -> None:
         assert pool.statistics().connections_opened == 1
 
 
+async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(nursery: trio.Nursery) -> None:
+    """TLS may have to say something at any time, of which only a part may have come."""
+    go, gone = trio.Event(), trio.Event()
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send_response(200, body=b"first")
+        await go.wait()
+        assert isinstance(peer.stream, trio.SSLStream)
+        tcp = peer.stream.transport_stream
+        held, record = trio.testing.memory_stream_one_way_pair()
+        # What the TLS stream sends goes astray, so that it can be sent in two parts.
+        peer.stream.transport_stream = trio.StapledStream(held, tcp)
+        await peer.send_response(200, body=b"second")
+        data = bytes(await record.receive_some())
+        await tcp.send_all(data[:7])
+        gone.set()
+        await peer.receive_request()
+        await tcp.send_all(data[7:])
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, script, tls=make_tls().server)
+    async with tcp_pool() as pool:
+        assert (await pool.request("GET", server.url)).content == b"first"
+        go.set()
+        await gone.wait()
+        assert (await pool.request("GET", server.url)).content == b"second"
+        assert pool.statistics().connections_opened == 1
+
+
+async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) -> None:
+    go, gone = trio.Event(), trio.Event()
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send_response()
+        await go.wait()
+        assert isinstance(peer.stream, trio.SSLStream)
+        await peer.stream.transport_stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        gone.set()
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, script, tls=make_tls().server)
+    async with tcp_pool() as pool:
+        await pool.request("GET", server.url)
+        go.set()
+        await gone.wait()
+        assert (await pool.request("GET", server.url)).status == 200
+        assert pool.statistics().connections_opened == 2
+
+
 # -- Traces of an exchange.
 
 

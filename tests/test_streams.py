@@ -197,6 +197,53 @@ async def test_an_upgrade_with_a_body(nursery: trio.Nursery, size: int) -> None:
         assert await network_stream(response).read() == b"abc"
 
 
+class Reluctant(trio.abc.Stream):
+    """A stream whose sending returns a while after everything has been sent, as that of TLS may."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+async def test_a_switch_that_overtakes_the_end_of_sending(nursery: trio.Nursery) -> None:
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        client, server = trio.testing.memory_stream_pair()
+        return Reluctant(client), server
+
+    async with (
+        await a_pool(nursery, switching(), stream_pair=pair) as pool,
+        pool.stream("POST", URL, headers=UPGRADE, content=b"x" * 100_000) as response,
+    ):
+        await network_stream(response).write(b"abc")
+        assert await network_stream(response).read() == b"abc"
+
+
+async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
+    """The body was never sent, so that what follows would be taken for it."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(SWITCH)
+        await trio.sleep_forever()
+
+    headers = [*UPGRADE, ("Expect", "100-continue")]
+    async with await a_pool(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError, match="before the request was sent whole"):
+            await pool.request("POST", URL, headers=headers, content=b"abc")
+
+
 async def test_closing_the_pool_ends_a_read(nursery: trio.Nursery) -> None:
     async def read(stream: NetworkStream) -> None:
         with pytest.raises(ReadError):

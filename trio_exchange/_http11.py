@@ -316,7 +316,7 @@ class _Upload:
         self.error: BaseException | None = None
         self.failure: WriteError | WriteTimeout | None = None
         self.reported = False
-        self.wake: trio.CancelScope | None = None
+        self.wake = trio.CancelScope()
         if not prepared.expects_continue:
             self.go_ahead.set()
 
@@ -336,8 +336,7 @@ class _Upload:
                 self.error = exc
         finally:
             self.done.set()
-            if self.wake is not None:
-                self.wake.cancel()
+            self.wake.cancel()
 
     async def _send_body(self) -> None:
         if not self.go_ahead.is_set():
@@ -451,7 +450,10 @@ class HTTP11Exchange(CollectableStream):
         """Send the request, and receive the response's head."""
         try:
             await self._send_request()
-            return self._to_response(await self._receive_head())
+            head = await self._receive_head()
+            if self._is_handed_over(head):
+                await self._complete_request(head)
+            return self._to_response(head)
         except ExchangeError as exc:
             error = self._explain(exc)
             await self._abandon()
@@ -618,13 +620,26 @@ class HTTP11Exchange(CollectableStream):
             )
         return _describe(head)
 
+    def _is_handed_over(self, head: h11.Response | h11.InformationalResponse) -> bool:
+        status = head.status_code
+        self._handed_over = status == 101 or (self._prepared.method == b"CONNECT" and status < 300)
+        return self._handed_over
+
+    async def _complete_request(self, head: h11.Response | h11.InformationalResponse) -> None:
+        """Nothing of the request may get between what the stream's user sends."""
+        if self._upload is not None:
+            # The last bytes may have been sent, but their sending not have returned yet.
+            await self._let_end(self._upload)
+        if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
+            raise RemoteProtocolError(
+                f"the server answered {head.status_code} before the request was sent whole"
+            )
+
     def _to_response(self, head: h11.Response | h11.InformationalResponse) -> Response:
         version, status, reason, headers = _describe(head)
-        raw = status == 101 or (self._prepared.method == b"CONNECT" and status < 300)
+        raw = self._handed_over
         if raw:
-            if self._upload is not None and not self._upload.done.is_set():
-                raise RemoteProtocolError(f"the server answered {status} before the request was sent whole")
-            self._handed_over = self._response_complete = True
+            self._response_complete = True
         else:
             self._frame_body(status, headers)
         response = Response(status)
@@ -788,10 +803,13 @@ class HTTP11Exchange(CollectableStream):
             return
         upload = self._upload
         if upload is not None and self._response_complete:
-            with trio.move_on_after(_UPLOAD_GRACE):
-                await upload.done.wait()
+            await self._let_end(upload)
         elif upload is None or upload.done.is_set():
             await self._skip_rest()
+
+    async def _let_end(self, upload: _Upload) -> None:
+        with trio.move_on_after(_UPLOAD_GRACE):
+            await upload.done.wait()
 
     async def _skip_rest(self) -> None:
         """Read the rest of the body if it has arrived, and is little."""
