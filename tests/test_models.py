@@ -278,6 +278,28 @@ def test_a_part_of_the_wrong_type(part: str, value: Any) -> None:
         URL(**{part: value})
 
 
+def test_a_url_is_given_one_way() -> None:
+    with pytest.raises(TypeError, match="as a whole or in parts, not both"):
+        URL("http://h/", target="/path")
+    nothing: Any = None
+    with pytest.raises(TypeError, match="url must be bytes or str, but got NoneType"):
+        URL(nothing)
+
+
+def test_the_parts_are_checked_like_the_whole() -> None:
+    with pytest.raises(LocalProtocolError, match=r"scheme has white space or control characters: b'ht tp'"):
+        URL(scheme="ht tp", host="h")
+    with pytest.raises(ValueError, match="without '@'") as info:
+        URL(scheme="http", host="user:secret@h")
+    assert "secret" not in str(info.value)
+
+
+def test_a_header_that_is_not_ascii_is_named_and_not_shown() -> None:
+    with pytest.raises(TypeError, match="character at 6 is not in that of b'Authorization'") as info:
+        Request("GET", "http://h/", headers={"Authorization": "secret\u00e4"})
+    assert "secret" not in str(info.value)
+
+
 def test_bytes_of_a_subclass_and_str_of_a_subclass_pass() -> None:
     class MyStr(str):
         pass
@@ -430,7 +452,10 @@ def test_text_must_be_ascii(field: str, arguments: dict[str, Any]) -> None:
         ("content", {"content": {"a": "b"}}),
         ("content", {"content": object()}),
         ("target", {"extensions": {"target": 5}}),
-        ("dictionary", {"extensions": [1]}),
+        ("extensions must be a mapping or None, but got list", {"extensions": [("target", b"/")]}),
+        ("a pair of name and value, but got str", {"headers": ["Cookie: x"]}),
+        ("a pair of name and value, but got 3 items", {"headers": [("a", "b", "c")]}),
+        ("header values must be bytes or str, but got int for b'X-A'", {"headers": {"X-A": 5}}),
     ],
 )
 def test_arguments_of_the_wrong_type(field: str, arguments: dict[str, Any]) -> None:

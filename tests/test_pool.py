@@ -188,6 +188,10 @@ async def test_a_pool_works_in_an_exit_stack(nursery: trio.Nursery) -> None:
     assert_unharmed(two)
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="interrupts are ignored, as by what a shell script runs in the background",
+)
 async def test_an_interrupt_while_closing_comes_out_as_itself(nursery: trio.Nursery) -> None:
     class Interrupting(Wrapped):
         async def aclose(self) -> None:
@@ -1397,6 +1401,12 @@ async def test_websocket_schemes_connect_like_their_http_ones(nursery: trio.Nurs
         ({"trace": "loud"}, TypeError, "trace"),
         ({"trace": lambda *_: None}, TypeError, "trace extension must be an async function"),
         ({"sni_hostname": 5}, TypeError, "sni_hostname"),
+        ({"sni_hostname": ""}, ValueError, "TLS needs a host name, not ''"),
+        (
+            {"informational": "loud"},
+            TypeError,
+            "informational extension must be an async function, not 'loud'",
+        ),
         ({"target": 5}, TypeError, "target"),
         ({"target": b"/a b"}, LocalProtocolError, "target"),
     ],
@@ -1424,6 +1434,13 @@ async def test_extensions_are_checked_before_anything_is_opened(
         ({"keepalive_expiry": -1}, ValueError, "keepalive_expiry must be zero or more"),
         ({"keepalive_expiry": "1"}, TypeError, "keepalive_expiry must be a number"),
         ({"expect_continue_timeout": float("nan")}, ValueError, "expect_continue_timeout"),
+        ({"expect_continue_timeout": None}, TypeError, "expect_continue_timeout must be a number"),
+        ({"local_address": 5}, TypeError, "local_address must be a str or None, not 5"),
+        ({"uds": b"/socket"}, TypeError, "uds must be a str or None, not b'/socket'"),
+        ({"connector": MemoryConnector}, TypeError, "connector must be a Connector or None, not <class"),
+        ({"socket_options": 5}, TypeError, "socket_options must be an iterable of tuples, not 5"),
+        ({"socket_options": [(1, 2)]}, TypeError, r"each of socket_options must be .*, not \(1, 2\)"),
+        ({"socket_options": "abc"}, TypeError, "each of socket_options must be .*, not 'a'"),
         ({"retries": -1}, ValueError, "retries must be 0 or more"),
         ({"retries": None}, TypeError, "retries must be an int"),
         ({"max_header_bytes": 0}, ValueError, "max_header_bytes must be 1 or more"),
@@ -1432,6 +1449,13 @@ async def test_extensions_are_checked_before_anything_is_opened(
 def test_arguments_are_checked(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ConnectionPool(**arguments)
+
+
+async def test_only_a_request_can_be_handled() -> None:
+    wrong: Any = "GET"
+    async with ConnectionPool() as pool:
+        with pytest.raises(TypeError, match=r"must be a trio_exchange\.Request, not 'GET'"):
+            await pool.handle_async_request(wrong)
 
 
 def test_unlimited() -> None:

@@ -68,8 +68,8 @@ _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]+")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
-def _to_bytes(name: str, value: bytes | str) -> bytes:
-    """Take bytes, or text in ASCII."""
+def _to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
+    """Take bytes, or text in ASCII. An error says that it is the `name`, of which one is told by `of`."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -78,10 +78,12 @@ def _to_bytes(name: str, value: bytes | str) -> bytes:
         except UnicodeEncodeError as exc:
             # The value may be a secret.
             raise TypeError(
-                f"{name} given as str must be ASCII, which the character at {exc.start} is not; "
-                "encode it to bytes first"
+                f"{name} given as str must be ASCII, which the character at {exc.start} is not"
+                f"{f' in that of {of!r}' if of else ''}; encode it to bytes first"
             ) from None
-    raise TypeError(f"{name} must be bytes or str, but got {type(value).__name__}")
+    raise TypeError(
+        f"{name} must be bytes or str, but got {type(value).__name__}{f' for {of!r}' if of else ''}"
+    )
 
 
 def _to_headers(value: HeaderTypes | None) -> Headers:
@@ -95,13 +97,24 @@ def _to_headers(value: HeaderTypes | None) -> Headers:
 
 def _to_header(pair: Any) -> tuple[bytes, bytes]:
     name, value = _to_pair("each header must be a pair of name and value", pair)
-    return _to_bytes("header names", name), _to_bytes("header values", value)
+    name = _to_bytes("header names", name)
+    return name, _to_bytes("header values", value, name)
 
 
 def _to_pair(message: str, pair: Any) -> tuple[Any, Any]:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(message)
+    if not isinstance(pair, (tuple, list)):
+        raise TypeError(f"{message}, but got {type(pair).__name__}")
+    if len(pair) != 2:
+        raise TypeError(f"{message}, but got {len(pair)} items")
     return pair[0], pair[1]
+
+
+def _to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"extensions must be a mapping or None, but got {type(value).__name__}")
+    return dict(value)
 
 
 class ByteStream:
@@ -222,7 +235,7 @@ class URL:
         target: bytes, path and query.
 
     Raises:
-        TypeError: A part is neither bytes nor ASCII text, or is not text at all.
+        TypeError: A part is neither bytes nor ASCII text, or the URL is given both ways.
         ValueError: The port is not a port, the authority can't be parsed, or it contains userinfo
             (credentials before an `@`, which would otherwise be dropped without a word: send them as an
             Authorization header).
@@ -245,7 +258,9 @@ class URL:
         port: int | None = None,
         target: bytes | str = b"",
     ) -> None:
-        if url:
+        if url or not isinstance(url, (bytes, str)):
+            if scheme or host or port or target:
+                raise TypeError("a URL is given as a whole or in parts, not both")
             userinfo, self.scheme, self.host, self.port, self.target = _parse_url(url)
             if userinfo is not None:
                 raise ValueError(
@@ -254,6 +269,10 @@ class URL:
                 )
         else:
             self.scheme = _to_bytes("scheme", scheme).lower()
+            if _NOT_IN_URL.search(self.scheme):
+                raise LocalProtocolError(
+                    f"the URL's scheme has white space or control characters: {self.scheme!r}"
+                )
             self.host = _to_host(host)
             self.port = _to_port(port)
             self.target = _to_bytes("target", target) or b"/"
@@ -342,6 +361,8 @@ def _to_host(host: bytes | str) -> bytes:
     if isinstance(host, str) and not host.isascii():
         return _encode_idna(host)
     raw = _to_bytes("host", host)
+    if b"@" in raw:
+        raise ValueError("the host must be a name or an address, without '@' and what is before it")
     if _NOT_IN_URL.search(raw):
         raise LocalProtocolError(f"the host has white space or control characters: {raw!r}")
     in_brackets = _BRACKETED.fullmatch(raw)
@@ -414,7 +435,7 @@ class Request:
         self.url: URL = url if isinstance(url, URL) else _to_url(url)
         self.headers: Headers = _to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
-        self.extensions: dict[str, Any] = {} if extensions is None else dict(extensions)
+        self.extensions: dict[str, Any] = _to_extensions(extensions)
         target = self.extensions.get("target")
         if target is not None:
             self.url = URL(scheme=self.url.scheme, host=self.url.host, port=self.url.port)
@@ -475,7 +496,7 @@ class Response:
         self.status: int = status
         self.headers: Headers = _to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
-        self.extensions: dict[str, Any] = {} if extensions is None else dict(extensions)
+        self.extensions: dict[str, Any] = _to_extensions(extensions)
         self._content: bytes | None = None
         self._stream_taken = False
 
@@ -633,6 +654,9 @@ class Prepared:
     )
 
     def __init__(self, request: Request) -> None:
+        callback = request.extensions.get("informational")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"the informational extension must be an async function, not {callback!r}")
         self.request = request
         self.method = request.method
         self.target = request.url.target

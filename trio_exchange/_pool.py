@@ -124,13 +124,17 @@ class ConnectionPool:
             raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
         check_seconds("keepalive_expiry", keepalive_expiry)
         check_seconds("expect_continue_timeout", expect_continue_timeout)
+        if expect_continue_timeout is None:
+            raise TypeError("expect_continue_timeout must be a number of seconds, not None")
+        if connector is not None and not isinstance(connector, Connector):
+            raise TypeError(f"connector must be a Connector or None, not {connector!r}")
         self._ssl_context = ssl_context
         self._dialling = Dialling(
             Connector() if connector is None else connector,
             _at_least(0, "retries", retries),
-            local_address,
-            uds,
-            None if socket_options is None else tuple(socket_options),
+            _text("local_address", local_address),
+            _text("uds", uds),
+            _options(socket_options),
         )
         self._http11 = HTTP11Settings(
             _at_least(1, "max_header_bytes", max_header_bytes), expect_continue_timeout
@@ -273,6 +277,8 @@ class ConnectionPool:
         Args:
             request: The request; it is not changed.
         """
+        if not isinstance(request, Request):
+            raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._check_open()
         prepared = Prepared(request)
         route = route_for(request)
@@ -637,6 +643,27 @@ def _at_least(least: int, name: str, value: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}")
     return value
+
+
+def _text(name: str, value: str | None) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a str or None, not {value!r}")
+    return value
+
+
+def _options(options: Iterable[SocketOption] | None) -> tuple[SocketOption, ...] | None:
+    if options is None:
+        return None
+    if not isinstance(options, Iterable):
+        raise TypeError(f"socket_options must be an iterable of tuples, not {options!r}")
+    options = tuple(options)
+    given: tuple[Any, ...] = options
+    for option in given:
+        if not isinstance(option, tuple) or len(option) not in (3, 4):
+            raise TypeError(
+                f"each of socket_options must be a tuple of 3 or 4 for setsockopt, not {option!r}"
+            )
+    return options
 
 
 def _limit(least: int, name: str, value: int | None) -> int:

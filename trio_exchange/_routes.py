@@ -31,7 +31,7 @@ def route_for(request: Request) -> Route:
 
     Raises:
         UnsupportedProtocol: The URL's scheme is missing or unknown.
-        ValueError: The URL has no host.
+        ValueError: The URL has no host, or the `sni_hostname` extension is empty.
         TypeError: The `sni_hostname` extension is not text.
     """
     url = request.url
@@ -57,7 +57,10 @@ def _server_hostname(request: Request) -> str:
         name = name.decode("latin-1")
     if not isinstance(name, str):
         raise TypeError(f"the sni_hostname extension must be str or bytes, but got {type(name).__name__}")
-    return name.removesuffix(".")
+    name = name.removesuffix(".")
+    if not name:
+        raise ValueError(f"TLS needs a host name, not {name!r}")
+    return name
 
 
 def tls_settings(
