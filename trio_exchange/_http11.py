@@ -112,6 +112,8 @@ class HTTP11Connection:
         self.settings = settings
         self.requests = 0
         self.closed = trio.Event()
+        # The last failure of the network, as opposed to errors that users' callbacks raise.
+        self.failure: ExchangeError | None = None
         self.owner = owner
         self.transport = connection.transport
         self.stream = connection.stream
@@ -247,7 +249,8 @@ class HTTP11Connection:
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ReadError(str(exc) or "the connection broke") from exc
+            self.failure = ReadError(str(exc) or "the connection broke")
+            raise self.failure from exc
 
     async def receive_available(self) -> bytes:
         """Receive without waiting.
@@ -441,6 +444,8 @@ class HTTP11Exchange(CollectableStream):
         self._done = False
         self._was_last = False
         self._reading_body = False
+        # Whether a task is in the middle of reading the body.
+        self._busy = False
         self._may_reuse = True
         # A body of known length: how much is still to come, and what came together with the head.
         self._left: int | None = None
@@ -491,7 +496,8 @@ class HTTP11Exchange(CollectableStream):
                 await tracer.report("http11.send_request_body.started", info)
             if self._connection.will_close:
                 # Its owner's tasks may have ended meanwhile.
-                raise WriteError("the connection was closed")
+                self._connection.failure = WriteError("the connection was closed")
+                raise self._connection.failure
             self._upload = _Upload(self._connection, prepared, self._timeouts)
             self._connection.owner.start_soon(self._upload.run)
 
@@ -543,11 +549,12 @@ class HTTP11Exchange(CollectableStream):
 
     def _feed(self, data: bytes) -> None:
         if not data and not self._response_begun:
-            raise RemoteProtocolError(
+            self._connection.failure = RemoteProtocolError(
                 "the server closed the connection in the middle of the response's head"
                 if self._answered
                 else "the server closed the connection without sending a response"
             )
+            raise self._connection.failure
         self._answered = True
         self._received += len(data)
         self._h11.receive_data(data)
@@ -717,6 +724,9 @@ class HTTP11Exchange(CollectableStream):
         return chunk
 
     async def _read_chunk(self, checkpoint: bool) -> bytes | None:
+        if self._busy:
+            raise trio.BusyResourceError("another task is reading this body")
+        self._busy = True
         try:
             if self._left is None:
                 return await self._read_parsed(checkpoint)
@@ -727,6 +737,8 @@ class HTTP11Exchange(CollectableStream):
             self._may_reuse = False
             self._finish()
             raise
+        finally:
+            self._busy = False
 
     async def _read_directly(self, left: int, checkpoint: bool) -> bytes | None:
         if left and not self._buffered:
@@ -799,7 +811,7 @@ class HTTP11Exchange(CollectableStream):
 
     async def _settle(self) -> None:
         """Bring both sides to their end, where this takes next to no time."""
-        if self._done:
+        if self._done or self._busy:
             return
         upload = self._upload
         if upload is not None and self._response_complete:
@@ -874,14 +886,11 @@ class HTTP11Exchange(CollectableStream):
 
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         """Find the error to raise for a request without response, and what may be done about it."""
-        if self._answered:
+        connection = self._connection
+        if self._answered or exc is not connection.failure:
             return exc
-        error: ExchangeError = exc
-        if self._write_error is not None and isinstance(exc, (ReadError, RemoteProtocolError)):
-            error = self._write_error
-        if isinstance(error, (ReadError, WriteError, RemoteProtocolError)):
-            unsent = self._connection.transport.bytes_sent == self._sent_before
-            mark_unanswered(error, unsent=unsent)
+        connection.failure = error = self._write_error or exc
+        mark_unanswered(error, unsent=connection.transport.bytes_sent == self._sent_before)
         return error
 
     async def _trace_closing(self) -> None:

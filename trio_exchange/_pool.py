@@ -302,7 +302,9 @@ class ConnectionPool:
         try:
             return await connection.exchange(prepared, timeouts, tracer)
         except ExchangeError as exc:
-            if not (reused and may_resend(exc, idempotent=prepared.idempotent)):
+            # A callback's error may have been marked by the request that the callback made.
+            is_its_own = exc is connection.failure
+            if not (reused and is_its_own and may_resend(exc, idempotent=prepared.idempotent)):
                 raise
             if not prepared.body_can_be_sent_again:
                 raise

@@ -1,0 +1,256 @@
+"""Ways in which servers, iterators and callbacks once broke a promise."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_exchange import (
+    ConnectionPool,
+    Connector,
+    ReadError,
+    RemoteProtocolError,
+    Request,
+    WriteError,
+    WriteTimeout,
+)
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
+
+from .peers import TLS, assert_unharmed, make_tls, serve_tcp
+
+URL = "http://origin.example/"
+
+
+async def _then_wait(first: bytes) -> AsyncIterator[bytes]:
+    yield first
+    await trio.sleep_forever()
+
+
+# -- Uploads.
+
+
+async def test_a_pool_ends_an_upload_whose_response_failed_and_was_never_closed(
+    nursery: trio.Nursery,
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+        await trio.sleep_forever()
+
+    with trio.fail_after(10):
+        async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+            response = await pool.handle_async_request(Request("POST", URL, content=_then_wait(b"x")))
+            with pytest.raises(RemoteProtocolError):
+                await anext(response.aiter_stream())
+
+
+@pytest.mark.parametrize("error", [WriteError("its own"), WriteTimeout("its own")])
+async def test_an_iterator_may_raise_what_the_library_raises(
+    nursery: trio.Nursery, error: WriteError | WriteTimeout
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await trio.sleep_forever()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise error
+
+    with trio.fail_after(10):
+        async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+            with pytest.raises(type(error)) as caught:
+                await pool.request("POST", URL, content=content())
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("tls", [None, make_tls()], ids=["tcp", "tls"])
+async def test_a_body_that_was_sent_without_waiting_for_100_any_longer_is_sent_whole(
+    nursery: trio.Nursery, tls: TLS | None
+) -> None:
+    content = b"x" * 8_000_000
+
+    async def echo(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        chunk = await peer.receive_chunk()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+        while chunk:
+            await peer.send(chunk)
+            chunk = await peer.receive_chunk()
+
+    server = await serve_tcp(nursery, echo, tls=None if tls is None else tls.server)
+    async with ConnectionPool(None if tls is None else tls.client, expect_continue_timeout=0) as pool:
+        with trio.fail_after(20):
+            response = await pool.request(
+                "POST", server.url, content=content, headers={"Expect": "100-continue"}
+            )
+    assert response.content == content
+
+
+async def test_a_generator_that_was_only_looked_into_is_closed(nursery: trio.Nursery) -> None:
+    closed = False
+
+    async def content() -> AsyncIterator[bytes]:
+        nonlocal closed
+        try:
+            yield b"x"
+            yield b"y"
+        finally:
+            closed = True
+
+    async def refuse(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(417)
+        await trio.sleep_forever()
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, refuse)) as pool:
+        response = await pool.request("GET", URL, content=content(), headers={"Expect": "100-continue"})
+        assert (response.status, closed) == (417, True)
+    gc.collect()
+
+
+async def test_a_connection_is_not_reused_before_the_bodys_last_chunk_was_sent(
+    nursery: trio.Nursery,
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.receive_chunk()
+        # Nobody takes the terminating chunk, for which the sender has to wait with this kind of stream.
+        await peer.send_response()
+        await trio.sleep_forever()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    connector = MemoryConnector(nursery, serve, stream_pair=trio.testing.lockstep_stream_pair)
+    async with ConnectionPool(connector=connector) as pool:
+        await pool.request("POST", URL, content=content())
+        assert pool.statistics().idle == 0
+
+
+async def test_a_connection_on_which_sending_failed_is_not_reused(nursery: trio.Nursery) -> None:
+    class Deaf(trio.abc.Stream):
+        """It accepts nothing, but has an answer."""
+
+        def __init__(self, inner: trio.abc.Stream) -> None:
+            self._inner = inner
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise NotImplementedError
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            return bytes(await self._inner.receive_some(max_bytes))
+
+        async def aclose(self) -> None:
+            await self._inner.aclose()
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.send_response(408)
+        await trio.sleep_forever()
+
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        client, server = trio.testing.memory_stream_pair()
+        return Deaf(client), server
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve, stream_pair=pair)) as pool:
+        assert (await pool.request("GET", URL)).status == 408
+        assert pool.statistics().idle == 0
+
+
+# -- Callbacks.
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_trace_handlers_network_error_does_not_repeat_the_request(
+    nursery: trio.Nursery, method: str
+) -> None:
+    seen = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            if request.target == b"/dies":
+                return
+            seen.append(request.method)
+            await peer.send_response()
+
+    async def handler(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.receive_response_headers.started":
+            await pool.request("GET", "http://other.example/dies")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        await pool.request("GET", URL)
+        with pytest.raises(RemoteProtocolError, match="without sending a response"):
+            await pool.request(method, URL, content=b"once", extensions={"trace": handler})
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+    assert seen.count(method.encode()) <= 1
+
+
+# -- Several tasks on one response.
+
+
+async def test_closing_a_response_that_another_task_reads_ends_the_connection() -> None:
+    """Else the other task would go on and read the answer to somebody else's request."""
+    ours, theirs = socket.socketpair()
+
+    class Paired(Connector):
+        async def connect_tcp(self, host: str, port: int, **options: Any) -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    outcome: list[object] = []
+
+    async def read(stream: AsyncIterator[bytes]) -> None:
+        try:
+            outcome.append(await anext(stream))
+        except ReadError as exc:
+            outcome.append(exc)
+
+    with theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        async with ConnectionPool(connector=Paired()) as pool:
+            response = await pool.handle_async_request(Request("GET", URL))
+            async with trio.open_nursery() as readers:
+                readers.start_soon(read, response.aiter_stream())
+                await trio.testing.wait_all_tasks_blocked()
+                # The kernel has it, and Trio has not told the reader yet.
+                theirs.sendall(b"0123456789")
+                await response.aclose()
+                assert pool.statistics().idle == 0
+    assert len(outcome) == 1
+
+
+async def test_two_tasks_that_read_one_body_at_once_are_told(nursery: trio.Nursery) -> None:
+    go = trio.Event()
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        await go.wait()
+        await peer.send(b"0123456789")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        response = await pool.handle_async_request(Request("GET", URL))
+        stream = response.aiter_stream()
+        chunks = []
+
+        async def read() -> None:
+            chunks.append(await anext(stream))
+
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError, match="another task is reading"):
+                await anext(stream)
+            go.set()
+        assert chunks == [b"0123456789"]
+        await response.aclose()
