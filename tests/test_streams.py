@@ -467,6 +467,41 @@ async def test_start_tls_needs_a_name_to_check(nursery: trio.Nursery) -> None:
         assert await stream.read() == b"abc"
 
 
+async def test_arguments_are_checked(nursery: trio.Nursery) -> None:
+    text: Any = "5"
+    number: Any = 5
+    async with (
+        await a_pool(nursery, switching()) as pool,
+        pool.stream("GET", URL, headers=UPGRADE) as response,
+    ):
+        stream = network_stream(response)
+        with pytest.raises(TypeError, match="max_bytes must be an int or None, not '5'"):
+            await stream.read(text)
+        with pytest.raises(TypeError, match="max_bytes must be an int or None, not True"):
+            await stream.read(True)
+        with pytest.raises(ValueError, match="max_bytes must be 1 or more, not 0"):
+            await stream.read(0)
+        with pytest.raises(TypeError, match=r"ssl_context must be an ssl\.SSLContext, not '5'"):
+            await stream.start_tls(text)
+        with pytest.raises(TypeError, match="server_hostname must be str, bytes or None, not 5"):
+            await stream.start_tls(make_tls().client, number)
+        await stream.write(memoryview(b"abc"))
+        assert await stream.read() == b"abc"
+
+
+async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> None:
+    async with (
+        await a_pool(nursery, switching(tls_server(echo))) as pool,
+        pool.stream("GET", URL, headers=UPGRADE) as response,
+    ):
+        stream = await network_stream(response).start_tls(make_tls().client, "localhost")
+        await stream.aclose()
+        with pytest.raises(ReadError, match="the stream was closed"):
+            await stream.read()
+        with pytest.raises(WriteError, match="the stream was closed"):
+            await stream.write(b"x")
+
+
 async def test_start_tls_on_a_closed_stream(nursery: trio.Nursery) -> None:
     async with (
         await a_pool(nursery, switching()) as pool,

@@ -40,7 +40,7 @@ HeaderTypes: TypeAlias = (
     | Mapping[bytes | str, bytes | str]
     | Sequence[tuple[bytes | str, bytes | str]]
 )
-ContentTypes: TypeAlias = bytes | AsyncIterable[bytes] | Iterable[bytes]
+ContentTypes: TypeAlias = bytes | bytearray | memoryview | AsyncIterable[bytes] | Iterable[bytes]
 
 DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 

@@ -78,7 +78,6 @@ class Transport(trio.abc.HalfCloseableStream):
         self.defer_errors = False
         self.send_error: trio.BrokenResourceError | None = None
         self.bytes_sent = 0
-        self._more_likely = False
         self._socket: socket.socket | None = None
         self._trio_socket: Any = None
         if isinstance(stream, trio.SocketStream):
@@ -138,44 +137,50 @@ class Transport(trio.abc.HalfCloseableStream):
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive something, waiting where necessary and allowed.
+        """Receive something, waiting where necessary and allowed. Below TLS only, which is a checkpoint.
 
         Raises:
             WouldBlock: It would have to wait while probing.
             trio.BrokenResourceError: The connection is broken.
             trio.ClosedResourceError: It was closed on this side.
         """
-        if self._socket is None:
-            if self.probing:
-                raise WouldBlock
-            return bytes(await self.stream.receive_some(max_bytes))
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.probing:
             self.probing -= 1
             if not self.probing:
                 raise trio.BrokenResourceError("the peer keeps sending what nobody asked for")
         size = max_bytes or RECEIVE_SIZE
-        data = self._receive_nowait(size) if self._more_likely or self.probing else None
+        data = self.receive_nowait(size)
         if data is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
             return data
-        while data is None:
-            if self.probing:
-                raise WouldBlock
-            await trio.lowlevel.wait_readable(self._open_socket())
-            data = self._receive_nowait(size)
-        return data
+        if self.probing:
+            raise WouldBlock
+        return await self.receive_later(size)
 
-    def _receive_nowait(self, size: int) -> bytes | None:
-        """Receive what is there, `b""` at the end of the stream, None if nothing is there."""
+    def receive_nowait(self, size: int) -> bytes | None:
+        """Receive what is there, `b""` at the end of the stream, None if nothing is there or known.
+
+        Raises:
+            trio.BrokenResourceError: The connection is broken.
+            trio.ClosedResourceError: It was closed on this side.
+        """
+        if self._socket is None:
+            return None
         try:
-            data = self._open_socket().recv(size)
+            return self._open_socket().recv(size)
         except BlockingIOError:
             return None
         except OSError as exc:
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
-        # After less than was asked for there is most likely nothing left, and trying is not for free.
-        self._more_likely = len(data) == size
+
+    async def receive_later(self, size: int) -> bytes:
+        """Receive after `receive_nowait` found nothing."""
+        if self._socket is None:
+            return bytes(await self.stream.receive_some(size))
+        data = None
+        while data is None:
+            await trio.lowlevel.wait_readable(self._open_socket())
+            data = self.receive_nowait(size)
         return data
 
     def peek(self) -> Readiness:
@@ -251,12 +256,15 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """
         self._refuse_if_http()
         check_seconds("timeout", timeout)
+        _check_max_bytes(max_bytes)
         try:
             return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        except trio.ClosedResourceError as exc:
+            raise ReadError(str(exc) or "the stream was closed") from exc
+        except trio.BrokenResourceError as exc:
             raise ReadError(str(exc) or "the connection broke") from exc
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send all of `buffer`.
 
         Args:
@@ -276,7 +284,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         check_seconds("timeout", timeout)
         try:
             await timed(timeout, WriteTimeout, self.send_all, buffer)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        except trio.ClosedResourceError as exc:
+            raise WriteError(str(exc) or "the stream was closed") from exc
+        except trio.BrokenResourceError as exc:
             raise WriteError(str(exc) or "the connection broke") from exc
 
     async def start_tls(
@@ -300,14 +310,18 @@ class NetworkStream(trio.abc.HalfCloseableStream):
             ConnectTimeout: It took longer than `timeout`. The stream is closed then.
             LocalProtocolError: The stream belongs to an ordinary response.
             ValueError: `ssl_context` checks host names and there is none to check.
-            TypeError, ValueError: `timeout` is not a non-negative number.
+            TypeError, ValueError: An argument is of the wrong type, or `timeout` negative.
 
         When it is cancelled, the stream is closed.
         """
         self._refuse_if_http()
         check_seconds("timeout", timeout)
+        if not isinstance(ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext, not {ssl_context!r}")
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
+        if server_hostname is not None and not isinstance(server_hostname, str):
+            raise TypeError(f"server_hostname must be str, bytes or None, not {server_hostname!r}")
         if server_hostname is None and ssl_context.check_hostname:
             # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
             raise ValueError("ssl_context checks host names, so that server_hostname must be given")
@@ -348,8 +362,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._refuse_as_trio()
         if not self._received:
             return bytes(await self._stream.receive_some(max_bytes))
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
+        _check_max_bytes(max_bytes)
         await trio.lowlevel.checkpoint()
         data = self._received[:max_bytes]
         self._received = self._received[len(data) :]
@@ -415,6 +428,15 @@ class NetworkStream(trio.abc.HalfCloseableStream):
                 return stream.socket
             stream = _below(stream)
         return None
+
+
+def _check_max_bytes(max_bytes: object) -> None:
+    if max_bytes is None:
+        return
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
 
 
 def _below(stream: Any) -> Any:
