@@ -948,11 +948,31 @@ async def test_the_iterators_own_error_after_the_response(nursery: trio.Nursery)
         await settled(pool)
 
 
-@pytest.mark.parametrize("piece", ["text", 7, [b"x"]])
-async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, piece: Any) -> None:
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("piece", ["text", 7, [b"x"], 0, ""])
+async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, piece: Any, method: str) -> None:
     async with memory_pool(nursery, tolerate) as pool:
         with pytest.raises(LocalProtocolError, match=f"must give bytes, but gave {type(piece).__name__}"):
-            await pool.request("POST", URL, content=Pieces(b"x", piece))
+            await pool.request(method, URL, content=Pieces(b"", piece, b"x"))
+        await settled(pool)
+
+
+async def test_a_generator_that_is_looked_into_is_ended_where_it_gives_what_is_not_bytes(
+    nursery: trio.Nursery,
+) -> None:
+    ended = False
+
+    async def generate() -> AsyncIterator[Any]:
+        nonlocal ended
+        try:
+            yield None
+        finally:
+            ended = True
+
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(LocalProtocolError, match="must give bytes, but gave NoneType"):
+            await pool.request("GET", URL, content=generate())
+        assert ended
         await settled(pool)
 
 

@@ -54,7 +54,7 @@ from ._exceptions import (
     WriteTimeout,
     mark_unanswered,
 )
-from ._models import CollectableStream, Headers, Origin, Prepared, Response
+from ._models import CollectableStream, Headers, Origin, Prepared, Response, check_chunk
 from ._streams import NOT_RAW, RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, call_async, log_enabled, traced
@@ -354,13 +354,10 @@ class _Upload:
         await self._send(h11.EndOfMessage())
 
     async def _send_chunk(self, chunk: Any) -> None:
-        if not isinstance(chunk, (bytes, bytearray, memoryview)):
-            raise LocalProtocolError(
-                f"the content's iterator must give bytes, but gave {type(chunk).__name__}"
-            )
+        check_chunk(chunk)
         # h11 takes anything that is like bytes.
         view: Any = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
-        for start in range(0, len(view), _SEND_SIZE):
+        for start in range(0, len(view) or 1, _SEND_SIZE):
             await self._send(h11.Data(data=view[start : start + _SEND_SIZE]))
 
     async def _send(self, event: h11.Event) -> None:

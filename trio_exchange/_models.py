@@ -117,6 +117,16 @@ def _to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(value)
 
 
+def check_chunk(chunk: object) -> None:
+    """Check what the content's iterator gave.
+
+    Raises:
+        LocalProtocolError: It is not bytes, nor like them.
+    """
+    if not isinstance(chunk, (bytes, bytearray, memoryview)):
+        raise LocalProtocolError(f"the content's iterator must give bytes, but gave {type(chunk).__name__}")
+
+
 class ByteStream:
     """Content that is there as a whole; it can be iterated any number of times."""
 
@@ -699,10 +709,11 @@ class Prepared:
             return
         if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
             return
-        iterator = aiter(self.request.stream)
-        async for chunk in iterator:
+        self._iterator = aiter(self.request.stream)
+        async for chunk in self._iterator:
+            check_chunk(chunk)
             if chunk:
-                self._iterator, self._peeked = iterator, chunk
+                self._peeked = chunk
                 return
         self.body = b""
         self.expects_continue = False

@@ -284,8 +284,8 @@ class ConnectionPool:
         route = route_for(request)
         timeouts = parse_timeouts(request.extensions)
         tracer = tracer_for(request.extensions)
-        await prepared.peek_body()
         try:
+            await prepared.peek_body()
             response = await self._exchange(prepared, route, timeouts, tracer)
         except BaseException:
             await prepared.close_body()
