@@ -63,6 +63,7 @@ from ._trace import Tracer, call_async, log_enabled, traced
 _SMALL_BODY = 16 * 1024
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
 _SEND_SIZE = 256 * 1024
+_RESPONSE_BEGINS = b"HTTP/1."
 # How many informational responses one request may get before it is an attack.
 _MAX_INFORMATIONAL = 100
 # In how many pieces an idle connection may receive what nobody asked for, before it is closed for that.
@@ -223,31 +224,34 @@ class HTTP11Connection:
         return False
 
     def encode_head(self, prepared: Prepared) -> bytes:
-        """The head of a request on the wire.
-
-        Raises:
-            LocalProtocolError: h11 refuses it.
-        """
+        """The head of a request on the wire."""
         # On one connection a request's headers are often those of the request before, and h11 takes
         # headers that it has checked as they are.
         headers: Any = prepared.headers
         if headers == self._last_headers:
             headers = self._last_checked_headers
-        try:
-            head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
-        except h11.LocalProtocolError as exc:
-            raise LocalProtocolError(str(exc)) from exc
+        # It finds nothing that was not found when the request was prepared.
+        head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
         self._last_headers, self._last_checked_headers = prepared.headers, head.headers
         return _to_wire(self.h11, head)
 
-    async def receive(self) -> bytes:
+    async def receive(self, timeout: float | None) -> bytes:
         """Wait for data; none is the end.
 
         Raises:
+            ReadTimeout: None came within `timeout` seconds.
             ReadError: The connection broke, or was closed.
         """
         try:
-            return bytes(await self.stream.receive_some(RECEIVE_SIZE))
+            if not self._plain:
+                return bytes(await timed(timeout, ReadTimeout, self.stream.receive_some, RECEIVE_SIZE))
+            # By the time that others have had their turn the answer has often come, and asking for it is
+            # much cheaper than to wait for it.
+            await trio.lowlevel.checkpoint()
+            data = self.transport.receive_nowait(RECEIVE_SIZE)
+            if data is not None:
+                return data
+            return await timed(timeout, ReadTimeout, self.transport.receive_later, RECEIVE_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self.failure = ReadError(str(exc) or "the connection broke")
             raise self.failure from exc
@@ -261,7 +265,9 @@ class HTTP11Connection:
         """
         self.transport.probing = _MOST_PROBES
         try:
-            return await self.receive()
+            return bytes(await self.stream.receive_some(RECEIVE_SIZE))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ReadError(str(exc) or "the connection broke") from exc
         finally:
             self.transport.probing = 0
 
@@ -362,10 +368,10 @@ class _Upload:
 
     async def _send(self, event: h11.Event) -> None:
         data = _to_wire(self._connection.h11, event)
-        if not data:
-            return
         # An iterator that never waits must not keep other tasks from running.
         await trio.lowlevel.checkpoint()
+        if not data:
+            return
         with trio.CancelScope() as self._send_scope:
             if self._write_timeout is not None:
                 self._send_scope.deadline = trio.current_time() + self._write_timeout
@@ -511,11 +517,11 @@ class HTTP11Exchange(CollectableStream):
         """Wait for data, or for the end of the upload, for which it returns None."""
         upload, timeouts = self._upload, self._timeouts
         if upload is None or upload.reported:
-            return await timed(timeouts.read, ReadTimeout, self._connection.receive)
+            return await self._connection.receive(timeouts.read)
         if not upload.done.is_set():
             limit = timeouts.read if self._response_begun else None
             with trio.CancelScope() as upload.wake:
-                return await timed(limit, ReadTimeout, self._connection.receive)
+                return await self._connection.receive(limit)
         await self._report_upload(upload)
         return None
 
@@ -553,6 +559,9 @@ class HTTP11Exchange(CollectableStream):
             )
             raise self._connection.failure
         self._answered = True
+        # What is not HTTP may never come to the end of a head.
+        if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
+            raise RemoteProtocolError(f"the server does not speak HTTP/1: it sent {data[:20]!r}")
         self._received += len(data)
         self._h11.receive_data(data)
 

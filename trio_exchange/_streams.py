@@ -60,7 +60,7 @@ class Readiness(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Transport(trio.abc.HalfCloseableStream):
+class Transport(trio.abc.Stream):
     """A dialled stream, with attempts that don't wait where it is a socket.
 
     Attributes:
@@ -194,12 +194,6 @@ class Transport(trio.abc.HalfCloseableStream):
         except (OSError, trio.ClosedResourceError):
             return Readiness.CLOSED
         return Readiness.READABLE if data else Readiness.CLOSED
-
-    async def send_eof(self) -> None:
-        """Tell the peer that nothing more will be sent."""
-        if not isinstance(self.stream, trio.abc.HalfCloseableStream):
-            raise NotImplementedError(f"{self.stream!r} can't be half-closed")
-        await self.stream.send_eof()
 
     async def aclose(self) -> None:
         """Close the stream."""
