@@ -22,7 +22,7 @@ from trio_exchange import (
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import TLS, assert_unharmed, make_tls, serve_tcp
+from .peers import TLS, assert_unharmed, make_tls, respond, serve_tcp
 
 URL = "http://origin.example/"
 
@@ -164,6 +164,44 @@ async def test_a_connection_on_which_sending_failed_is_not_reused(nursery: trio.
     async with ConnectionPool(connector=MemoryConnector(nursery, serve, stream_pair=pair)) as pool:
         assert (await pool.request("GET", URL)).status == 408
         assert pool.statistics().idle == 0
+
+
+async def test_an_iterator_of_empty_pieces_lets_other_tasks_run(nursery: trio.Nursery) -> None:
+    others_ran = False
+
+    async def other() -> None:
+        nonlocal others_ran
+        others_ran = True
+
+    async def content() -> AsyncIterator[bytes]:
+        nursery.start_soon(other)
+        for _ in range(10):
+            yield b""
+        assert others_ran
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        assert (await pool.request("POST", URL, content=content())).content == b""
+
+
+# -- Answers.
+
+
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+@pytest.mark.parametrize("informed", [b"", b"HTTP/1.1 102 Processing\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/2.0 200 OK\r\n", b"HELO", b"\x15\x03\x01\x00"]
+)
+async def test_what_is_not_http_is_refused_without_waiting_for_its_end(
+    nursery: trio.Nursery, answer: bytes, informed: bytes, byte_by_byte: bool
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(informed + answer, byte_by_byte=byte_by_byte)
+        await trio.sleep_forever()
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        with pytest.raises(RemoteProtocolError), trio.fail_after(10):
+            await pool.request("GET", URL)
 
 
 # -- Callbacks.

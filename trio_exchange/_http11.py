@@ -559,11 +559,14 @@ class HTTP11Exchange(CollectableStream):
             )
             raise self._connection.failure
         self._answered = True
-        # What is not HTTP may never come to the end of a head.
+        self._count(data)
+        self._h11.receive_data(data)
+
+    def _count(self, data: bytes) -> None:
+        """Take note of bytes received, and refuse what is not HTTP: it may never end as a head does."""
         if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
             raise RemoteProtocolError(f"the server does not speak HTTP/1: it sent {data[:20]!r}")
         self._received += len(data)
-        self._h11.receive_data(data)
 
     def _take_event(self) -> Any:
         try:
@@ -616,7 +619,8 @@ class HTTP11Exchange(CollectableStream):
                 raise RemoteProtocolError(f"the response's head is larger than {limit} bytes")
 
     async def _informational(self, head: h11.InformationalResponse) -> None:
-        self._received = len(self._h11.trailing_data[0])
+        self._received = 0
+        self._count(self._h11.trailing_data[0])
         if head.status_code == 100 and self._upload is not None:
             self._upload.go_ahead.set()
         info = {"request": self._prepared.request}
