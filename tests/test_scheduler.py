@@ -1,7 +1,7 @@
 """The scheduler alone: each rule, then all of them together under random histories."""
 
-import random
 import gc
+import random
 import sys
 from collections.abc import Callable
 from typing import Any
