@@ -17,6 +17,7 @@ from trio_exchange import (
     ReadError,
     RemoteProtocolError,
     Request,
+    Response,
     WriteError,
     WriteTimeout,
 )
@@ -181,6 +182,31 @@ async def test_an_iterator_of_empty_pieces_lets_other_tasks_run(nursery: trio.Nu
 
     async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
         assert (await pool.request("POST", URL, content=content())).content == b""
+
+
+async def test_an_iterator_may_close_the_response_to_its_own_request(nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        await trio.sleep_forever()
+
+    responses: list[Response] = []
+    closed = trio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        while not responses:
+            yield b"x"
+        await responses[0].aclose()
+        closed.set()
+        yield b"y"
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        responses.append(await pool.handle_async_request(Request("POST", URL, content=content())))
+        with pytest.raises(ReadError), trio.fail_after(10):
+            await responses[0].aread()
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+    assert not closed.is_set()
 
 
 # -- Answers.

@@ -320,6 +320,8 @@ class _Upload:
         self._send_scope = trio.CancelScope()
         # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
         self._scope = trio.CancelScope(shield=True)
+        # Its iterator may be what closes the response.
+        self._task: trio.lowlevel.Task | None = None
         self.go_ahead = trio.Event()
         self.done = trio.Event()
         self.error: BaseException | None = None
@@ -331,6 +333,7 @@ class _Upload:
 
     async def run(self) -> None:
         """The task. It never raises."""
+        self._task = trio.lowlevel.current_task()
         try:
             with self._scope:
                 try:
@@ -402,10 +405,11 @@ class _Upload:
         self._scope.cancel()
 
     async def join(self) -> None:
-        """End the task, and wait until it has ended."""
+        """End the task, and wait until it has ended, but for the task itself."""
         self.cancel()
-        with trio.CancelScope(shield=True):
-            await self.done.wait()
+        if trio.lowlevel.current_task() is not self._task:
+            with trio.CancelScope(shield=True):
+                await self.done.wait()
 
 
 def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
@@ -870,7 +874,7 @@ class HTTP11Exchange(CollectableStream):
         self._finish()
         if upload is not None:
             await upload.join()
-            if not upload.reported:
+            if upload.done.is_set() and not upload.reported:
                 await self._report_upload(upload)
 
     def _finish(self) -> None:
