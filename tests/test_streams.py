@@ -828,7 +828,10 @@ async def test_probing_is_not_done_for_ever() -> None:
     await other.aclose()
 
 
-async def test_peeking() -> None:
+@pytest.mark.parametrize("poll", [True, False], ids=["poll", "none"])
+async def test_peeking(poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not poll:
+        monkeypatch.delattr(select, "poll")
     transport, other = await a_transport()
     assert transport.peek() is Readiness.QUIET
     await other.send_all(b"a")

@@ -8,7 +8,7 @@ or is cancelled, there is no socket left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -76,9 +76,10 @@ class Connector:
 
 
 def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | None) -> trio.SocketStream:
+    setsockopt: Callable[..., None] = stream.socket.setsockopt
     try:
         for option in options or ():
-            stream.socket.setsockopt(*option)
+            setsockopt(*option)
     except BaseException:
         stream.socket.close()
         raise

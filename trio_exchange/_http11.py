@@ -817,6 +817,8 @@ class HTTP11Exchange(CollectableStream):
             return
         self._closed = True
         self._left_early = not self._response_complete
+        if self._done and self._upload is None and self._tracer is None:
+            return
         try:
             await traced(self._tracer, "http11.response_closed", {}, self._settle)
         finally:

@@ -464,6 +464,7 @@ class CollectableStream:
 
         async def collect(self) -> bytes:
             """Read all that is left of the body, and close it."""
+            raise NotImplementedError
 
 
 def _to_url(url: Any) -> URL:
@@ -695,8 +696,9 @@ class Prepared:
 
     async def close_body(self) -> None:
         """End the caller's generator wherever it is; its clean-up is not left to garbage collection."""
-        if inspect.isasyncgen(self._iterator):
-            await self._iterator.aclose()
+        iterator: Any = self._iterator
+        if inspect.isasyncgen(iterator):
+            await iterator.aclose()
 
     async def peek_body(self) -> None:
         """Find out whether a stream of unknown length has any content at all.

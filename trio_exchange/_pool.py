@@ -34,7 +34,7 @@ from typing import Any, Self
 
 import trio
 
-from ._connectors import Connector, Dialling, SocketOption, dial
+from ._connectors import Connection, Connector, Dialling, SocketOption, dial
 from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, may_resend
 from ._http11 import HTTP11Connection, HTTP11Settings
 from ._models import URL, ContentTypes, HeaderTypes, Prepared, Request, Response
@@ -364,6 +364,7 @@ class ConnectionPool:
         try:
             # The pool may have been closed since the grant.
             self._check_open()
+            established: Connection | None = None
             with scope:
                 established = await dial(
                     self._dialling,
@@ -373,7 +374,7 @@ class ConnectionPool:
                     turn.connect_timeout,
                     tracer,
                 )
-            if scope.cancelled_caught:
+            if established is None:
                 raise _pool_closed()
             if self._supervisor.stopping:
                 # It was established all the same, and there may be no task left to own it.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def tracer_for(extensions: Mapping[str, Any]) -> Tracer | None:
     if handler is not None and not callable(handler):
         raise TypeError(f"the trace extension must be an async function, not {handler!r}")
     log = log_enabled()
-    return Tracer(handler, log=log) if handler is not None or log else None
+    return Tracer(cast("TraceHandler | None", handler), log=log) if handler is not None or log else None
 
 
 def log_enabled() -> bool:
