@@ -199,9 +199,9 @@ class Origin:
     __slots__ = ("host", "port", "scheme")
 
     def __init__(self, scheme: bytes, host: bytes, port: int) -> None:
-        self.scheme = scheme
-        self.host = host
-        self.port = port
+        self.scheme: bytes = scheme
+        self.host: bytes = host
+        self.port: int = port
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -608,6 +608,7 @@ class Proxy:
         headers: HeaderTypes | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
+        self.url: URL
         if isinstance(url, URL):
             userinfo = None
             self.url = url
@@ -619,7 +620,7 @@ class Proxy:
             auth = (_unquote(user), _unquote(password))
         self.auth: tuple[bytes, bytes] | None = None
         self.headers: Headers = _to_headers(headers)
-        self.ssl_context = ssl_context
+        self.ssl_context: ssl.SSLContext | None = ssl_context
         if auth is not None:
             user, password = _to_pair("auth must be a pair of user name and password", auth)
             self.auth = (
@@ -668,14 +669,16 @@ class Prepared:
         callback = request.extensions.get("informational")
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")
-        self.request = request
-        self.method = request.method
-        self.target = request.url.target
-        self.idempotent = request.method in IDEMPOTENT_METHODS
+        self.request: Request = request
+        self.method: bytes = request.method
+        self.target: bytes = request.url.target
+        self.idempotent: bool = request.method in IDEMPOTENT_METHODS
         stream = request.stream
         self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
         self._iterator: AsyncIterator[bytes] | None = None
         self._peeked: bytes | None = None
+        self.headers: Headers
+        self.expects_continue: bool
         self.headers, self.expects_continue = _complete_headers(request, self.body)
 
     @property

@@ -73,7 +73,7 @@ class Transport(trio.abc.Stream):
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
+        self.stream: trio.abc.Stream = stream
         self.probing = 0
         self.defer_errors = False
         self.send_error: trio.BrokenResourceError | None = None

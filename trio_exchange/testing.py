@@ -75,7 +75,7 @@ class ScriptedPeer(trio.abc.AsyncResource):
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
+        self.stream: trio.abc.Stream = stream
         self._h11 = _new_parser(b"")
         self._body_done = True
 
@@ -252,7 +252,7 @@ class MemoryConnector(Connector):
     ) -> None:
         self.dialled: list[Dialled] = []
         self.failures: list[BaseException] = []
-        self.gate = trio.Event()
+        self.gate: trio.Event = trio.Event()
         self.gate.set()
         self.peers: list[ScriptedPeer] = []
         self._nursery = nursery
