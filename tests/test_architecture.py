@@ -29,6 +29,7 @@ ORDER = [
     "_tls",
     "_connectors",
     "_routes",
+    "_uploads",
     "_http11",
     "_scheduler",
     "_pool",

@@ -11,16 +11,7 @@ and the connection is released to the pool, or it is marked for closing. Whateve
 after the response, both lengths, a request that was not sent whole) means closing.
 
 *Sending.* Head and small body go out in one write. A body that is large, streamed, or waits for
-`100 (Continue)` is sent by an `_Upload`, a task of its own, while the exchange already waits for the
-response: servers may answer before they have read everything, or never read the rest, or answer piece by
-piece as they read. The upload reports only by its attributes and by interrupting the exchange's wait;
-errors of the user's iterator are raised in the requester's task. What governs the waiting:
-
-- Until the response begins, the write timeout limits each send; the read timeout starts when the upload
-  has ended.
-- Once the response has begun, the answer decides: a failure to send no longer matters, sends have no
-  limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
-  since under TLS that would make reading impossible.
+`100 (Continue)` is sent by an `Upload`, see there.
 
 *Receiving.* h11 parses heads, and bodies that have to be parsed. A body of known length has not, and is
 passed from the stream to the user past h11, which saves a small response a tenth of its cost and a large
@@ -35,7 +26,7 @@ honours cancellation.
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,15 +45,14 @@ from ._exceptions import (
     WriteTimeout,
     mark_unanswered,
 )
-from ._models import CollectableStream, Headers, Origin, Prepared, Response, check_chunk
+from ._models import CollectableStream, Headers, Origin, Prepared, Response
 from ._streams import NOT_RAW, RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, call_async, log_enabled, traced
+from ._uploads import Upload
 
 # A body up to this size goes out with the head, in the requester's task.
 _SMALL_BODY = 16 * 1024
-# A large body is sent in pieces of this size, so that the write timeout measures progress.
-_SEND_SIZE = 256 * 1024
 _RESPONSE_BEGINS = b"HTTP/1."
 # How many informational responses one request may get before it is an attack.
 _MAX_INFORMATIONAL = 100
@@ -301,117 +291,6 @@ class HTTP11Connection:
         )
 
 
-class _Upload:
-    """The task that sends a body, and what the exchange needs to know of it.
-
-    Attributes:
-        done: Set when the task has ended.
-        error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
-        failure: Why the body was not sent whole though the iterator was not at fault.
-        reported: Whether the exchange has taken note of the end.
-        wake: The scope in which the exchange waits, to be cancelled when the task ends.
-        go_ahead: Set when the body may be sent.
-    """
-
-    def __init__(self, connection: HTTP11Connection, prepared: Prepared, timeouts: Timeouts) -> None:
-        self._connection = connection
-        self._prepared = prepared
-        self._write_timeout = timeouts.write
-        self._send_scope = trio.CancelScope()
-        # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
-        self._scope = trio.CancelScope(shield=True)
-        # Its iterator may be what closes the response.
-        self._task: trio.lowlevel.Task | None = None
-        self.go_ahead = trio.Event()
-        self.done = trio.Event()
-        self.error: BaseException | None = None
-        self.failure: WriteError | WriteTimeout | None = None
-        self.reported = False
-        self.wake = trio.CancelScope()
-        if not prepared.expects_continue:
-            self.go_ahead.set()
-
-    async def run(self) -> None:
-        """The task. It never raises."""
-        self._task = trio.lowlevel.current_task()
-        try:
-            with self._scope:
-                try:
-                    await self._send_body()
-                finally:
-                    await self._prepared.close_body()
-            if self._scope.cancelled_caught:
-                self.failure = WriteError("sending the body was given up")
-        except BaseException as exc:
-            # The iterator may raise our exceptions too, when it makes requests of its own.
-            if exc is not self.failure:
-                self.error = exc
-        finally:
-            self.done.set()
-            self.wake.cancel()
-
-    async def _send_body(self) -> None:
-        if not self.go_ahead.is_set():
-            with trio.move_on_after(self._connection.settings.expect_continue_timeout):
-                await self.go_ahead.wait()
-            self.go_ahead.set()
-        if self._prepared.body is not None:
-            await self._send_chunk(self._prepared.body)
-        else:
-            async for chunk in self._prepared.iterate_body():
-                await self._send_chunk(chunk)
-        await self._send(h11.EndOfMessage())
-
-    async def _send_chunk(self, chunk: Any) -> None:
-        check_chunk(chunk)
-        # h11 takes anything that is like bytes.
-        view: Any = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
-        for start in range(0, len(view) or 1, _SEND_SIZE):
-            await self._send(h11.Data(data=view[start : start + _SEND_SIZE]))
-
-    async def _send(self, event: h11.Event) -> None:
-        data = _to_wire(self._connection.h11, event)
-        # An iterator that never waits must not keep other tasks from running.
-        await trio.lowlevel.checkpoint()
-        if not data:
-            return
-        with trio.CancelScope() as self._send_scope:
-            if self._write_timeout is not None:
-                self._send_scope.deadline = trio.current_time() + self._write_timeout
-            try:
-                await self._connection.send(data, None)
-            except WriteError as exc:
-                self.failure = exc
-                raise
-        if self._send_scope.cancelled_caught:
-            self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
-            raise self.failure
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the body was sent to its last byte."""
-        return self.done.is_set() and self.error is None and self.failure is None
-
-    def answered(self) -> None:
-        """The response has begun: from now on the server's answer counts, not its reading."""
-        self._write_timeout = None
-        self._send_scope.deadline = math.inf
-        if not self.go_ahead.is_set():
-            # It answered instead of asking for the body (RFC 9110, 10.1.1).
-            self.cancel()
-
-    def cancel(self) -> None:
-        """End the task."""
-        self._scope.cancel()
-
-    async def join(self) -> None:
-        """End the task, and wait until it has ended, but for the task itself."""
-        self.cancel()
-        if trio.lowlevel.current_task() is not self._task:
-            with trio.CancelScope(shield=True):
-                await self.done.wait()
-
-
 def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
     try:
         return connection.send(event) or b""
@@ -434,7 +313,7 @@ class HTTP11Exchange(CollectableStream):
         self._prepared = prepared
         self._timeouts = timeouts
         self._tracer = tracer
-        self._upload: _Upload | None = None
+        self._upload: Upload | None = None
         self._write_error: WriteError | WriteTimeout | None = None
         self._sent_before = connection.transport.bytes_sent
         # Bytes received since the last head that was taken note of.
@@ -505,8 +384,20 @@ class HTTP11Exchange(CollectableStream):
                 # Its owner's tasks may have ended meanwhile.
                 self._connection.failure = WriteError("the connection was closed")
                 raise self._connection.failure
-            self._upload = _Upload(self._connection, prepared, self._timeouts)
+            self._upload = Upload(
+                prepared,
+                self._encode_body,
+                functools.partial(self._connection.send, timeout=None),
+                write_timeout=self._timeouts.write,
+                continue_timeout=self._connection.settings.expect_continue_timeout,
+            )
             self._connection.owner.start_soon(self._upload.run)
+
+    def _encode_body(self, piece: memoryview | None) -> bytes:
+        if piece is None:
+            return _to_wire(self._h11, h11.EndOfMessage())
+        data: Any = piece  # h11 takes whatever is like bytes.
+        return _to_wire(self._h11, h11.Data(data=data))
 
     async def _send_or_note(self, data: bytes) -> None:
         """Send; where the connection breaks, the server's answer may be there all the same."""
@@ -529,7 +420,7 @@ class HTTP11Exchange(CollectableStream):
         await self._report_upload(upload)
         return None
 
-    async def _report_upload(self, upload: _Upload) -> None:
+    async def _report_upload(self, upload: Upload) -> None:
         """Take note of an upload's end, and raise what it has to be raised for."""
         upload.reported = True
         error, failure = upload.error, upload.failure
@@ -595,7 +486,7 @@ class HTTP11Exchange(CollectableStream):
         await traced(self._tracer, "http11.receive_response_headers", info, receive)
         return heads[0]
 
-    async def _wait_for_upload_or_data(self, upload: _Upload) -> None:
+    async def _wait_for_upload_or_data(self, upload: Upload) -> None:
         """Let the upload's end be traced before the response's beginning, where that is the order."""
         while not upload.reported and not self._answered:
             data = await self._wait()
@@ -835,7 +726,7 @@ class HTTP11Exchange(CollectableStream):
         elif upload is None or upload.done.is_set():
             await self._skip_rest()
 
-    async def _let_end(self, upload: _Upload) -> None:
+    async def _let_end(self, upload: Upload) -> None:
         with trio.move_on_after(_UPLOAD_GRACE):
             await upload.done.wait()
 

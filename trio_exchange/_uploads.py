@@ -1,0 +1,154 @@
+"""Sending a body in a task of its own, while the exchange already waits for the response.
+
+Theory of operation. Servers may answer before they have read everything, or never read the rest, or answer
+piece by piece as they read. So whoever waits for the answer can't be the one who sends. The upload reports
+only by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised
+by the exchange, in the requester's task. What governs the waiting:
+
+- Until the response begins, the write timeout limits each send; the read timeout starts when the upload
+  has ended.
+- Once the response has begun, the answer decides: a failure to send no longer matters, sends have no
+  limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
+  since under TLS that would make reading impossible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from ._exceptions import WriteError, WriteTimeout
+from ._models import Prepared, check_chunk
+
+# A large body is sent in pieces of this size, so that the write timeout measures progress.
+_SEND_SIZE = 256 * 1024
+
+
+class Upload:
+    """The task that sends a body, and what the exchange needs to know of it.
+
+    Args:
+        prepared: The request.
+        encode: Makes of a piece of the body, or of None, which is its end, what goes on the wire.
+        send: Sends it; may raise a `WriteError`.
+        write_timeout: Seconds for each piece, None for no limit.
+        continue_timeout: Seconds to wait for `100 (Continue)`, if the request expects it.
+
+    Attributes:
+        done: Set when the task has ended.
+        error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
+        failure: Why the body was not sent whole though the iterator was not at fault.
+        reported: Whether the exchange has taken note of the end.
+        wake: The scope in which the exchange waits, to be cancelled when the task ends.
+        go_ahead: Set when the body may be sent.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        encode: Callable[[memoryview | None], bytes],
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        write_timeout: float | None,
+        continue_timeout: float,
+    ) -> None:
+        self._prepared = prepared
+        self._encode = encode
+        self._send = send
+        self._write_timeout = write_timeout
+        self._continue_timeout = continue_timeout
+        self._send_scope = trio.CancelScope()
+        # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
+        self._scope = trio.CancelScope(shield=True)
+        # Its iterator may be what closes the response.
+        self._task: trio.lowlevel.Task | None = None
+        self.go_ahead = trio.Event()
+        self.done = trio.Event()
+        self.error: BaseException | None = None
+        self.failure: WriteError | WriteTimeout | None = None
+        self.reported = False
+        self.wake = trio.CancelScope()
+        if not prepared.expects_continue:
+            self.go_ahead.set()
+
+    async def run(self) -> None:
+        """The task. It never raises."""
+        self._task = trio.lowlevel.current_task()
+        try:
+            with self._scope:
+                try:
+                    await self._send_body()
+                finally:
+                    await self._prepared.close_body()
+            if self._scope.cancelled_caught:
+                self.failure = WriteError("sending the body was given up")
+        except BaseException as exc:
+            # The iterator may raise our exceptions too, when it makes requests of its own.
+            if exc is not self.failure:
+                self.error = exc
+        finally:
+            self.done.set()
+            self.wake.cancel()
+
+    async def _send_body(self) -> None:
+        if not self.go_ahead.is_set():
+            with trio.move_on_after(self._continue_timeout):
+                await self.go_ahead.wait()
+            self.go_ahead.set()
+        if self._prepared.body is not None:
+            await self._send_chunk(self._prepared.body)
+        else:
+            async for chunk in self._prepared.iterate_body():
+                await self._send_chunk(chunk)
+        await self._send_piece(None)
+
+    async def _send_chunk(self, chunk: Any) -> None:
+        check_chunk(chunk)
+        view = memoryview(bytes(chunk) if isinstance(chunk, memoryview) else chunk)
+        for start in range(0, len(view) or 1, _SEND_SIZE):
+            await self._send_piece(view[start : start + _SEND_SIZE])
+
+    async def _send_piece(self, piece: memoryview | None) -> None:
+        data = self._encode(piece)
+        # An iterator that never waits must not keep other tasks from running.
+        await trio.lowlevel.checkpoint()
+        if not data:
+            return
+        with trio.CancelScope() as self._send_scope:
+            if self._write_timeout is not None:
+                self._send_scope.deadline = trio.current_time() + self._write_timeout
+            try:
+                await self._send(data)
+            except WriteError as exc:
+                self.failure = exc
+                raise
+        if self._send_scope.cancelled_caught:
+            self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
+            raise self.failure
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the body was sent to its last byte."""
+        return self.done.is_set() and self.error is None and self.failure is None
+
+    def answered(self) -> None:
+        """The response has begun: from now on the server's answer counts, not its reading."""
+        self._write_timeout = None
+        self._send_scope.deadline = math.inf
+        if not self.go_ahead.is_set():
+            # It answered instead of asking for the body (RFC 9110, 10.1.1).
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End the task."""
+        self._scope.cancel()
+
+    async def join(self) -> None:
+        """End the task, and wait until it has ended, but for the task itself."""
+        self.cancel()
+        if trio.lowlevel.current_task() is not self._task:
+            with trio.CancelScope(shield=True):
+                await self.done.wait()
