@@ -74,10 +74,10 @@ class Transport(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: trio.abc.Stream = stream
-        self.probing = 0
+        self.probing: int = 0
         self.defer_errors = False
         self.send_error: trio.BrokenResourceError | None = None
-        self.bytes_sent = 0
+        self.bytes_sent: int = 0
         self._socket: socket.socket | None = None
         self._trio_socket: Any = None
         self._poll: select.poll | None = None
