@@ -138,8 +138,10 @@ def types(session: nox.Session) -> None:
     """Check all types with mypy, the package with pyright, and that every public name has one."""
     session.install("-e.", *group("types"))
     session.run("mypy")
-    session.run("basedpyright")
-    session.run("basedpyright", "--verifytypes", "trio_exchange", "--ignoreexternal")
+    # Left to itself it would look into .venv, which the README has its readers make.
+    python = shutil.which("python", path=session.bin) or sys.executable
+    session.run("basedpyright", "--pythonpath", python)
+    session.run("basedpyright", "--pythonpath", python, "--verifytypes", "trio_exchange", "--ignoreexternal")
 
 
 @nox.session(python=PYTHONS[OLDEST])
