@@ -1375,12 +1375,14 @@ async def test_a_connection_says_what_it_does(nursery: trio.Nursery) -> None:
     async with memory_pool(nursery, script) as pool:
         async with pool.stream("GET", URL) as response:
             [connection] = pool.connections
-            assert repr(connection) == "<HTTP11Connection 'http://example.com:80', active, 1 request>"
+            assert (
+                repr(connection) == "<HTTP11Connection 'http://example.com:80', HTTP/1.1, active, 1 request>"
+            )
             go.set()
             await response.aread()
         assert connection.state == "idle"
         await pool.request("GET", URL)
-        assert repr(connection) == "<HTTP11Connection 'http://example.com:80', idle, 2 requests>"
+        assert repr(connection) == "<HTTP11Connection 'http://example.com:80', HTTP/1.1, idle, 2 requests>"
         connection.close_soon()
         assert connection.state == "closing"
         connection.close_soon()

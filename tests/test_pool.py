@@ -1298,8 +1298,8 @@ async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.
             tasks.start_soon(pool.request, "GET", "http://dialled.example/")
             await trio.testing.wait_all_tasks_blocked()
             assert [repr(connection) for connection in pool.connections] == [
-                "<HTTP11Connection 'http://idle.example:80', idle, 1 request>",
-                "<HTTP11Connection 'http://[::1]:8080', active, 1 request>",
+                "<HTTP11Connection 'http://idle.example:80', HTTP/1.1, idle, 1 request>",
+                "<HTTP11Connection 'http://[::1]:8080', HTTP/1.1, active, 1 request>",
             ]
             assert pool.statistics() == trio_exchange.PoolStatistics(
                 open=2,
@@ -1314,7 +1314,10 @@ async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.
             assert repr(pool) == "<ConnectionPool open: 1 active, 1 idle, 1 connecting, 0 waiting>"
             connector.gate.set()
         await pool.request("GET", "http://idle.example/")
-        assert repr(pool.connections[0]) == "<HTTP11Connection 'http://idle.example:80', idle, 2 requests>"
+        assert (
+            repr(pool.connections[0])
+            == "<HTTP11Connection 'http://idle.example:80', HTTP/1.1, idle, 2 requests>"
+        )
         [closed, *_] = pool.connections
     assert "closed" in repr(closed)
     with pytest.raises(AttributeError):

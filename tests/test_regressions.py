@@ -96,13 +96,14 @@ async def test_a_body_that_was_sent_without_waiting_for_100_any_longer_is_sent_w
 async def test_a_generator_that_was_only_looked_into_is_closed(nursery: trio.Nursery) -> None:
     closed = False
 
-    async def content() -> AsyncIterator[bytes]:
-        nonlocal closed
-        try:
-            yield b"x"
-            yield b"y"
-        finally:
-            closed = True
+    class Content:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal closed
+            try:
+                yield b"x"
+                yield b"y"
+            finally:
+                closed = True
 
     async def refuse(peer: ScriptedPeer) -> None:
         await peer.receive_head()
@@ -110,7 +111,7 @@ async def test_a_generator_that_was_only_looked_into_is_closed(nursery: trio.Nur
         await trio.sleep_forever()
 
     async with ConnectionPool(connector=MemoryConnector(nursery, refuse)) as pool:
-        response = await pool.request("GET", URL, content=content(), headers={"Expect": "100-continue"})
+        response = await pool.request("GET", URL, content=Content(), headers={"Expect": "100-continue"})
         assert (response.status, closed) == (417, True)
     gc.collect()
 
@@ -318,3 +319,26 @@ async def test_two_tasks_that_read_one_body_at_once_are_told(nursery: trio.Nurse
             go.set()
         assert chunks == [b"0123456789"]
         await response.aclose()
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_a_generator_with_a_cancel_scope_around_its_yields_runs_in_one_task(
+    method: str, nursery: trio.Nursery
+) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        with trio.fail_after(5):
+            yield b"one "
+            await trio.lowlevel.checkpoint()
+            yield b"two"
+
+    bodies = []
+
+    async def answer(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            bodies.append(request.body)
+            await peer.send_response()
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, answer)) as pool:
+        for _ in range(2):
+            assert (await pool.request(method, "http://example.com/", content=content())).status == 200
+    assert bodies == [b"one two"] * 2

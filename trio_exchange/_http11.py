@@ -118,7 +118,7 @@ class HTTP11Connection:
 
     def __repr__(self) -> str:
         requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
-        return f"<{type(self).__name__} {str(self.origin)!r}, {self.state}, {requests}>"
+        return f"<{type(self).__name__} {str(self.origin)!r}, {self.http_version}, {self.state}, {requests}>"
 
     @property
     def state(self) -> str:

@@ -319,11 +319,17 @@ class _ParsedURL(NamedTuple):
 
 
 def _parse_url(url: bytes | str) -> _ParsedURL:
-    return _parse_url_bytes(_url_to_bytes(url))
+    text = _url_to_bytes(url)
+    # No credentials are kept, nor much.
+    return _parse_new_url(text) if b"@" in text or len(text) > 1024 else _parse_known_url(text)
 
 
 @functools.lru_cache(maxsize=512)
-def _parse_url_bytes(url: bytes) -> _ParsedURL:
+def _parse_known_url(url: bytes) -> _ParsedURL:
+    return _parse_new_url(url)
+
+
+def _parse_new_url(url: bytes) -> _ParsedURL:
     match = _URL.match(url)
     assert match is not None, "every part of the pattern is optional"
     scheme, authority, path, query = match.groups()
@@ -709,8 +715,13 @@ class Prepared:
         Adapters hand every request's body over as a stream, also the empty one of a GET. Sent as an
         empty chunked body it confuses servers that don't expect one there, so with a method that
         seldom has content the first chunk is waited for, and decides.
+
+        Not so with a generator that the caller made for this very request. It has content, and may have
+        cancel scopes around its yields, so that all of it has to be taken in one task.
         """
         if self.body is not None or self.method not in _USUALLY_WITHOUT_CONTENT:
+            return
+        if inspect.isasyncgen(self.request.stream):
             return
         if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
             return
