@@ -14,6 +14,7 @@ import trio.testing
 from trio_exchange import (
     ConnectionPool,
     Connector,
+    Proxy,
     ReadError,
     RemoteProtocolError,
     Request,
@@ -21,6 +22,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
+from trio_exchange._streams import Transport
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import TLS, assert_unharmed, make_tls, respond, serve_tcp
@@ -342,3 +344,29 @@ async def test_a_generator_with_a_cancel_scope_around_its_yields_runs_in_one_tas
         for _ in range(2):
             assert (await pool.request(method, "http://example.com/", content=content())).status == 200
     assert bodies == [b"one two"] * 2
+
+
+def test_a_transport_left_to_garbage_collection_closes_its_descriptor_once() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+            transport = Transport(stream)
+            assert "SocketStream" in repr(transport)
+            del transport
+            gc.collect()
+            await stream.send_all(b"still open")
+            assert theirs.recv(100) == b"still open"
+            await stream.aclose()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"http2": True}, {"http1": False}, {"proxy": Proxy("http://proxy.example:3128")}]
+)
+def test_what_this_version_can_not_do_is_said_at_once(arguments: dict[str, Any]) -> None:
+    ConnectionPool(http1=True, http2=False, proxy=None)
+    with pytest.raises(ValueError, match=r"this version speaks HTTP/1\.1 without proxies only"):
+        ConnectionPool(**arguments)

@@ -496,9 +496,9 @@ async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> No
     ):
         stream = await network_stream(response).start_tls(make_tls().client, "localhost")
         await stream.aclose()
-        with pytest.raises(ReadError, match="the stream was closed"):
+        with pytest.raises(ReadError, match="the connection was closed"):
             await stream.read()
-        with pytest.raises(WriteError, match="the stream was closed"):
+        with pytest.raises(WriteError, match="the connection was closed"):
             await stream.write(b"x")
 
 

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import h11
 import trio
@@ -46,7 +46,15 @@ from ._exceptions import (
     mark_unanswered,
 )
 from ._models import CollectableStream, Headers, Origin, Prepared, Response
-from ._streams import NOT_RAW, RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock
+from ._streams import (
+    NOT_RAW,
+    RECEIVE_SIZE,
+    NetworkStream,
+    Readiness,
+    Transport,
+    WouldBlock,
+    explain,
+)
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, call_async, log_enabled, traced
 from ._uploads import Upload
@@ -78,17 +86,19 @@ class HTTP11Settings:
     expect_continue_timeout: float = 1.0
 
 
-class Owner(Protocol):
-    """What a connection tells the pool, synchronously."""
+@dataclass(frozen=True)
+class Owner:
+    """What a connection tells the pool, synchronously.
 
-    def released(self, connection: HTTP11Connection) -> None:
-        """The connection can take another request."""
+    Attributes:
+        released: The connection can take another request.
+        closing: The connection is marked for closing.
+        start_soon: Starts a task that lives at most as long as the pool, in the caller's context.
+    """
 
-    def closing(self, connection: HTTP11Connection) -> None:
-        """The connection is marked for closing."""
-
-    def start_soon(self, function: Callable[[], Any]) -> None:
-        """Start a task that lives at most as long as the pool."""
+    released: Callable[[HTTP11Connection], None]
+    closing: Callable[[HTTP11Connection], None]
+    start_soon: Callable[[Callable[[], Awaitable[None]]], None]
 
 
 class HTTP11Connection:
@@ -99,17 +109,17 @@ class HTTP11Connection:
     def __init__(
         self, connection: Connection, origin: Origin, settings: HTTP11Settings, owner: Owner
     ) -> None:
-        self.origin = origin
-        self.settings = settings
-        self.requests = 0
-        self.closed = trio.Event()
+        self.origin: Origin = origin
+        self.settings: HTTP11Settings = settings
+        self.requests: int = 0
+        self.closed: trio.Event = trio.Event()
         # The last failure of the network, as opposed to errors that users' callbacks raise.
         self.failure: ExchangeError | None = None
-        self.owner = owner
-        self.transport = connection.transport
-        self.stream = connection.stream
-        self.h11 = self._new_h11()
-        self.info = NetworkStream(self.stream, refusal=NOT_RAW)
+        self.owner: Owner = owner
+        self.transport: Transport = connection.transport
+        self.stream: trio.abc.Stream = connection.stream
+        self.h11: h11.Connection = self._new_h11()
+        self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
         self._plain = self.stream is self.transport
         self._close_requested = trio.Event()
         self._exchange: HTTP11Exchange | None = None
@@ -243,7 +253,7 @@ class HTTP11Connection:
                 return data
             return await timed(timeout, ReadTimeout, self.transport.receive_later, RECEIVE_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self.failure = ReadError(str(exc) or "the connection broke")
+            self.failure = ReadError(explain(exc))
             raise self.failure from exc
 
     async def receive_available(self) -> bytes:
@@ -257,7 +267,7 @@ class HTTP11Connection:
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ReadError(str(exc) or "the connection broke") from exc
+            raise ReadError(explain(exc)) from exc
         finally:
             self.transport.probing = 0
 
@@ -276,7 +286,7 @@ class HTTP11Connection:
                 data = memoryview(data)[sent:]
             await timed(timeout, WriteTimeout, self.stream.send_all, data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise WriteError(str(exc) or "the connection broke") from exc
+            raise WriteError(explain(exc)) from exc
         if self.transport.send_error is not None:
             raise WriteError(str(self.transport.send_error)) from self.transport.send_error
 

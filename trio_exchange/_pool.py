@@ -36,8 +36,8 @@ import trio
 
 from ._connectors import Connection, Connector, Dialling, SocketOption, dial
 from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, may_resend
-from ._http11 import HTTP11Connection, HTTP11Settings
-from ._models import URL, ContentTypes, HeaderTypes, Prepared, Request, Response
+from ._http11 import HTTP11Connection, HTTP11Settings, Owner
+from ._models import URL, ContentTypes, HeaderTypes, Prepared, Proxy, Request, Response
 from ._routes import Route, route_for, tls_settings
 from ._scheduler import CONNECT, Limits, Scheduler, Ticket
 from ._streams import Readiness
@@ -84,11 +84,14 @@ class ConnectionPool:
     Args:
         ssl_context: TLS settings for origins; None for `default_ssl_context()`. The pool writes its ALPN
             offer to it.
+        proxy: Reserved; None.
         max_connections: The most connections at once, those being established or closed included; None
             for no limit. Further requests wait, in the order of their arrival.
         max_connections_per_origin: The most of them with the same scheme, host, port and SNI name.
         max_keepalive_connections: The most connections kept without a request.
         keepalive_expiry: Seconds for which a connection is kept without a request; None for ever.
+        http1: Reserved; True.
+        http2: Reserved; False.
         retries: How often establishing a connection is tried again after a `ConnectError` or
             `ConnectTimeout`, after 0, 0.5, 1, 2, 4 ... seconds.
         local_address: The address to connect from.
@@ -101,17 +104,20 @@ class ConnectionPool:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is too small.
+        ValueError: A number is too small, or a reserved argument is not what it has to be.
     """
 
     def __init__(
         self,
         ssl_context: ssl.SSLContext | None = None,
         *,
+        proxy: Proxy | None = None,
         max_connections: int | None = 10,
         max_connections_per_origin: int | None = None,
         max_keepalive_connections: int | None = None,
         keepalive_expiry: float | None = None,
+        http1: bool = True,
+        http2: bool = False,
         retries: int = 0,
         local_address: str | None = None,
         uds: str | None = None,
@@ -122,6 +128,11 @@ class ConnectionPool:
     ) -> None:
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
+        if proxy is not None or not http1 or http2:
+            raise ValueError(
+                "this version speaks HTTP/1.1 without proxies only: "
+                f"proxy must be None, http1 True, http2 False, not {proxy!r}, {http1!r}, {http2!r}"
+            )
         check_seconds("keepalive_expiry", keepalive_expiry)
         check_seconds("expect_continue_timeout", expect_continue_timeout)
         if expect_continue_timeout is None:
@@ -147,6 +158,7 @@ class ConnectionPool:
         )
         self._scheduler: Scheduler[HTTP11Connection] = Scheduler(limits)
         self._supervisor = _Supervisor()
+        self._owner = Owner(self._released, self._scheduler.closing, self._supervisor.start_soon)
         # Those who dial: the scope that ends it, and what is set when it has ended.
         self._diallers: dict[trio.CancelScope, trio.Event] = {}
         self._work = trio.Event()
@@ -385,7 +397,7 @@ class ConnectionPool:
             raise
         finally:
             self._diallers.pop(scope).set()
-        connection = HTTP11Connection(established, route.origin, self._http11, self)
+        connection = HTTP11Connection(established, route.origin, self._http11, self._owner)
         self._scheduler.connected(route, connection)
         self._opened += 1
         self._supervisor.start_in_pool_context(self._own, connection)
@@ -398,19 +410,10 @@ class ConnectionPool:
         finally:
             self._scheduler.closed(connection)
 
-    # -- What connections tell (the `Owner` of `_http11`).
+    # -- What connections tell.
 
-    def released(self, connection: HTTP11Connection) -> None:
-        """A connection can take another request."""
+    def _released(self, connection: HTTP11Connection) -> None:
         self._scheduler.released(connection, trio.current_time())
-
-    def closing(self, connection: HTTP11Connection) -> None:
-        """A connection has been marked for closing."""
-        self._scheduler.closing(connection)
-
-    def start_soon(self, function: Callable[[], Any]) -> None:
-        """Start a task beside the connections', in the context of the caller."""
-        self._supervisor.start_soon(function)
 
     # -- Housekeeping.
 

@@ -52,6 +52,15 @@ class WouldBlock(Exception):
     """Nothing has arrived, and the transport is only probing."""
 
 
+def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
+    """What a stream's error says, or means by its type."""
+    if str(error):
+        return str(error)
+    return (
+        "the connection broke" if isinstance(error, trio.BrokenResourceError) else "the connection was closed"
+    )
+
+
 class Readiness(enum.Enum):
     """What the kernel knows of a connection without reading from it."""
 
@@ -86,6 +95,13 @@ class Transport(trio.abc.Stream):
             self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
             self._socket.setblocking(False)
             self._poll = _poll_for_reading(inner.fileno())
+
+    def __repr__(self) -> str:
+        return f"<Transport over {self.stream!r}>"
+
+    def __del__(self) -> None:
+        # Lest both socket objects close the same descriptor, which may be another's by then.
+        self._forget_socket()
 
     def _open_socket(self) -> socket.socket:
         """The second socket object, if its file descriptor still is what it was made for."""
@@ -259,10 +275,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         _check_max_bytes(max_bytes)
         try:
             return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
-        except trio.ClosedResourceError as exc:
-            raise ReadError(str(exc) or "the stream was closed") from exc
-        except trio.BrokenResourceError as exc:
-            raise ReadError(str(exc) or "the connection broke") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ReadError(explain(exc)) from exc
 
     async def write(self, buffer: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send all of `buffer`.
@@ -284,10 +298,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         check_seconds("timeout", timeout)
         try:
             await timed(timeout, WriteTimeout, self.send_all, buffer)
-        except trio.ClosedResourceError as exc:
-            raise WriteError(str(exc) or "the stream was closed") from exc
-        except trio.BrokenResourceError as exc:
-            raise WriteError(str(exc) or "the connection broke") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise WriteError(explain(exc)) from exc
 
     async def start_tls(
         self,
