@@ -184,4 +184,6 @@ def interop(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure CPU per request beside other clients; arguments after `--` are passed on."""
     session.install(".", *group("bench"), *group("peers"))
-    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+    written = Path(session.create_tmp()).resolve() / "benchmarks.json"
+    session.run("python", "-m", "tests.benchmarks", "--json", str(written), *session.posargs)
+    session.log(f"Everything that was measured is in {written}, unless --json named another file.")
