@@ -66,6 +66,8 @@ _RESPONSE_BEGINS = b"HTTP/1."
 _MAX_INFORMATIONAL = 100
 # In how many pieces an idle connection may receive what nobody asked for, before it is closed for that.
 _MOST_PROBES = 8
+# How often an answer is waited for before it is looked for again without waiting.
+_WAITS = 8
 # How long closing a connection may take before it is cut.
 _CLOSE_TIMEOUT = 1.0
 # How long an upload may still take once the response is complete, before the connection is given up: it
@@ -124,7 +126,8 @@ class HTTP11Connection:
         self._close_requested = trio.Event()
         self._exchange: HTTP11Exchange | None = None
         self._last_headers: Headers = []
-        self._last_checked_headers: Any = None
+        self._last_head: h11.Request | None = None
+        self._waits = 0
 
     def __repr__(self) -> str:
         requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
@@ -225,15 +228,18 @@ class HTTP11Connection:
 
     def encode_head(self, prepared: Prepared) -> bytes:
         """The head of a request on the wire."""
-        # On one connection a request's headers are often those of the request before, and h11 takes
-        # headers that it has checked as they are.
+        # On one connection a request's head, or at least its headers, are often those of the request
+        # before, and h11 takes what it has checked as it is.
         headers: Any = prepared.headers
-        if headers == self._last_headers:
-            headers = self._last_checked_headers
+        last = self._last_head
+        if last is not None and headers == self._last_headers:
+            if last.target == prepared.target and last.method == prepared.method:
+                return _to_wire(self.h11, last)
+            headers = last.headers
         # It finds nothing that was not found when the request was prepared.
-        head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
-        self._last_headers, self._last_checked_headers = prepared.headers, head.headers
-        return _to_wire(self.h11, head)
+        self._last_head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
+        self._last_headers = prepared.headers
+        return _to_wire(self.h11, self._last_head)
 
     async def receive(self, timeout: float | None) -> bytes:
         """Wait for data; none is the end.
@@ -245,12 +251,16 @@ class HTTP11Connection:
         try:
             if not self._plain:
                 return bytes(await timed(timeout, ReadTimeout, self.stream.receive_some, RECEIVE_SIZE))
-            # By the time that others have had their turn the answer has often come, and asking for it is
-            # much cheaper than to wait for it.
-            await trio.lowlevel.checkpoint()
-            data = self.transport.receive_nowait(RECEIVE_SIZE)
-            if data is not None:
-                return data
+            # In a busy program the answer has often come by the time that others have had their turn, and
+            # asking for it is much cheaper than waiting for it. Where it had not, it is not tried again
+            # at once, as it would cost the more.
+            if not self._waits:
+                await trio.lowlevel.checkpoint()
+                data = self.transport.receive_nowait(RECEIVE_SIZE)
+                if data is not None:
+                    return data
+                self._waits = _WAITS
+            self._waits -= 1
             return await timed(timeout, ReadTimeout, self.transport.receive_later, RECEIVE_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self.failure = ReadError(explain(exc))
@@ -299,6 +309,9 @@ class HTTP11Connection:
             received=self.h11.trailing_data[0],
             on_close=self.close_soon,
         )
+
+
+_END = h11.EndOfMessage()
 
 
 def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
@@ -383,7 +396,7 @@ class HTTP11Exchange(CollectableStream):
         if not body_follows:
             if prepared.body:
                 data += _to_wire(self._h11, h11.Data(data=prepared.body))
-            data += _to_wire(self._h11, h11.EndOfMessage())
+            data += _to_wire(self._h11, _END)
         await traced(tracer, "http11.send_request_headers", info, self._send_or_note, data)
         if not body_follows:
             await traced(tracer, "http11.send_request_body", info, _nothing)
@@ -405,7 +418,7 @@ class HTTP11Exchange(CollectableStream):
 
     def _encode_body(self, piece: memoryview | None) -> bytes:
         if piece is None:
-            return _to_wire(self._h11, h11.EndOfMessage())
+            return _to_wire(self._h11, _END)
         data: Any = piece  # h11 takes whatever is like bytes.
         return _to_wire(self._h11, h11.Data(data=data))
 
