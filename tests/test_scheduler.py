@@ -43,7 +43,9 @@ class Pool:
         idle: int = sys.maxsize,
         expiry: float | None = None,
     ) -> None:
-        self.scheduler: Scheduler[FakeConnection] = Scheduler(Limits(connections, per_lane, idle, expiry))
+        self.scheduler: Scheduler[FakeConnection] = Scheduler(
+            Limits(connections, per_lane, idle, expiry), may_share=lambda key: key.startswith("h2")
+        )
         self.now = 0.0
         self.woken: list[FakeTicket] = []
         self.made = 0
@@ -54,11 +56,11 @@ class Pool:
         self.scheduler.request(ticket, self.now, first=first)
         return ticket
 
-    def connected(self, ticket: FakeTicket) -> FakeConnection:
+    def connected(self, ticket: FakeTicket, *, shared: bool = False) -> FakeConnection:
         assert ticket.grant is CONNECT
         self.made += 1
         connection = FakeConnection(str(ticket.key), self.made)
-        self.scheduler.connected(ticket.key, connection)
+        self.scheduler.connected(ticket.key, connection, shared=shared)
         return connection
 
     def connect(self, key: str = "a") -> FakeConnection:
@@ -77,7 +79,7 @@ class Pool:
     def is_empty(self) -> bool:
         """Whether nothing at all is kept."""
         held: dict[str, Any] = vars(self.scheduler)
-        containers = ("_lanes", "_hungry", "_connections", "_idle", "_closing")
+        containers = ("_lanes", "_hungry", "_held", "_idle")
         return not any(held[name] for name in containers) and self.scheduler.slots == 0
 
 

@@ -2,27 +2,33 @@
 
 Theory of operation. There are *slots*, at most `max_connections` of them, each of which holds one
 connection from the moment that somebody sets out to dial it until its socket is closed. Connections with
-the same route (key) and the requests that wait for one form a *lane*. A request brings a `Ticket`; it is
-granted either an idle connection of its lane or a slot to dial a new one in (`CONNECT`), at once or
-later, and `Ticket.granted` is called when it was later.
+the same route (key) and the requests that wait for one form a *lane*. A connection has a *capacity*, how
+many requests it can carry at once: one for HTTP/1.1, as many as the server allows for HTTP/2. A request
+brings a `Ticket`; it is granted either a share in a connection of its lane or a slot to dial a new one in
+(`CONNECT`), at once or later, and `Ticket.granted` is called when it was later.
 
 The rules:
 
 1. Within a lane requests are served strictly in the order of their arrival.
-2. A released connection goes to the first request that waits in its lane, else it becomes idle. The
-   idle connection that was used last is used first, so that those not needed can expire.
+2. What a connection can carry goes to the first request that waits in its lane. A new request joins a
+   connection that carries others before it takes an idle one, and of those the one that was used last, so
+   that those not needed can expire.
 3. A lane that has waiting requests and may have more slots is *hungry*. A free slot goes to the hungry
    lane that was served least recently. Where all slots are taken, the connection that has been idle
    longest, of whatever lane, is closed to make room.
-4. No lane starves: a connection that is released to its own lane's next request is closed instead, to
-   make room, once a hungry lane has gone without for as many grants as there are slots, and nothing is
-   closing anyway.
+4. No lane starves: a connection that would go to its own lane's next request is *retired* instead, to
+   make room, once a hungry lane has gone without for as many grants as all slots could carry, and nothing
+   is closing anyway. A retired connection takes no more requests and is closed after its last.
 5. A *fresh* ticket (a request whose connection turned out to be dead) is only ever granted `CONNECT`.
    Where its own lane has no slot left, an idle connection of that lane is closed to make room.
+6. In a lane whose connections may be shared one request *leads*: while there is a slot whose connection's
+   capacity is not known yet, the lane takes no other. When it is known, whoever waits shares it; where
+   the connection turns out to be for one request at a time, this is remembered, and the lane takes as many
+   slots as it needs. If the leader fails, the next one leads.
 
-Every operation takes the same time however many connections and waiting requests there are: idle
-connections and waiting tickets are in ordered dictionaries, and lanes that may take a slot are kept in
-the order of their turn.
+Every operation takes the same time however many connections and waiting requests there are: idle and
+shared connections and waiting tickets are in ordered dictionaries, and lanes that may take a slot are kept
+in the order of their turn.
 
 All methods are synchronous and leave the state consistent; that is why no lock exists. Time is an
 argument.
@@ -34,7 +40,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ._exceptions import ConnectionNotAvailable
 
@@ -47,6 +53,9 @@ class Closable(Protocol):
 
 
 C = TypeVar("C", bound=Closable)
+
+# How many lanes that can't be shared are remembered.
+_MOST_REMEMBERED = 10_000
 
 
 class _Connect:
@@ -95,28 +104,58 @@ class Limits:
 
 
 class _Lane(Generic[C]):
-    __slots__ = ("closing", "idle", "served", "slots", "waiting")
+    __slots__ = ("closing", "exclusive", "idle", "served", "shared", "slots", "undecided", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, *, exclusive: bool) -> None:
+        # Whether every request needs a connection of its own, as far as is known.
+        self.exclusive = exclusive
         self.slots = 0
+        # How many of the slots have a connection of unknown capacity, or none yet.
+        self.undecided = 0
         # How many of the slots are about to become free.
         self.closing = 0
+        # Connections that can take a request: those without one, and those with.
         self.idle: OrderedDict[C, None] = OrderedDict()
+        self.shared: OrderedDict[C, None] = OrderedDict()
         self.waiting: OrderedDict[Ticket[C], None] = OrderedDict()
         # The count of grants, over all lanes, when this lane was last served or became hungry.
         self.served = 0
 
 
-class Scheduler(Generic[C]):
-    """The state of a pool: slots, idle connections, waiting requests."""
+class _Held(Generic[C]):
+    """What is known of a connection."""
 
-    def __init__(self, limits: Limits) -> None:
+    __slots__ = ("capacity", "closing", "decided", "key", "lane", "retired", "used")
+
+    def __init__(self, key: Hashable, lane: _Lane[C], *, decided: bool) -> None:
+        self.key = key
+        self.lane = lane
+        self.capacity = 1
+        # How many requests it carries.
+        self.used = 1
+        self.decided = decided
+        self.retired = False
+        self.closing = False
+
+
+class Scheduler(Generic[C]):
+    """The state of a pool: slots, connections and what they carry, waiting requests.
+
+    Args:
+        limits: How many connections there may be.
+        may_share: Whether the connections of a lane might carry several requests at once.
+    """
+
+    def __init__(self, limits: Limits, may_share: Callable[[Any], bool]) -> None:
         self._limits = limits
+        self._may_share = may_share
+        # Lanes that might have been shared but can't be, as was found out; the last ones found.
+        self._exclusive: OrderedDict[Hashable, None] = OrderedDict()
         self._lanes: dict[Hashable, _Lane[C]] = {}
         self._hungry: OrderedDict[Hashable, _Lane[C]] = OrderedDict()
-        self._connections: dict[C, Hashable] = {}
+        self._held: dict[C, _Held[C]] = {}
         self._idle: OrderedDict[C, float] = OrderedDict()
-        self._closing: set[C] = set()
+        self._closing = 0
         self._connecting = 0
         self._waiting = 0
         self._grants = 0
@@ -126,7 +165,7 @@ class Scheduler(Generic[C]):
     @property
     def slots(self) -> int:
         """How many slots are taken."""
-        return len(self._connections) + self._connecting
+        return len(self._held) + self._connecting
 
     @property
     def connecting(self) -> int:
@@ -145,10 +184,10 @@ class Scheduler(Generic[C]):
 
     def __iter__(self) -> Iterator[C]:
         """All connections, oldest first."""
-        return iter(self._connections)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._connections)
+        return len(self._held)
 
     # -- What a request does.
 
@@ -164,10 +203,12 @@ class Scheduler(Generic[C]):
         ticket.grant = None
         lane = self._lanes.get(ticket.key)
         if lane is None:
-            lane = self._lanes[ticket.key] = _Lane()
-        grant: C | _Connect | None = self._idle_for(ticket, lane, now)
+            lane = self._lanes[ticket.key] = _Lane(exclusive=self._is_exclusive(ticket.key))
+        # Where connections can take a request, whoever waits in the lane can't use them (rule 5), so that
+        # this is not pushing in.
+        grant: C | _Connect | None = None if ticket.fresh else self._connection_for(lane, now)
         if grant is None and (first or not lane.waiting):
-            grant = self._slot_for(ticket.key, lane)
+            grant = self._slot_for(lane)
         if grant is not None:
             self._serve(ticket.key, lane)
             ticket.grant = grant
@@ -180,23 +221,28 @@ class Scheduler(Generic[C]):
         self._make_room()
         self._make_room_in(lane)
 
-    def _idle_for(self, ticket: Ticket[C], lane: _Lane[C], now: float) -> C | None:
-        # Where there are idle connections, whoever waits in the lane can't use them (rule 5), so that
-        # taking one is not pushing in.
-        while lane.idle and not ticket.fresh:
-            connection = next(reversed(lane.idle))
-            expired = self._has_expired(self._idle[connection], now)
-            self._forget_idle(connection, lane)
-            if not expired:
+    def _is_exclusive(self, key: Hashable) -> bool:
+        return key in self._exclusive or not self._may_share(key)
+
+    def _connection_for(self, lane: _Lane[C], now: float) -> C | None:
+        while lane.shared:
+            connection = next(iter(lane.shared))
+            held = self._held[connection]
+            if not self._another_starves(held):
+                self._use(connection, held)
                 return connection
-            self._close(connection)
+            self._retire(connection, held)
+        while lane.idle:
+            connection = next(reversed(lane.idle))
+            if not self._has_expired(self._idle[connection], now):
+                self._use(connection, self._held[connection])
+                return connection
+            self.close(connection)
         return None
 
-    def _slot_for(self, key: Hashable, lane: _Lane[C]) -> _Connect | None:
+    def _slot_for(self, lane: _Lane[C]) -> _Connect | None:
         # A hungry lane has its turn before a new request.
-        if self._hungry or self.slots >= self._limits.connections:
-            return None
-        if lane.slots >= self._limits.per_lane:
+        if self._hungry or self.slots >= self._limits.connections or not self._may_dial(lane):
             return None
         self._take_slot(lane)
         return CONNECT
@@ -209,35 +255,85 @@ class Scheduler(Generic[C]):
         self._update_hunger(ticket.key, lane)
         self._forget_if_empty(ticket.key, lane)
 
-    def connected(self, key: Hashable, connection: C) -> None:
-        """A `CONNECT` was used: the slot holds this connection, busy with the request that dialled it."""
+    def connected(self, key: Hashable, connection: C, *, shared: bool) -> None:
+        """A `CONNECT` was used: the slot holds this connection, busy with the request that dialled it.
+
+        Args:
+            key: The lane.
+            connection: The connection.
+            shared: Whether it can carry several requests, once `capacity_changed` has told how many.
+        """
+        lane = self._lanes[key]
         self._connecting -= 1
-        self._connections[connection] = key
+        self._held[connection] = _Held(key, lane, decided=not shared)
+        if shared:
+            lane.exclusive = False
+            self._exclusive.pop(key, None)
+        else:
+            lane.exclusive = True
+            if self._may_share(key):
+                self._remember_exclusive(key)
+            self._decided(key, lane)
+
+    def _remember_exclusive(self, key: Hashable) -> None:
+        self._exclusive[key] = None
+        self._exclusive.move_to_end(key)
+        if len(self._exclusive) > _MOST_REMEMBERED:
+            self._exclusive.popitem(last=False)
 
     def not_connected(self, key: Hashable) -> None:
         """A `CONNECT` could not be used: its slot is free."""
         self._connecting -= 1
+        self._lanes[key].undecided -= 1
         self._free_slot(key)
 
     # -- What a connection does.
 
     def released(self, connection: C, now: float) -> None:
-        """A busy or held connection can take another request, unless it was marked for closing meanwhile."""
-        if connection in self._closing or connection not in self._connections:
+        """A request has left a connection, or it is held no more."""
+        held = self._held.get(connection)
+        if held is None:
             return
-        key = self._connections[connection]
-        lane = self._lanes[key]
-        if not lane.waiting:
-            self._keep_idle(connection, lane, now)
-        elif next(iter(lane.waiting)).fresh or self._another_starves(key):
-            self._close(connection)
-        else:
-            self._hand_over(key, lane, connection)
+        held.used -= 1
+        if held.retired and not held.used:
+            self._close(connection, held)
+        self._offer(connection, held, now)
 
-    def _keep_idle(self, connection: C, lane: _Lane[C], now: float) -> None:
+    def capacity_changed(self, connection: C, capacity: int, now: float) -> None:
+        """A shared connection can carry so many requests from now on; those it carries it keeps."""
+        held = self._held.get(connection)
+        if held is None or held.closing or held.retired:
+            return
+        held.capacity = capacity
+        self._offer(connection, held, now)
+        if not held.decided:
+            held.decided = True
+            self._decided(held.key, held.lane)
+
+    def _decided(self, key: Hashable, lane: _Lane[C]) -> None:
+        lane.undecided -= 1
+        self._update_hunger(key, lane)
+        self._hand_out_slots()
+        self._make_room()
+
+    def _offer(self, connection: C, held: _Held[C], now: float) -> None:
+        """Let those who wait have what a connection can carry, then put it where it can be found."""
+        lane = held.lane
+        while lane.waiting and held.used < held.capacity and not held.closing:
+            if next(iter(lane.waiting)).fresh or self._another_starves(held):
+                self._retire(connection, held)
+            else:
+                self._use(connection, held)
+                self._hand_over(held.key, lane, connection)
+        if held.closing:
+            return
+        self._place(connection, held)
+        if not held.used and connection not in self._idle:
+            self._keep_idle(connection, now)
+
+    def _keep_idle(self, connection: C, now: float) -> None:
         out_of_order = self._idle and now < next(reversed(self._idle.values()))
         self._idle[connection] = now
-        lane.idle[connection] = None
         if out_of_order:
             # One that was held. This is rare, so that putting it into its place may cost something.
             self._idle = OrderedDict(sorted(self._idle.items(), key=lambda item: item[1]))
@@ -245,18 +341,29 @@ class Scheduler(Generic[C]):
             self.close(next(iter(self._idle)))
         self._make_room()
 
-    def _another_starves(self, key: Hashable) -> bool:
+    def _another_starves(self, held: _Held[C]) -> bool:
         # What is closing already makes room for the first.
         if self._closing or not self._hungry:
             return False
         first, lane = next(iter(self._hungry.items()))
-        return first != key and self._grants - lane.served >= self._limits.connections
+        return first != held.key and (
+            self._grants - lane.served >= self._limits.connections * max(1, held.capacity)
+        )
+
+    def _retire(self, connection: C, held: _Held[C]) -> None:
+        """Let a connection carry no more requests than it does, and close it after the last."""
+        held.retired = True
+        held.capacity = 0
+        self._place(connection, held)
+        if not held.used:
+            self._close(connection, held)
+        elif self._hungry:
+            # This is the starving lane's help for now.
+            next(iter(self._hungry.values())).served = self._grants
 
     def close(self, connection: C) -> None:
         """Close a connection, whatever it is doing."""
-        if connection in self._idle:
-            self._forget_idle(connection, self._lanes[self._connections[connection]])
-        self._close(connection)
+        self._close(connection, self._held[connection])
 
     def hold(self, connection: C) -> bool:
         """Take an idle connection out of use, to look after it.
@@ -266,7 +373,7 @@ class Scheduler(Generic[C]):
         """
         if connection not in self._idle:
             return False
-        self._forget_idle(connection, self._lanes[self._connections[connection]])
+        self._use(connection, self._held[connection])
         return True
 
     def idle_since(self, connection: C) -> float | None:
@@ -284,20 +391,26 @@ class Scheduler(Generic[C]):
 
     def closing(self, connection: C) -> None:
         """A connection has been marked for closing, by whomever; it is used no more."""
-        if connection in self._connections and connection not in self._closing:
-            lane = self._lanes[self._connections[connection]]
-            if connection in self._idle:
-                self._forget_idle(connection, lane)
-            self._closing.add(connection)
-            lane.closing += 1
+        held = self._held.get(connection)
+        if held is None or held.closing:
+            return
+        held.closing = True
+        held.capacity = 0
+        self._closing += 1
+        held.lane.closing += 1
+        self._idle.pop(connection, None)
+        self._place(connection, held)
+        if not held.decided:
+            held.decided = True
+            self._decided(held.key, held.lane)
 
     def closed(self, connection: C) -> None:
         """A connection's socket is closed: its slot is free."""
         self.closing(connection)
-        self._closing.remove(connection)
-        key = self._connections.pop(connection)
-        self._lanes[key].closing -= 1
-        self._free_slot(key)
+        held = self._held.pop(connection)
+        self._closing -= 1
+        held.lane.closing -= 1
+        self._free_slot(held.key)
 
     def refuse_all(self, error: Callable[[], ConnectionNotAvailable]) -> None:
         """Grant every waiting request an error."""
@@ -315,11 +428,25 @@ class Scheduler(Generic[C]):
         expiry = self._limits.expiry
         return expiry is not None and now - idle_since >= expiry
 
-    def _forget_idle(self, connection: C, lane: _Lane[C]) -> None:
-        del self._idle[connection]
-        del lane.idle[connection]
+    def _use(self, connection: C, held: _Held[C]) -> None:
+        held.used += 1
+        self._idle.pop(connection, None)
+        self._place(connection, held)
 
-    def _close(self, connection: C) -> None:
+    def _place(self, connection: C, held: _Held[C]) -> None:
+        """Put a connection among those of its lane that can take a request, or away."""
+        lane = held.lane
+        if held.used >= held.capacity:
+            lane.idle.pop(connection, None)
+            lane.shared.pop(connection, None)
+        elif held.used:
+            lane.idle.pop(connection, None)
+            lane.shared[connection] = None
+        else:
+            lane.shared.pop(connection, None)
+            lane.idle[connection] = None
+
+    def _close(self, connection: C, held: _Held[C]) -> None:
         self.closing(connection)
         connection.close_soon()
 
@@ -342,8 +469,12 @@ class Scheduler(Generic[C]):
         ticket.grant = grant
         ticket.granted()
 
+    def _may_dial(self, lane: _Lane[C]) -> bool:
+        return lane.slots < self._limits.per_lane and (lane.exclusive or not lane.undecided)
+
     def _take_slot(self, lane: _Lane[C]) -> None:
         lane.slots += 1
+        lane.undecided += 1
         self._connecting += 1
 
     def _free_slot(self, key: Hashable) -> None:
@@ -362,7 +493,7 @@ class Scheduler(Generic[C]):
 
     def _make_room(self) -> None:
         """Close idle connections for the hungry lanes, one for each that no closing one will serve."""
-        while self._idle and len(self._closing) < len(self._hungry):
+        while self._idle and self._closing < len(self._hungry):
             self.close(next(iter(self._idle)))
 
     def _make_room_in(self, lane: _Lane[C]) -> None:
@@ -371,7 +502,7 @@ class Scheduler(Generic[C]):
             self.close(next(iter(lane.idle)))
 
     def _update_hunger(self, key: Hashable, lane: _Lane[C]) -> None:
-        if lane.waiting and lane.slots < self._limits.per_lane:
+        if lane.waiting and self._may_dial(lane):
             if key not in self._hungry:
                 lane.served = self._grants
                 self._hungry[key] = lane
