@@ -35,6 +35,8 @@ class ExchangeError(Exception):
     _unanswered = False
     #: Set with `_unanswered`: not even one byte of the request was accepted for sending.
     _unsent = False
+    #: Set by the connection: the server has promised that it did not act on the request.
+    _refused = False
 
 
 class ConnectionNotAvailable(ExchangeError):
@@ -108,16 +110,23 @@ def mark_unanswered(error: ExchangeError, *, unsent: bool) -> None:
     error._unsent = unsent
 
 
-def may_resend(error: ExchangeError, *, idempotent: bool) -> bool:
-    """Whether the request that failed with `error` on a reused connection can be sent again.
+def mark_refused(error: ExchangeError) -> None:
+    """Note on `error` that the server did not act on the request (RFC 9113, 8.7)."""
+    error._refused = True
 
-    A server closes an idle connection at a moment of its choosing, so a request can meet the closing
-    half-way. Where nothing was sent, sending it is not a repetition. Where something was sent but no
-    answer began, the server may have acted on it, and only an idempotent method (RFC 9110, 9.2.2) may
+
+def may_resend(error: ExchangeError, *, idempotent: bool, reused: bool) -> bool:
+    """Whether the request that failed with `error` can be sent again.
+
+    Where the server has promised that it did not act, it can. Else the failure matters only on a reused
+    connection: a server closes an idle connection at a moment of its choosing, so a request can meet the
+    closing half-way. Where nothing was sent, sending it is not a repetition. Where something was sent but
+    no answer began, the server may have acted on it, and only an idempotent method (RFC 9110, 9.2.2) may
     be repeated without asking the user.
 
     Args:
         error: What the exchange raised.
         idempotent: Whether the request's method is idempotent.
+        reused: Whether the connection had carried a request before.
     """
-    return error._unsent or (error._unanswered and idempotent)
+    return error._refused or (reused and (error._unsent or (error._unanswered and idempotent)))

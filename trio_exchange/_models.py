@@ -657,6 +657,9 @@ class Prepared:
         body: The body if it is there as a whole, else None.
         idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
         expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
+        protocol: What an extended CONNECT asks for (RFC 8441), else None.
+        failure: How an exchange of it failed, if that was the network's or the server's doing and no
+            answer had begun.
     """
 
     __slots__ = (
@@ -664,9 +667,11 @@ class Prepared:
         "_peeked",
         "body",
         "expects_continue",
+        "failure",
         "headers",
         "idempotent",
         "method",
+        "protocol",
         "request",
         "target",
     )
@@ -676,6 +681,8 @@ class Prepared:
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")
         self.request: Request = request
+        self.failure: Exception | None = None
+        self.protocol: bytes | None = _protocol(request)
         self.method: bytes = request.method
         self.target: bytes = request.url.target
         self.idempotent: bool = request.method in IDEMPOTENT_METHODS
@@ -752,6 +759,18 @@ class _Peeked:
         await trio.lowlevel.checkpoint()
         first, self._first = self._first, None
         return first
+
+
+def _protocol(request: Request) -> bytes | None:
+    protocol = request.extensions.get("protocol")
+    if protocol is None:
+        return None
+    protocol = _to_bytes("the protocol extension", protocol)
+    if not _TOKEN.fullmatch(protocol):
+        raise LocalProtocolError(f"the protocol extension must be a token, not {protocol!r}")
+    if request.method != b"CONNECT":
+        raise LocalProtocolError(f"the protocol extension needs the method CONNECT, not {request.method!r}")
+    return protocol
 
 
 def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bool]:

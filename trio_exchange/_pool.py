@@ -36,7 +36,9 @@ import trio
 
 from ._connectors import Connection, Connector, Dialling, SocketOption, dial
 from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, may_resend
-from ._http11 import HTTP11Connection, HTTP11Settings, Owner
+from ._exchange import HTTPConnection, Owner, Settings
+from ._http2 import HTTP2Connection
+from ._http11 import HTTP11Connection
 from ._models import URL, ContentTypes, HeaderTypes, Prepared, Proxy, Request, Response
 from ._routes import Route, route_for, tls_settings
 from ._scheduler import CONNECT, Limits, Scheduler, Ticket
@@ -47,7 +49,6 @@ from ._trace import Tracer, traced, tracer_for
 _HOUSEKEEPING_INTERVAL = 1.0
 # How long closing waits for those who dial to notice.
 _DIALLING_GRACE = 1.0
-_ALPN = ("http/1.1",)
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ class ConnectionPool:
         max_connections_per_origin: The most of them with the same scheme, host, port and SNI name.
         max_keepalive_connections: The most connections kept without a request.
         keepalive_expiry: Seconds for which a connection is kept without a request; None for ever.
-        http1: Reserved; True.
-        http2: Reserved; False.
+        http1: Whether to speak HTTP/1.1.
+        http2: Whether to speak HTTP/2: over TLS where the server chooses it (ALPN); without `http1` always,
+            which without TLS takes a server that is known to speak it.
         retries: How often establishing a connection is tried again after a `ConnectError` or
             `ConnectTimeout`, after 0, 0.5, 1, 2, 4 ... seconds.
         local_address: The address to connect from.
@@ -101,10 +103,14 @@ class ConnectionPool:
         expect_continue_timeout: Seconds that a body with `Expect: 100-continue` waits for the server's
             word before it is sent without.
         max_header_bytes: The largest response head accepted, in bytes.
+        http2_ping_interval: Seconds of silence after which an HTTP/2 connection is tested with a PING; None
+            for never.
+        http2_ping_timeout: Seconds for which anything may arrive then, before the connection is given up.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is too small, or a reserved argument is not what it has to be.
+        ValueError: A number is too small, neither `http1` nor `http2` is True, or a reserved argument is
+            not what it has to be.
     """
 
     def __init__(
@@ -125,18 +131,21 @@ class ConnectionPool:
         socket_options: Iterable[SocketOption] | None = None,
         expect_continue_timeout: float = 1.0,
         max_header_bytes: int = 100 * 1024,
+        http2_ping_interval: float | None = None,
+        http2_ping_timeout: float = 15.0,
     ) -> None:
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
-        if proxy is not None or not http1 or http2:
-            raise ValueError(
-                "this version speaks HTTP/1.1 without proxies only: "
-                f"proxy must be None, http1 True, http2 False, not {proxy!r}, {http1!r}, {http2!r}"
-            )
+        if proxy is not None:
+            raise ValueError(f"this version does not use proxies: proxy must be None, not {proxy!r}")
+        self._http1 = _yes_or_no("http1", http1)
+        self._http2 = _yes_or_no("http2", http2)
+        if not (http1 or http2):
+            raise ValueError("http1 or http2 must be True, else there is nothing to speak")
         check_seconds("keepalive_expiry", keepalive_expiry)
-        check_seconds("expect_continue_timeout", expect_continue_timeout)
-        if expect_continue_timeout is None:
-            raise TypeError("expect_continue_timeout must be a number of seconds, not None")
+        check_seconds("http2_ping_interval", http2_ping_interval)
+        if http2_ping_interval == 0:
+            raise ValueError("http2_ping_interval must be more than 0 seconds, or None for never")
         if connector is not None and not isinstance(connector, Connector):
             raise TypeError(f"connector must be a Connector or None, not {connector!r}")
         self._ssl_context = ssl_context
@@ -147,18 +156,25 @@ class ConnectionPool:
             _text("uds", uds),
             _options(socket_options),
         )
-        self._http11 = HTTP11Settings(
-            _at_least(1, "max_header_bytes", max_header_bytes), expect_continue_timeout
+        self._settings = Settings(
+            _at_least(1, "max_header_bytes", max_header_bytes),
+            _seconds("expect_continue_timeout", expect_continue_timeout),
+            http2_ping_interval,
+            _seconds("http2_ping_timeout", http2_ping_timeout),
         )
+        # What is offered to servers (RFC 7301), by the registered names, the best first.
+        self._alpn = ("h2",) * http2 + ("http/1.1",) * http1
         limits = Limits(
             connections=_limit(1, "max_connections", max_connections),
             per_lane=_limit(1, "max_connections_per_origin", max_connections_per_origin),
             idle=_limit(0, "max_keepalive_connections", max_keepalive_connections),
             expiry=keepalive_expiry,
         )
-        self._scheduler: Scheduler[HTTP11Connection] = Scheduler(limits)
+        self._scheduler: Scheduler[HTTPConnection] = Scheduler(limits, self._may_share)
         self._supervisor = _Supervisor()
-        self._owner = Owner(self._released, self._scheduler.closing, self._supervisor.start_soon)
+        self._owner = Owner(
+            self._released, self._capacity_changed, self._scheduler.closing, self._supervisor.start_soon
+        )
         # Those who dial: the scope that ends it, and what is set when it has ended.
         self._diallers: dict[trio.CancelScope, trio.Event] = {}
         self._work = trio.Event()
@@ -315,29 +331,30 @@ class ConnectionPool:
             return await connection.exchange(prepared, timeouts, tracer)
         except ExchangeError as exc:
             # A callback's error may have been marked by the request that the callback made.
-            is_its_own = exc is connection.failure
-            if not (reused and is_its_own and may_resend(exc, idempotent=prepared.idempotent)):
+            is_its_own = exc is prepared.failure
+            if not (is_its_own and may_resend(exc, idempotent=prepared.idempotent, reused=reused)):
                 raise
             if not prepared.body_can_be_sent_again:
                 raise
             info = {"attempt": 1, "delay": 0.0, "exception": exc}
-        turn.ticket.fresh = True
+        # A shared connection is read all the time, so that no other one can be dead and idle.
+        turn.ticket.fresh = isinstance(connection, HTTP11Connection)
         await traced(tracer, "connection.retry", info, trio.lowlevel.checkpoint)
         connection = await self._obtain(turn, tracer)
         return await connection.exchange(prepared, timeouts, tracer)
 
     # -- Connections.
 
-    async def _obtain(self, turn: _Turn, tracer: Tracer | None) -> HTTP11Connection:
+    async def _obtain(self, turn: _Turn, tracer: Tracer | None) -> HTTPConnection:
         """Get a connection that is ready for an exchange, which must begin without an await between."""
         while True:
             grant = await self._grant(turn)
             if grant is CONNECT:
                 return await self._connect(turn, tracer)
-            assert isinstance(grant, HTTP11Connection)
+            assert isinstance(grant, HTTPConnection)
             if await self._is_usable(grant):
                 return grant
-            self._scheduler.close(grant)
+            grant.decline()
 
     async def _grant(self, turn: _Turn) -> Any:
         self._check_open()
@@ -357,7 +374,7 @@ class ConnectionPool:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    async def _is_usable(self, connection: HTTP11Connection) -> bool:
+    async def _is_usable(self, connection: HTTPConnection) -> bool:
         match connection.readiness():
             case Readiness.QUIET:
                 return True
@@ -369,7 +386,7 @@ class ConnectionPool:
             connection.close_soon()
             raise
 
-    async def _connect(self, turn: _Turn, tracer: Tracer | None) -> HTTP11Connection:
+    async def _connect(self, turn: _Turn, tracer: Tracer | None) -> HTTPConnection:
         route = turn.route
         scope = trio.CancelScope()
         self._diallers[scope] = trio.Event()
@@ -382,7 +399,7 @@ class ConnectionPool:
                     self._dialling,
                     route.host.decode("ascii"),
                     route.port,
-                    tls_settings(route, self._ssl_context, _ALPN),
+                    tls_settings(route, self._ssl_context, self._alpn),
                     turn.connect_timeout,
                     tracer,
                 )
@@ -397,14 +414,25 @@ class ConnectionPool:
             raise
         finally:
             self._diallers.pop(scope).set()
-        connection = HTTP11Connection(established, route.origin, self._http11, self._owner)
-        self._scheduler.connected(route, connection)
+        http2 = self._speaks_http2(established)
+        kind = HTTP2Connection if http2 else HTTP11Connection
+        connection = kind(established, route.origin, self._settings, self._owner)
+        self._scheduler.connected(route, connection, shared=http2)
         self._opened += 1
         self._supervisor.start_in_pool_context(self._own, connection)
         self._work.set()
         return connection
 
-    async def _own(self, connection: HTTP11Connection) -> None:
+    def _may_share(self, route: Route) -> bool:
+        return self._http2 and (not self._http1 or route.server_hostname is not None)
+
+    def _speaks_http2(self, established: Connection) -> bool:
+        if not (self._http1 and self._http2):
+            return self._http2
+        tls = established.stream
+        return isinstance(tls, trio.SSLStream) and tls.selected_alpn_protocol() == "h2"
+
+    async def _own(self, connection: HTTPConnection) -> None:
         try:
             await connection.run()
         finally:
@@ -412,8 +440,11 @@ class ConnectionPool:
 
     # -- What connections tell.
 
-    def _released(self, connection: HTTP11Connection) -> None:
+    def _released(self, connection: HTTPConnection) -> None:
         self._scheduler.released(connection, trio.current_time())
+
+    def _capacity_changed(self, connection: HTTPConnection, capacity: int) -> None:
+        self._scheduler.capacity_changed(connection, capacity, trio.current_time())
 
     # -- Housekeeping.
 
@@ -428,7 +459,7 @@ class ConnectionPool:
             for connection in self._scheduler.idle:
                 await self._look_after(connection)
 
-    async def _look_after(self, connection: HTTP11Connection) -> None:
+    async def _look_after(self, connection: HTTPConnection) -> None:
         readiness = connection.readiness()
         since = self._scheduler.idle_since(connection)
         if readiness is Readiness.QUIET or since is None:
@@ -443,7 +474,7 @@ class ConnectionPool:
     # -- What there is to see.
 
     @property
-    def connections(self) -> list[HTTP11Connection]:
+    def connections(self) -> list[HTTPConnection]:
         """The established connections, oldest first; their `repr` tells what they are doing."""
         return list(self._scheduler)
 
@@ -487,7 +518,7 @@ class _Turn:
         self.connect_timeout = timeouts.connect
         self.budget = Budget(timeouts.pool, PoolTimeout)
         wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
-        self.ticket: Ticket[HTTP11Connection] = Ticket(route, wake)
+        self.ticket: Ticket[HTTPConnection] = Ticket(route, wake)
         self.begun = False
 
 
@@ -648,6 +679,19 @@ def _at_least(least: int, name: str, value: int) -> int:
         raise TypeError(f"{name} must be an int, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}")
+    return value
+
+
+def _yes_or_no(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    check_seconds(name, value)
+    if value is None:
+        raise TypeError(f"{name} must be a number of seconds, not None")
     return value
 
 

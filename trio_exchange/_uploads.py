@@ -32,9 +32,8 @@ class Upload:
 
     Args:
         prepared: The request.
-        encode: Makes of a piece of the body, or of None, which is its end, what goes on the wire.
-        send: Sends it; may raise a `WriteError`.
-        write_timeout: Seconds for each piece, None for no limit.
+        send: Sends a piece of the body, or for None its end; may raise a `WriteError`.
+        write_timeout: Seconds for each piece, and anew whenever `progressed` is called; None for no limit.
         continue_timeout: Seconds to wait for `100 (Continue)`, if the request expects it.
 
     Attributes:
@@ -49,14 +48,12 @@ class Upload:
     def __init__(
         self,
         prepared: Prepared,
-        encode: Callable[[memoryview | None], bytes],
-        send: Callable[[bytes], Awaitable[None]],
+        send: Callable[[memoryview | None], Awaitable[None]],
         *,
         write_timeout: float | None,
         continue_timeout: float,
     ) -> None:
         self._prepared = prepared
-        self._encode = encode
         self._send = send
         self._write_timeout = write_timeout
         self._continue_timeout = continue_timeout
@@ -112,22 +109,23 @@ class Upload:
             await self._send_piece(view[start : start + _SEND_SIZE])
 
     async def _send_piece(self, piece: memoryview | None) -> None:
-        data = self._encode(piece)
         # An iterator that never waits must not keep other tasks from running.
         await trio.lowlevel.checkpoint()
-        if not data:
-            return
         with trio.CancelScope() as self._send_scope:
-            if self._write_timeout is not None:
-                self._send_scope.deadline = trio.current_time() + self._write_timeout
+            self.progressed()
             try:
-                await self._send(data)
+                await self._send(piece)
             except WriteError as exc:
                 self.failure = exc
                 raise
         if self._send_scope.cancelled_caught:
             self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
             raise self.failure
+
+    def progressed(self) -> None:
+        """The server has accepted something: its time begins anew."""
+        if self._write_timeout is not None:
+            self._send_scope.deadline = trio.current_time() + self._write_timeout
 
     @property
     def succeeded(self) -> bool:

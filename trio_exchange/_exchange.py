@@ -1,0 +1,520 @@
+"""What connections have in common whatever they speak, and so have exchanges.
+
+Theory of operation. An `HTTPConnection` lives as long as its task, `run`, which is also what closes it.
+Everybody else only *marks*: `close_soon` is synchronous, can be called in any state and from any task, and
+is all that a failing or cancelled request has to do. So there is always exactly one place where the socket
+is closed, and it is reached however a request ends.
+
+An `Exchange` runs in the requester's task. It is also the response's body, so what happens to the
+connection after a response is decided in one place, `_finish`, synchronously.
+
+*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_finish`. The only wait that is
+shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
+honours cancellation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import trio
+
+from ._connectors import Connection
+from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout
+from ._models import CollectableStream, Headers, Origin, Prepared, Response
+from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
+from ._timeouts import Timeouts
+from ._trace import Tracer, call_async, log_enabled, traced
+from ._uploads import Upload
+
+# A body up to this size goes out with the head, in the requester's task.
+SMALL_BODY = 16 * 1024
+# How many informational responses one request may get before it is an attack.
+MAX_INFORMATIONAL = 100
+# How long closing a connection may take before it is cut.
+_CLOSE_TIMEOUT = 1.0
+# How long an upload may still take once the response is complete, before it is given up: it may be just
+# about to end.
+_UPLOAD_GRACE = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A pool's settings for what it speaks.
+
+    Attributes:
+        max_header_bytes: The largest head of a response, in bytes.
+        expect_continue_timeout: Seconds to wait for `100 (Continue)`.
+        ping_interval: Seconds of silence after which an HTTP/2 connection is tested; None for never.
+        ping_timeout: Seconds that the test may take.
+    """
+
+    max_header_bytes: int = 100 * 1024
+    expect_continue_timeout: float = 1.0
+    ping_interval: float | None = None
+    ping_timeout: float = 15.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a connection tells the pool, synchronously.
+
+    Attributes:
+        released: One request has left the connection.
+        capacity_changed: The connection can carry so many requests at once from now on.
+        closing: The connection is marked for closing.
+        start_soon: Starts a task that lives at most as long as the pool, in the caller's context.
+    """
+
+    released: Callable[[HTTPConnection], None]
+    capacity_changed: Callable[[HTTPConnection, int], None]
+    closing: Callable[[HTTPConnection], None]
+    start_soon: Callable[[Callable[[], Awaitable[None]]], None]
+
+
+class HTTPConnection:
+    """An established connection, whatever it speaks."""
+
+    http_version: ClassVar[str]
+
+    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
+        self.origin: Origin = origin
+        self.settings: Settings = settings
+        self.requests: int = 0
+        self.closed: trio.Event = trio.Event()
+        self.owner: Owner = owner
+        self.transport: Transport = connection.transport
+        self.stream: trio.abc.Stream = connection.stream
+        self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
+        self._plain = self.stream is self.transport
+        self._close_requested = trio.Event()
+
+    def __repr__(self) -> str:
+        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        return f"<{type(self).__name__} {str(self.origin)!r}, {self.http_version}, {self.state}, {requests}>"
+
+    @property
+    def state(self) -> str:
+        """One of `active`, `idle`, `closing` and `closed`."""
+        if self.closed.is_set():
+            return "closed"
+        if self._close_requested.is_set():
+            return "closing"
+        return "active" if self._is_active() else "idle"
+
+    @property
+    def will_close(self) -> bool:
+        """Whether the connection is marked for closing, or closed."""
+        return self._close_requested.is_set()
+
+    async def run(self) -> None:
+        """The connection's task: live until it is to be closed, and close it."""
+        try:
+            await self._live()
+        finally:
+            self.close_soon()
+            tracer = Tracer(None, log=True) if log_enabled() else None
+            try:
+                await traced(tracer, "connection.close", {"connection": self}, self._close)
+            finally:
+                self.closed.set()
+
+    async def _close(self) -> None:
+        # It is closed all the same, and nobody is left to whom a failure would matter.
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
+                scope.shield = True
+                await self._say_goodbye()
+                await self.stream.aclose()
+            if scope.cancelled_caught:
+                await trio.aclose_forcefully(self.stream)
+
+    def close_soon(self) -> None:
+        """Mark the connection for closing. Ends whatever is done on it."""
+        if not self._close_requested.is_set():
+            self._close_requested.set()
+            self.owner.closing(self)
+            self._end_exchanges()
+
+    async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
+        """Send a request and receive the head of its response.
+
+        The pool has granted this; in whatever way the exchange ends, the grant is given back.
+        """
+        raise NotImplementedError
+
+    def readiness(self) -> Readiness:
+        """Whether the connection can take the request that it was granted to."""
+        raise NotImplementedError
+
+    async def still_open(self) -> bool:
+        """Whether what has arrived on an idle connection is harmless."""
+        raise NotImplementedError
+
+    def decline(self) -> None:
+        """Give back a grant, since the connection is of no use for it."""
+        raise NotImplementedError
+
+    async def _live(self) -> None:
+        """Do what the connection's task does while the connection is open."""
+        await self._close_requested.wait()
+
+    async def _say_goodbye(self) -> None:
+        """Send what is to be sent before the end."""
+
+    def _is_active(self) -> bool:
+        raise NotImplementedError
+
+    def _end_exchanges(self) -> None:
+        """The connection has been marked for closing, maybe with exchanges under way."""
+        raise NotImplementedError
+
+
+C = TypeVar("C", bound=HTTPConnection)
+
+
+class Head(NamedTuple):
+    """The head of a response.
+
+    Attributes:
+        version: Such as `b"HTTP/1.1"`.
+        status: The status code.
+        reason: The reason phrase.
+        headers: In the order and case of the wire.
+    """
+
+    version: bytes
+    status: int
+    reason: bytes
+    headers: Headers
+
+
+class TracePoints:
+    """The names of one protocol's trace points."""
+
+    def __init__(self, protocol: str) -> None:
+        self.send_request_headers: str = f"{protocol}.send_request_headers"
+        self.send_request_body: str = f"{protocol}.send_request_body"
+        self.receive_informational_response: str = f"{protocol}.receive_informational_response"
+        self.receive_response_headers: str = f"{protocol}.receive_response_headers"
+        self.receive_response_body: str = f"{protocol}.receive_response_body"
+        self.response_closed: str = f"{protocol}.response_closed"
+
+
+class Exchange(CollectableStream, Generic[C]):
+    """One request and its response; also the response's body, an asynchronous iterator of bytes."""
+
+    points: ClassVar[TracePoints]
+
+    def __init__(
+        self, connection: C, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None
+    ) -> None:
+        self._connection = connection
+        self._prepared = prepared
+        self._timeouts = timeouts
+        self._tracer = tracer
+        self._upload: Upload | None = None
+        self._write_error: WriteError | WriteTimeout | None = None
+        # The failure of the network, as opposed to errors that users' callbacks raise.
+        self._failure: ExchangeError | None = None
+        self._trailers: Headers = []
+        # How far it has come. All but the last two only ever go from False to True.
+        self._answered = False
+        self._response_begun = False
+        self._response_complete = False
+        self._handed_over = False
+        self._closed = False
+        self._left_early = False
+        self._done = False
+        self._was_last = False
+        self._reading_body = False
+        # Whether a task is in the middle of reading the body.
+        self._busy = False
+
+    # -- What the protocols do differently.
+
+    async def _send_request(self) -> None:
+        """Send the head, and the body or begin to."""
+        raise NotImplementedError
+
+    async def _receive_response(self) -> Response:
+        """Receive the head, and make the response of it."""
+        raise NotImplementedError
+
+    async def _receive(self, timeout: float | None) -> Any:
+        """Wait for something from the server for at most `timeout` seconds."""
+        raise NotImplementedError
+
+    def _feed(self, received: Any) -> None:
+        """Take note of what was received before the response's head."""
+        raise NotImplementedError
+
+    async def _next_head(self) -> Head:
+        """The next head, of whatever kind."""
+        raise NotImplementedError
+
+    async def _next_chunk(self, checkpoint: bool) -> bytes | None:
+        """The next piece of the body, None for its end."""
+        raise NotImplementedError
+
+    async def _skip_rest(self) -> None:
+        """Take the rest of the response if it has arrived, and is little."""
+        raise NotImplementedError
+
+    def _is_clean(self) -> bool:
+        """Whether both sides have done all that they had to."""
+        raise NotImplementedError
+
+    def _release(self, *, clean: bool) -> None:
+        """Give the connection back."""
+        raise NotImplementedError
+
+    def _explain(self, exc: ExchangeError) -> ExchangeError:
+        """Find the error to raise for a request without response, and what may be done about it."""
+        raise NotImplementedError
+
+    def _info(self) -> dict[str, Any]:
+        """What a trace point tells of the exchange when it starts."""
+        return {"request": self._prepared.request}
+
+    def _traced_head(self, head: Head) -> Any:
+        """What a trace point tells of a head."""
+        return tuple(head)
+
+    # -- The way to a response.
+
+    async def start(self) -> Response:
+        """Send the request, and receive the response's head."""
+        try:
+            await self._send_request()
+            return await self._receive_response()
+        except ExchangeError as exc:
+            error = self._explain(exc)
+            await self._abandon()
+            await self._trace_closing()
+            if error is exc:
+                raise
+            raise error  # noqa: B904 - it keeps the cause that it has
+        except BaseException:
+            await self._abandon()
+            raise
+
+    async def _begin_upload(self, send: Callable[[memoryview | None], Awaitable[None]]) -> None:
+        """Let the body be sent, piece by piece and then None for its end, while the answer is awaited."""
+        if self._tracer is not None:
+            await self._tracer.report(f"{self.points.send_request_body}.started", self._info())
+        if self._connection.will_close:
+            # Its owner's tasks may have ended meanwhile.
+            self._failure = self._failure or WriteError("the connection was closed")
+            raise self._failure
+        self._upload = Upload(
+            self._prepared,
+            send,
+            write_timeout=self._timeouts.write,
+            continue_timeout=self._connection.settings.expect_continue_timeout,
+        )
+        self._connection.owner.start_soon(self._upload.run)
+
+    async def _wait(self) -> Any:
+        """Wait for the server, or for the end of the upload, for which it returns None."""
+        upload, timeouts = self._upload, self._timeouts
+        if upload is None or upload.reported:
+            return await self._receive(timeouts.read)
+        if not upload.done.is_set():
+            limit = timeouts.read if self._response_begun else None
+            with trio.CancelScope() as upload.wake:
+                return await self._receive(limit)
+        await self._report_upload(upload)
+        return None
+
+    async def _report_upload(self, upload: Upload) -> None:
+        """Take note of an upload's end, and raise what it has to be raised for."""
+        upload.reported = True
+        error, failure = upload.error, upload.failure
+        if self._tracer is not None:
+            name = self.points.send_request_body
+            if error is None and failure is None:
+                await self._tracer.report(f"{name}.complete", {"return_value": None})
+            else:
+                await self._tracer.report(f"{name}.failed", {"exception": error or failure})
+        if error is not None:
+            raise error
+        if isinstance(failure, WriteTimeout) and not self._response_begun:
+            raise failure
+        self._write_error = failure
+
+    async def _receive_head(self) -> Head:
+        if self._tracer is None:
+            return await self._receive_final_head()
+        if self._upload is not None:
+            await self._wait_for_upload_or_answer(self._upload)
+        heads: list[Head] = []
+
+        async def receive() -> Any:
+            heads.append(await self._receive_final_head())
+            return self._traced_head(heads[0])
+
+        await traced(self._tracer, self.points.receive_response_headers, self._info(), receive)
+        return heads[0]
+
+    async def _wait_for_upload_or_answer(self, upload: Upload) -> None:
+        """Let the upload's end be traced before the response's beginning, where that is the order."""
+        while not upload.reported and not self._answered:
+            received = await self._wait()
+            if received is not None:
+                self._feed(received)
+
+    async def _receive_final_head(self) -> Head:
+        for _ in range(MAX_INFORMATIONAL + 1):
+            head = await self._next_head()
+            if head.status >= 200 or head.status == 101:
+                self._response_begun = True
+                if self._upload is not None:
+                    self._upload.answered()
+                return head
+            if head.status == 100 and self._upload is not None:
+                self._upload.go_ahead.set()
+            name = self.points.receive_informational_response
+            await traced(self._tracer, name, self._info(), self._show, head)
+        raise RemoteProtocolError(f"the server sent more than {MAX_INFORMATIONAL} informational responses")
+
+    async def _show(self, head: Head) -> Any:
+        callback = self._prepared.request.extensions.get("informational")
+        if callback is not None:
+            await call_async("the informational extension", callback, head.status, head.headers)
+        return self._traced_head(head)
+
+    # -- The response's body.
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._read(checkpoint=True)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def collect(self) -> bytes:
+        """Read what is left of the body, and close, but for a stream that was handed over."""
+        chunks = []
+        try:
+            while (chunk := await self._read(checkpoint=False)) is not None:
+                chunks.append(chunk)
+        finally:
+            if not self._handed_over:
+                await self._close()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _read(self, *, checkpoint: bool) -> bytes | None:
+        if self._left_early:
+            raise ReadError("the response was closed before its body was read")
+        if self._response_complete:
+            if checkpoint:
+                await trio.lowlevel.checkpoint()
+            return None
+        tracer = self._tracer
+        if tracer is None:
+            return await self._read_chunk(checkpoint)
+        name = self.points.receive_response_body
+        if not self._reading_body:
+            self._reading_body = True
+            await tracer.report(f"{name}.started", self._info())
+        try:
+            chunk = await self._read_chunk(checkpoint)
+        except BaseException as exc:
+            self._reading_body = False
+            await tracer.report(f"{name}.failed", {"exception": exc})
+            raise
+        if chunk is None:
+            await tracer.report(f"{name}.complete", {"return_value": None})
+        return chunk
+
+    async def _read_chunk(self, checkpoint: bool) -> bytes | None:
+        if self._busy:
+            raise trio.BusyResourceError("another task is reading this body")
+        self._busy = True
+        try:
+            return await self._next_chunk(checkpoint)
+        except Exception:
+            # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
+            # taken up again.
+            self._finish(clean=False)
+            raise
+        finally:
+            self._busy = False
+
+    def _end_response(self, trailers: Headers) -> None:
+        self._response_complete = True
+        self._trailers.extend(trailers)
+        if self._upload is None:
+            self._finish()
+
+    # -- The end.
+
+    async def aclose(self) -> None:
+        """Close the response; what was not read of it is given up."""
+        await self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._left_early = not self._response_complete
+        if self._done and self._upload is None and self._tracer is None:
+            return
+        try:
+            await traced(self._tracer, self.points.response_closed, self._closing_info(), self._settle)
+        finally:
+            await self._end()
+        await self._trace_closing()
+
+    def _closing_info(self) -> dict[str, Any]:
+        return {}
+
+    async def _settle(self) -> None:
+        """Bring both sides to their end, where this takes next to no time."""
+        if self._done or self._busy:
+            return
+        upload = self._upload
+        if upload is not None and self._response_complete:
+            await self._let_end(upload)
+        elif upload is None or upload.done.is_set():
+            await self._skip_rest()
+
+    async def _let_end(self, upload: Upload) -> None:
+        with trio.move_on_after(_UPLOAD_GRACE):
+            await upload.done.wait()
+
+    async def _abandon(self) -> None:
+        self._closed = True
+        self._finish(clean=False)
+        await self._end()
+
+    async def _end(self) -> None:
+        upload = self._upload
+        self._finish()
+        if upload is not None:
+            await upload.join()
+            if upload.done.is_set() and not upload.reported:
+                await self._report_upload(upload)
+
+    def _finish(self, *, clean: bool = True) -> None:
+        """Give the connection back, as one that can go on as if nothing had been if that is so."""
+        if not self._done:
+            self._done = True
+            clean = clean and self._is_clean()
+            if self._upload is not None and not clean:
+                self._upload.cancel()
+            self._release(clean=clean)
+
+    async def _trace_closing(self) -> None:
+        """Let the trace show that the connection did not outlive the exchange."""
+        tracer = self._tracer and self._tracer.without_log()
+        if tracer is not None and self._was_last:
+            info = {"connection": self._connection}
+            await traced(tracer, "connection.close", info, self._connection.closed.wait)

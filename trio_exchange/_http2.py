@@ -1,0 +1,3 @@
+from ._exchange import HTTPConnection
+class HTTP2Connection(HTTPConnection):
+    pass
