@@ -209,9 +209,7 @@ class Exchange(CollectableStream, Generic[C]):
 
     points: ClassVar[TracePoints]
 
-    def __init__(
-        self, connection: C, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None
-    ) -> None:
+    def __init__(self, connection: C, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> None:
         self._connection = connection
         self._prepared = prepared
         self._timeouts = timeouts

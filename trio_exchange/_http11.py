@@ -251,9 +251,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         prepared, tracer = self._prepared, self._tracer
         info = {"request": prepared.request}
         data = self._connection.encode_head(prepared)
-        body_follows = prepared.expects_continue or (
-            prepared.body is None or len(prepared.body) > SMALL_BODY
-        )
+        body_follows = prepared.expects_continue or (prepared.body is None or len(prepared.body) > SMALL_BODY)
         if not body_follows:
             if prepared.body:
                 data += _to_wire(self._h11, h11.Data(data=prepared.body))
@@ -328,9 +326,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         if event.status_code < 200 and event.status_code != 101:
             self._received = 0
             self._count(self._h11.trailing_data[0])
-        return Head(
-            b"HTTP/" + event.http_version, event.status_code, event.reason, event.headers.raw_items()
-        )
+        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, event.headers.raw_items())
 
     def _check_head_size(self) -> None:
         """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""

@@ -1,3 +1,1101 @@
-from ._exchange import HTTPConnection
+"""HTTP/2: a connection, the exchanges that share it, and the tunnels that some of them become.
+
+Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
+
+- its *reader* hands what arrives to h2, and what h2 makes of it to the exchanges, without ever waiting for
+  one of them;
+- its *writer* sends what could not be sent at once, and everything where there is TLS;
+- the *requesters'* tasks run the exchanges, and their uploads.
+
+All of them change the state of h2 in synchronous steps only, each of which ends in `flush`. So bytes leave in
+the order in which h2 made them, and a cancelled request can't tear a frame. To open a stream, allocating its
+id and making its HEADERS are one such step, since ids must appear on the wire in their order.
+
+*Exchanges.* The reader puts heads, data and the end into an exchange's `_inbox` and wakes it. A
+stream whose sides have not both ended when its exchange does is reset, and its place is free at once. What
+still arrives for it is dropped, and credited to the connection.
+
+*Flow control.* The connection's window is opened again as soon as data has arrived, whoever it is for, so
+that no stream can block others. A stream's window is opened as its user takes the data, so that an unread
+body holds at most one window; it grows while the user keeps up, so that a fast reader isn't held
+down over a link with latency.
+
+*The end.* A connection that was told to go away, or has no stream ids left, is *draining*: its capacity is 0
+and it closes after its last exchange. When it fails every exchange gets an error of its own. After
+a failed send, reading goes on for a moment: the server's last words often say why, and which requests it has
+not acted on.
+
+*Bounds.* Data waits for the server's windows and for the output to drain; what is sent in answer to the
+server alone is limited in `_receive`, and what a server may say to no purpose by `Patience`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import hpack
+import trio
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+
+from ._connectors import Connection
+from ._exceptions import (
+    ExchangeError,
+    LocalProtocolError,
+    ReadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    WriteError,
+    WriteTimeout,
+    mark_refused,
+    mark_unanswered,
+)
+from ._exchange import (
+    MAX_INFORMATIONAL,
+    SMALL_BODY,
+    Exchange,
+    Head,
+    HTTPConnection,
+    Owner,
+    Settings,
+    TracePoints,
+)
+from ._http2_frames import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    Frame,
+    FrameSplitter,
+    Patience,
+    Violation,
+    name_of,
+    parse_goaway,
+    window_update,
+)
+from ._http2_headers import check_fields, content_length, request_headers, response_head
+from ._models import Headers, Origin, Prepared, Response
+from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, check_max_bytes, explain
+from ._timeouts import Timeouts, timed
+from ._trace import Tracer, traced
+
+# A stream's window at first, and at most; and the connection's, which has to be well above.
+_WINDOW = 256 * 1024
+_LARGEST_WINDOW = 8 * 1024 * 1024
+_CONNECTION_WINDOW = 2 * _LARGEST_WINDOW
+# How much may wait to be sent before data has to wait.
+_HIGH_WATER = 64 * 1024
+# How much may wait to be sent in answer to a server that does not read it.
+_MOST_ANSWERS = 256 * 1024
+# How much data is credited to the connection at once.
+_CREDIT_STEP = 1024 * 1024
+# The largest frame of data sent, whatever the server allows: others want to be sent too.
+_MOST_IN_FRAME = 64 * 1024
+# How many streams are opened at once, however many the server allows: h2 counts them one by one.
+_MOST_STREAMS = 1000
+_LAST_STREAM_ID = 2**31 - 1
+# How many of the streams left early are remembered, for what still arrives on them.
+_MOST_LEFT = 1000
+# How long sending may go on when the connection is to be closed.
+_LAST_SEND = 0.5
+# How long reading goes on when nothing can be sent any more.
+_LAST_WORDS = 1.0
+
+
+class Wakeup:
+    """Lets one task wait for what others do synchronously."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        """Wait for `set`."""
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def set(self) -> None:
+        """Wake the task that waits, if one does."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+
 class HTTP2Connection(HTTPConnection):
-    pass
+    """A connection that speaks HTTP/2, as many exchanges at a time as the server allows."""
+
+    http_version = "HTTP/2"
+
+    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
+        super().__init__(connection, origin, settings, owner)
+        self._h2 = _new_h2(settings)
+        self._exchanges = 0
+        self._streams: dict[int, HTTP2Exchange] = {}
+        # Streams that were reset on this side, in the order of that.
+        self._left: dict[int, None] = {}
+        self._draining = False
+        self._failure: ExchangeError | None = None
+        self._goaway_made = False
+        self.settings_received: trio.Event = trio.Event()
+        # The reader's.
+        self._splitter = FrameSplitter()
+        self._patience = Patience(trio.current_time())
+        self._last_received = trio.current_time()
+        # Data for which the connection was not credited yet: that was shown to h2, and that was not.
+        self._uncredited = 0
+        self._dropped = 0
+        # What waits to be sent, how much the writer is sending, and who waits for that or for a window.
+        self._outgoing = bytearray()
+        self._in_flight = 0
+        self._sending = trio.CancelScope()
+        self._answers = 0
+        self._send_failure: WriteError | None = None
+        self._writable = Wakeup()
+        self._progress = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        streams = "1 stream" if self._exchanges == 1 else f"{self._exchanges} streams"
+        return super().__repr__().replace(f", {self.state}", f", {self.state}, {streams}", 1)
+
+    # -- What the pool does.
+
+    def readiness(self) -> Readiness:
+        """What the kernel knows of a connection without exchanges; others are being read anyway."""
+        if self.will_close or self._draining:
+            return Readiness.CLOSED
+        if self._exchanges:
+            return Readiness.QUIET
+        readiness = self.transport.peek()
+        if readiness is Readiness.CLOSED:
+            self._fail(_closed_by_server())
+        return readiness
+
+    async def still_open(self) -> bool:
+        """Whether the connection can be used when the reader has read what has arrived."""
+        # In the first turn the kernel is asked, in the second the reader has run.
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        return not (self.will_close or self._draining)
+
+    def decline(self) -> None:
+        """Give back a grant: the connection takes no more requests, but it may carry others."""
+        self.owner.released(self)
+
+    async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
+        """Send a request and receive the head of its response. However it ends, others don't notice."""
+        self.requests += 1
+        self._exchanges += 1
+        return await HTTP2Exchange(self, prepared, timeouts, tracer, is_first=self.requests == 1).start()
+
+    def _is_active(self) -> bool:
+        return self._exchanges > 0
+
+    def _end_exchanges(self) -> None:
+        failure = self._failure or ReadError("the connection was closed")
+        self.settings_received.set()
+        for exchange in list(self._streams.values()):
+            exchange.connection_failed(failure)
+        self._progress.unpark_all()
+
+    # -- The connection's tasks.
+
+    async def _live(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read)
+            nursery.start_soon(self._write)
+            if self.settings.ping_interval is not None:
+                nursery.start_soon(self._test, self.settings.ping_interval)
+            try:
+                await self._close_requested.wait()
+            finally:
+                self._sending.deadline = trio.current_time() + _LAST_SEND
+                nursery.cancel_scope.cancel()
+
+    async def _read(self) -> None:
+        receive: Callable[[int], Any] = (
+            self.transport.receive_later if self._plain else self.stream.receive_some
+        )
+        try:
+            while data := await receive(RECEIVE_SIZE):
+                self._receive(bytes(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            failure = ReadError(explain(exc))
+            failure.__cause__ = exc
+            self._fail(failure)
+        else:
+            self._fail(_closed_by_server())
+
+    async def _write(self) -> None:
+        while self._send_failure is None:
+            if not self._outgoing:
+                await self._writable.wait()
+                continue
+            data, self._outgoing = self._outgoing, bytearray()
+            self._in_flight = len(data)
+            try:
+                # Not cancelled with the rest, lest it tears a frame and no GOAWAY can follow.
+                with trio.CancelScope(shield=True) as self._sending:
+                    await self.stream.send_all(data)
+                if self.transport.send_error is not None:
+                    raise self.transport.send_error
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                self._sending_failed(exc)
+            if self._sending.cancelled_caught:
+                return
+            self._in_flight = 0
+            if not self._outgoing:
+                self._answers = 0
+            self._progress.unpark_all()
+        await trio.sleep(_LAST_WORDS)
+        self._fail(self._send_failure)
+
+    async def _test(self, interval: float) -> None:
+        """Find out whether the server is alive when it has said nothing for a while."""
+        while True:
+            heard = self._last_received
+            await trio.sleep_until(heard + interval)
+            if self._last_received != heard:
+                continue
+            self._h2.ping(b"are you?")
+            self.flush()
+            await trio.sleep(self.settings.ping_timeout)
+            if self._last_received == heard:
+                self._fail(
+                    ReadError(
+                        f"the server did not answer a PING within {self.settings.ping_timeout:g} seconds"
+                    )
+                )
+
+    def _fail(self, failure: ExchangeError) -> None:
+        """The connection has come to its end, and this is why."""
+        self._failure = self._failure or failure
+        self.close_soon()
+
+    async def _say_goodbye(self) -> None:
+        if self._send_failure is not None or self._in_flight:
+            return
+        if not self._goaway_made:
+            self._h2.close_connection()
+        await self.stream.send_all(bytes(self._outgoing) + self._h2.data_to_send())
+
+    # -- Sending.
+
+    def flush(self) -> None:
+        """Send what h2 has to say, now if this is possible, else soon."""
+        if self._send_failure is not None or self.will_close:
+            return
+        data: bytes | memoryview = self._h2.data_to_send()
+        if not data:
+            return
+        if self._plain and not self.pending:
+            try:
+                sent = self.transport.send_nowait(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                self._sending_failed(exc)
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+        self._outgoing += data
+        self._writable.set()
+
+    @property
+    def pending(self) -> int:
+        """How many bytes wait to be sent."""
+        return self._in_flight + len(self._outgoing)
+
+    def _sending_failed(self, exc: trio.BrokenResourceError | trio.ClosedResourceError) -> None:
+        self._send_failure = WriteError(explain(exc))
+        self._send_failure.__cause__ = exc
+        self._outgoing.clear()
+        self._drain()
+        self._writable.set()
+        self._progress.unpark_all()
+
+    async def wait_for_progress(self) -> None:
+        """Wait until more may be sent than before, for whatever reason."""
+        await self._progress.park()
+
+    def wake_senders(self) -> None:
+        """Let those who wait to send look again at how things are."""
+        self._progress.unpark_all()
+
+    async def drained(self, timeout: float | None) -> None:
+        """Wait until not too much waits to be sent. It is a checkpoint only if it has to wait.
+
+        Raises:
+            WriteTimeout: It took more than `timeout` seconds.
+        """
+        if self.pending > _HIGH_WATER:
+            await timed(timeout, WriteTimeout, self._wait_until_drained)
+
+    async def _wait_until_drained(self) -> None:
+        while self.pending > _HIGH_WATER and not self.will_close:
+            await self._progress.park()
+
+    # -- Streams, as exchanges use them.
+
+    def open(self, exchange: HTTP2Exchange, headers: Headers, body: bytes, *, end_stream: bool) -> int | None:
+        """Open a stream, with the request's head and, if it is small, all of its body.
+
+        Returns:
+            The stream's id, or None if the connection takes no more requests.
+        """
+        if self.will_close or self._draining:
+            return None
+        try:
+            stream_id = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream_id, headers, end_stream=end_stream and not body)
+        except h2.exceptions.TooManyStreamsError:
+            # The server has lowered its limit since this was granted.
+            return None
+        self._streams[stream_id] = exchange
+        if body:
+            self._h2.send_data(stream_id, body, end_stream=end_stream)
+        if stream_id + 2 > _LAST_STREAM_ID:
+            self._drain()
+        return stream_id
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes of data can be sent on a stream now, in one frame."""
+        if self.pending > _HIGH_WATER:
+            return 0
+        window = self._h2.local_flow_control_window(stream_id)
+        return max(0, min(window, self._h2.max_outbound_frame_size, _MOST_IN_FRAME))
+
+    def fits(self, size: int) -> bool:
+        """Whether a new stream can send so many bytes of data at once."""
+        return size <= min(
+            self._h2.outbound_flow_control_window,
+            self._h2.remote_settings.initial_window_size,
+            self._h2.max_outbound_frame_size,
+        )
+
+    def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
+        """Send data for which there is room."""
+        self._h2.send_data(stream_id, data, end_stream=end_stream)
+        self._patience.earn()
+        self.flush()
+
+    def is_contended(self) -> bool:
+        """Whether others wait to send."""
+        return bool(self._progress)
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Let the server send so many bytes more on a stream."""
+        self._h2.increment_flow_control_window(size, stream_id)
+        self.flush()
+
+    @property
+    def extended_connect_enabled(self) -> bool:
+        """Whether the server takes extended CONNECT (RFC 8441, 3)."""
+        return bool(self._h2.remote_settings.enable_connect_protocol)
+
+    def leave(self, stream_id: int | None, reset: ErrorCodes | None) -> None:
+        """An exchange has ended. Called by it, once.
+
+        Args:
+            stream_id: Its stream, None if it has opened none.
+            reset: How to reset the stream, None if it has ended by itself.
+        """
+        if stream_id is not None:
+            self._streams.pop(stream_id, None)
+            if reset is not None and not self.will_close:
+                self._reset(stream_id, reset)
+                self.flush()
+        self._exchanges -= 1
+        if self._draining and not self._exchanges:
+            self.close_soon()
+        self.owner.released(self)
+
+    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+        # It may have ended in the frame that is being worked on.
+        with contextlib.suppress(h2.exceptions.StreamClosedError):
+            self._h2.reset_stream(stream_id, code)
+        self._left[stream_id] = None
+        if len(self._left) > _MOST_LEFT:
+            del self._left[next(iter(self._left))]
+
+    def _drain(self) -> None:
+        """Take no more requests, and close after the last."""
+        if not self._draining:
+            self._draining = True
+            self.owner.capacity_changed(self, 0)
+
+    # -- Receiving.
+
+    def _receive(self, data: bytes) -> None:
+        self._last_received = trio.current_time()
+        try:
+            for frame in self._splitter.split(data, self._h2.highest_outbound_stream_id):
+                self._take_frame(frame)
+                if self.will_close:
+                    return
+            self._grant_credit()
+            before = self.pending
+            self.flush()
+            self._answers += self.pending - before
+            if self._answers > _MOST_ANSWERS:
+                raise Violation(ErrorCodes.ENHANCE_YOUR_CALM, "the server does not read what it asks for")
+        except Violation as exc:
+            # What else there was to say is of no interest any more.
+            self._h2.clear_outbound_data_buffer()
+            self._h2.close_connection(exc.code)
+            self._goaway_made = True
+            failure = RemoteProtocolError(str(exc))
+            failure.__cause__ = exc.__cause__
+            self._fail(failure)
+
+    def _grant_credit(self) -> None:
+        if self._uncredited >= _CREDIT_STEP:
+            self._h2.increment_flow_control_window(self._uncredited)
+            self._uncredited = 0
+        if self._dropped >= _CREDIT_STEP:
+            self.flush()
+            self._outgoing += window_update(self._dropped)
+            self._writable.set()
+            self._dropped = 0
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.kind == GOAWAY and not self._splitter.in_header_block:
+            self._take_goaway(frame)
+        elif frame.kind == DATA and frame.stream_id in self._left and not self._splitter.in_header_block:
+            self._drop(frame)
+        else:
+            if not self._serves(frame):
+                self._patience.spend(self._last_received)
+            for event in self._events(frame.raw):
+                take = _EVENTS.get(type(event))
+                if take is not None:
+                    take(self, event)
+
+    def _serves(self, frame: Frame) -> bool:
+        """Whether a frame does something for a request."""
+        if frame.stream_id not in self._streams:
+            return False
+        if frame.kind == DATA and (frame.length or frame.flags & END_STREAM):
+            self._patience.earn()
+            return True
+        return frame.kind in (HEADERS, CONTINUATION)
+
+    def _events(self, raw: bytes) -> list[h2.events.Event]:
+        try:
+            return self._h2.receive_data(raw)
+        except h2.exceptions.ProtocolError as exc:
+            compression = isinstance(exc.__cause__, hpack.HPACKError)
+            code = ErrorCodes.COMPRESSION_ERROR if compression else exc.error_code
+            raise Violation(code, f"the server broke HTTP/2: {exc}") from exc
+        except Exception as exc:
+            # Bytes are all that it was given, so that whatever it is, they are at fault.
+            raise Violation(
+                ErrorCodes.PROTOCOL_ERROR, f"the server sent what can't be understood: {exc!r}"
+            ) from exc
+
+    def _drop(self, frame: Frame) -> None:
+        """Data for a stream that was left counts all the same (RFC 9113, 5.1)."""
+        self._patience.spend(self._last_received)
+        if self._dropped + frame.length > self._h2.inbound_flow_control_window:
+            raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
+        # h2, which would answer every such frame with another RST_STREAM, was not shown it.
+        self._dropped += frame.length
+
+    def _take_goaway(self, frame: Frame) -> None:
+        self._patience.spend(self._last_received)
+        goaway = parse_goaway(frame)
+        self._drain()
+        reason = f"the server sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
+        for stream_id, exchange in list(self._streams.items()):
+            if stream_id > goaway.last_stream_id:
+                exchange.refused(f"{reason} and has not acted on the request")
+        if not self._exchanges:
+            self._fail(RemoteProtocolError(reason))
+
+    def _take_head(self, event: h2.events.ResponseReceived | h2.events.InformationalResponseReceived) -> None:
+        exchange = self._streams.get(event.stream_id or 0)
+        if exchange is not None:
+            if isinstance(event, h2.events.ResponseReceived):
+                # h2 would give up the connection for a body of another length (RFC 9113, 8.1.1).
+                self._h2.streams[exchange.id_on_wire]._expected_content_length = None
+            exchange.take_head(event.headers or [])
+
+    def _take_data(self, event: h2.events.DataReceived) -> None:
+        size = event.flow_controlled_length or 0
+        self._uncredited += size
+        exchange = self._streams.get(event.stream_id or 0)
+        if exchange is not None:
+            exchange.take_data(event.data or b"", size)
+
+    def _take_trailers(self, event: h2.events.TrailersReceived) -> None:
+        exchange = self._streams.get(event.stream_id or 0)
+        if exchange is not None:
+            exchange.take_trailers(event.headers or [])
+
+    def _take_end(self, event: h2.events.StreamEnded) -> None:
+        exchange = self._streams.get(event.stream_id or 0)
+        if exchange is not None:
+            exchange.take_end()
+
+    def _take_reset(self, event: h2.events.StreamReset) -> None:
+        exchange = self._streams.get(event.stream_id or 0)
+        if exchange is not None:
+            exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
+
+    def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+        first = not self.settings_received.is_set()
+        self.settings_received.set()
+        if not self._draining and (first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings):
+            limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
+            self.owner.capacity_changed(self, limit)
+        self._progress.unpark_all()
+
+    def _take_window(self, _: h2.events.WindowUpdated) -> None:
+        self._progress.unpark_all()
+
+
+class HTTP2Exchange(Exchange[HTTP2Connection]):
+    """One request and its response on a stream of HTTP/2."""
+
+    points = TracePoints("http2")
+
+    def __init__(
+        self,
+        connection: HTTP2Connection,
+        prepared: Prepared,
+        timeouts: Timeouts,
+        tracer: Tracer | None,
+        *,
+        is_first: bool,
+    ) -> None:
+        super().__init__(connection, prepared, timeouts, tracer)
+        self.stream_id: int | None = None
+        self._is_first = is_first
+        # What has arrived and was not taken: heads, pieces of the body, trailers, and None for the end.
+        self._inbox: deque[Head | bytes | Headers | None] = deque()
+        self._arrived = Wakeup()
+        # How far each side has come on the wire, and how the stream is to be reset if they don't get to the
+        # end. Once it is `_over` there is nothing left to reset.
+        self.sent_end: bool = False
+        self._received_end = False
+        self._over = False
+        self.was_closed: bool = False
+        self._has_head = False
+        self._reset_code = ErrorCodes.CANCEL
+        self._informational = 0
+        # The body's declared length, and how much of it is to come; the same for the request's.
+        self._left: int | None = None
+        self._to_send: int | None = None
+        # The stream's window, and how much of it was used and is free again.
+        self._window = _WINDOW
+        self._uncredited = 0
+
+    @property
+    def id_on_wire(self) -> int:
+        """The stream's id; it has been opened."""
+        assert self.stream_id is not None
+        return self.stream_id
+
+    def _info(self) -> dict[str, Any]:
+        return {"request": self._prepared.request, "stream_id": self.stream_id}
+
+    def _closing_info(self) -> dict[str, Any]:
+        return {"stream_id": self.stream_id}
+
+    def _traced_head(self, head: Head) -> Any:
+        return (head.status, head.headers)
+
+    # -- The request.
+
+    async def _send_request(self) -> None:
+        prepared, tracer = self._prepared, self._tracer
+        if self._is_first and tracer is not None:
+            info = {"request": prepared.request}
+            await traced(tracer, "http2.send_connection_init", info, self._flush)
+        headers = request_headers(prepared)
+        if prepared.protocol is not None:
+            await self._check_extended_connect()
+        body = prepared.body
+        tunnel = prepared.method == b"CONNECT"
+        body_follows = prepared.expects_continue or (
+            body is None or len(body) > SMALL_BODY or not self._connection.fits(len(body))
+        )
+        self._open(headers, b"" if body_follows or body is None else body, end=not (tunnel or body_follows))
+        await traced(tracer, self.points.send_request_headers, self._info(), self._flush)
+        if body_follows:
+            self._to_send = content_length(headers)
+            await self._begin_upload(self._send_piece)
+        else:
+            await traced(tracer, self.points.send_request_body, self._info(), _nothing)
+
+    def _open(self, headers: Headers, body: bytes, *, end: bool) -> None:
+        self.stream_id = self._connection.open(self, headers, body, end_stream=end)
+        if self.stream_id is None:
+            self._failure = RemoteProtocolError("the server takes no more requests on this connection")
+            mark_refused(self._failure)
+            raise self._failure
+        self.sent_end = end
+
+    async def _flush(self) -> None:
+        self._connection.flush()
+        await self._connection.drained(self._timeouts.write)
+
+    async def _check_extended_connect(self) -> None:
+        """RFC 8441, 3: not before the server has said that it takes it."""
+        connection = self._connection
+        await timed(self._timeouts.read, ReadTimeout, connection.settings_received.wait)
+        if not connection.will_close and not connection.extended_connect_enabled:
+            raise LocalProtocolError(
+                "the protocol extension needs a server that takes extended CONNECT (RFC 8441), "
+                "which this one does not"
+            )
+
+    async def _send_piece(self, piece: memoryview | None) -> None:
+        if piece is None:
+            await self._end_body()
+            return
+        if self._to_send is not None:
+            if len(piece) > self._to_send:
+                raise LocalProtocolError("the content is longer than its Content-Length")
+            self._to_send -= len(piece)
+        await self.send(piece, end=self._to_send == 0)
+
+    async def _end_body(self) -> None:
+        if self._to_send:
+            raise LocalProtocolError(f"the content is {self._to_send} bytes shorter than its Content-Length")
+        if not self.sent_end:
+            await self.send(b"", end=True)
+
+    async def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
+        """Send data when there is room for it, and maybe the end. A checkpoint only if it has to wait.
+
+        Raises:
+            WriteError: The stream has ended.
+        """
+        connection = self._connection
+        data = memoryview(data)
+        while data or (end and not self.sent_end):
+            self._check_sendable()
+            size = min(len(data), connection.room(self.id_on_wire))
+            if data and not size:
+                await connection.wait_for_progress()
+                continue
+            last = end and size == len(data)
+            self.sent_end = last
+            connection.send_data(self.id_on_wire, data[:size], end_stream=last)
+            if self._upload is not None:
+                self._upload.progressed()
+            data = data[size:]
+            if data and connection.is_contended():
+                await trio.lowlevel.checkpoint()
+        if self.sent_end and self._received_end:
+            self._finish()
+
+    async def wait_for_room(self) -> None:
+        """Wait until there is room for data, or never will be."""
+        while not (self._over or self._done or self._connection.room(self.id_on_wire)):
+            await self._connection.wait_for_progress()
+
+    def _check_sendable(self) -> None:
+        if self._over or self._done or self._failure is not None or self._connection.will_close:
+            raise WriteError(str(self._failure or "the stream was closed"))
+
+    # -- What the connection's reader tells. Nothing here waits.
+
+    def take_head(self, block: list[tuple[bytes, bytes]]) -> None:
+        """The head of a response, of whatever kind."""
+        try:
+            head = response_head(block)
+            if head.status < 200:
+                self._count_informational()
+            elif self._is_tunnel(head.status):
+                self._left = None
+            else:
+                self._left = content_length(head.headers)
+                if self._prepared.method == b"HEAD" or head.status in (204, 304):
+                    self._left = 0
+        except RemoteProtocolError as exc:
+            self._malformed(exc)
+            return
+        self._answered = True
+        self._has_head = head.status >= 200
+        self._put(head)
+
+    def _count_informational(self) -> None:
+        self._informational += 1
+        if self._informational > MAX_INFORMATIONAL:
+            self._reset_code = ErrorCodes.ENHANCE_YOUR_CALM
+            raise RemoteProtocolError(
+                f"the server sent more than {MAX_INFORMATIONAL} informational responses"
+            )
+
+    def take_data(self, data: bytes, size: int) -> None:
+        """A piece of the body, and by how much it has used the stream's window."""
+        self._uncredited += size - len(data)
+        if not self._has_head:
+            self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
+        elif self._left is not None and len(data) > self._left:
+            self._malformed(RemoteProtocolError("the response's body is longer than its content-length"))
+        elif data:
+            if self._left is not None:
+                self._left -= len(data)
+            self._put(data)
+
+    def take_trailers(self, block: Headers) -> None:
+        """The trailers; the end follows."""
+        try:
+            check_fields(block)
+        except RemoteProtocolError as exc:
+            self._malformed(exc)
+        else:
+            self._put(list(block))
+
+    def take_end(self) -> None:
+        """The end of the response."""
+        self._received_end = True
+        if not self._has_head:
+            self._malformed(RemoteProtocolError("the server ended the stream without a response"))
+        elif self._left:
+            self._malformed(RemoteProtocolError(f"the response's body ends {self._left} bytes early"))
+        elif self._failure is None:
+            self._put(None)
+            if self.sent_end:
+                self._finish()
+
+    def take_reset(self, code: int, *, by_server: bool | None) -> None:
+        """The stream has been reset."""
+        self._over = True
+        if self._received_end:
+            # The response is whole, and the server does not want the rest of the request (8.1).
+            self._finish(clean=False)
+        elif code == ErrorCodes.REFUSED_STREAM:
+            self.refused("the server refused the request (REFUSED_STREAM)")
+        else:
+            # This is an answer, of which nobody knows what the server did before it.
+            self._answered = True
+            what = "the server reset the stream" if by_server else "the server broke HTTP/2 on the stream"
+            self._fail(RemoteProtocolError(f"{what}: {name_of(code)}"))
+
+    def refused(self, reason: str) -> None:
+        """The server has promised not to have acted on the request (RFC 9113, 8.7)."""
+        self._over = True
+        failure = RemoteProtocolError(reason)
+        mark_refused(failure)
+        self._fail(failure)
+
+    def connection_failed(self, failure: ExchangeError) -> None:
+        """The connection has ended, and with it the stream."""
+        self._over = True
+        if self._received_end:
+            if self._upload is not None:
+                self._upload.cancel()
+            return
+        when = "in the middle of the response" if self._answered else "without a response"
+        own = type(failure)(f"{failure}, {when}")
+        own.__cause__ = failure.__cause__
+        self._fail(own)
+
+    def _malformed(self, failure: RemoteProtocolError) -> None:
+        self._answered = True
+        if self._reset_code is ErrorCodes.CANCEL:
+            self._reset_code = ErrorCodes.PROTOCOL_ERROR
+        self._fail(failure)
+        self._finish(clean=False)
+
+    def _fail(self, failure: ExchangeError) -> None:
+        self._failure = self._failure or failure
+        if self._upload is not None:
+            self._upload.cancel()
+        self._arrived.set()
+
+    def _put(self, item: Head | bytes | Headers | None) -> None:
+        if self._failure is None:
+            self._inbox.append(item)
+            self._arrived.set()
+
+    # -- Receiving.
+
+    async def _receive(self, timeout: float | None) -> Any:
+        if not self._inbox:
+            if self._failure is not None:
+                raise self._failure
+            await timed(timeout, ReadTimeout, self._arrived.wait)
+        return True
+
+    def _feed(self, received: Any) -> None:
+        """What arrives is in the inbox already."""
+
+    async def _next(self) -> Any:
+        while not self._inbox:
+            if self._failure is not None:
+                raise self._failure
+            await self._wait()
+        return self._inbox.popleft()
+
+    async def _next_head(self) -> Head:
+        head: Head = await self._next()
+        return head
+
+    async def _receive_response(self) -> Response:
+        head = await self._receive_head()
+        raw = self._handed_over = self._is_tunnel(head.status)
+        if raw:
+            self._response_complete = True
+            stream = NetworkStream(Tunnel(self, self._connection.stream))
+        else:
+            stream = self._connection.info
+            if self._prepared.method == b"CONNECT":
+                self.end_request()
+        response = Response(head.status)
+        response.headers = head.headers
+        response.stream = self
+        response.extensions = {
+            "http_version": head.version,
+            "stream_id": self.stream_id,
+            "network_stream": stream,
+            "trailing_headers": self._trailers,
+        }
+        return response
+
+    def _is_tunnel(self, status: int) -> bool:
+        return self._prepared.method == b"CONNECT" and 200 <= status < 300
+
+    def end_request(self) -> None:
+        """Say that nothing more will be sent, where that is still to be said."""
+        if not (self.sent_end or self._over or self._done):
+            self.sent_end = True
+            self._connection.send_data(self.id_on_wire, b"", end_stream=True)
+            if self._received_end:
+                self._finish()
+
+    async def _next_chunk(self, checkpoint: bool) -> bytes | None:
+        if self._inbox and checkpoint:
+            await trio.lowlevel.checkpoint()
+        item = await self._next()
+        if isinstance(item, bytes):
+            self._consumed(len(item))
+            return item
+        trailers: Headers = []
+        while item is not None:
+            trailers = item
+            item = await self._next()
+        self._end_response(trailers)
+        return None
+
+    def _consumed(self, size: int) -> None:
+        """Let the server send on; if the user was faster than the server, more than before."""
+        self._uncredited += size
+        if self._received_end or self._over or self._uncredited < self._window // 2:
+            return
+        credit, self._uncredited = self._uncredited, 0
+        if not self._inbox and self._window < _LARGEST_WINDOW:
+            credit += self._window
+            self._window *= 2
+        self._connection.credit(self.id_on_wire, credit)
+
+    # -- The end.
+
+    async def _skip_rest(self) -> None:
+        if self._received_end and self._failure is None:
+            trailers = next((item for item in self._inbox if isinstance(item, list)), [])
+            self._inbox.clear()
+            self._end_response(trailers)
+
+    async def _settle(self) -> None:
+        if self._handed_over:
+            self.end_tunnel()
+        else:
+            await super()._settle()
+
+    async def receive(self, max_bytes: int | None) -> bytes:
+        """Receive some bytes from the other end of a tunnel; none is the end.
+
+        Raises:
+            ExchangeError: The stream has failed, or was closed.
+        """
+        while True:
+            while not self._inbox:
+                if self._failure is not None:
+                    raise self._failure
+                await self._arrived.wait()
+            if self._inbox[0] is None:
+                return b""
+            item = self._inbox.popleft()
+            if isinstance(item, bytes):
+                data = item[:max_bytes]
+                if len(data) < len(item):
+                    self._inbox.appendleft(item[len(data) :])
+                self._consumed(len(data))
+                return data
+
+    def end_tunnel(self) -> None:
+        """End a tunnel, by resetting it if the other side has not ended."""
+        if not self.was_closed:
+            self.was_closed = True
+            if self._received_end:
+                self.end_request()
+            self._finish()
+            self._inbox.clear()
+            self._fail(ReadError("the stream was closed"))
+            self._connection.wake_senders()
+
+    def _is_clean(self) -> bool:
+        return self.sent_end and self._received_end
+
+    def _release(self, *, clean: bool) -> None:
+        reset = None if clean or self._over else self._reset_code
+        self._over = True
+        self._connection.leave(self.stream_id, reset)
+
+    def _explain(self, exc: ExchangeError) -> ExchangeError:
+        if exc is self._failure and not self._answered:
+            mark_unanswered(exc, unsent=self.stream_id is None)
+            self._prepared.failure = exc
+        return exc
+
+
+class _OneAtATime:
+    """Refuses the second of two tasks that do the same at once."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._busy = False
+
+    def __enter__(self) -> None:
+        if self._busy:
+            raise trio.BusyResourceError(f"another task is {self._what} this stream")
+        self._busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self._busy = False
+
+
+class Tunnel(trio.abc.HalfCloseableStream):
+    """A stream of HTTP/2 as a stream of Trio, after a 2xx answer to CONNECT (RFC 9113, 8.5).
+
+    Attributes:
+        transport_stream: What the connection runs on.
+    """
+
+    def __init__(self, exchange: HTTP2Exchange, transport_stream: trio.abc.Stream) -> None:
+        self.transport_stream: trio.abc.Stream = transport_stream
+        self._exchange = exchange
+        self._receiving = _OneAtATime("receiving from")
+        self._sending = _OneAtATime("sending to")
+
+    def __repr__(self) -> str:
+        return f"<Tunnel on stream {self._exchange.stream_id} over {self.transport_stream!r}>"
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive some bytes; `b""` when the other side has ended."""
+        check_max_bytes(max_bytes)
+        with self._receiving:
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            try:
+                return await self._exchange.receive(max_bytes)
+            except ExchangeError as exc:
+                self._check_open()
+                raise trio.BrokenResourceError(str(exc)) from exc
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, as fast as the other side takes it."""
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            try:
+                await self._exchange.send(memoryview(data))
+            except WriteError as exc:
+                self._check_sendable()
+                raise trio.BrokenResourceError(str(exc)) from exc
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until something can be sent, or sending fails."""
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            await self._exchange.wait_for_room()
+            self._check_sendable()
+
+    async def send_eof(self) -> None:
+        """Tell the other side that nothing more will be sent (END_STREAM)."""
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            self._exchange.end_request()
+
+    async def aclose(self) -> None:
+        """End the tunnel. If the other side has not ended, the stream is reset."""
+        self._exchange.end_tunnel()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._exchange.was_closed:
+            raise trio.ClosedResourceError("the tunnel was closed")
+
+    def _check_sendable(self) -> None:
+        self._check_open()
+        if self._exchange.sent_end:
+            raise trio.ClosedResourceError("the end was sent already")
+
+
+async def _nothing() -> None:
+    """What remains to be done for a body that went out with the head."""
+
+
+_EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {
+    h2.events.ResponseReceived: HTTP2Connection._take_head,
+    h2.events.InformationalResponseReceived: HTTP2Connection._take_head,
+    h2.events.DataReceived: HTTP2Connection._take_data,
+    h2.events.TrailersReceived: HTTP2Connection._take_trailers,
+    h2.events.StreamEnded: HTTP2Connection._take_end,
+    h2.events.StreamReset: HTTP2Connection._take_reset,
+    h2.events.RemoteSettingsChanged: HTTP2Connection._take_settings,
+    h2.events.WindowUpdated: HTTP2Connection._take_window,
+}
+
+
+def _new_h2(settings: Settings) -> h2.connection.H2Connection:
+    """The state of a connection, with its first bytes ready to be sent."""
+    config = h2.config.H2Configuration(
+        client_side=True,
+        header_encoding=None,
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+        validate_inbound_headers=False,
+        normalize_inbound_headers=False,
+    )
+    connection = h2.connection.H2Connection(config)
+    connection.local_settings = h2.settings.Settings(
+        client=True,
+        initial_values={
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW,
+            SettingCodes.MAX_HEADER_LIST_SIZE: settings.max_header_bytes,
+        },
+    )
+    connection.decoder.max_header_list_size = settings.max_header_bytes
+    connection.initiate_connection()
+    connection.increment_flow_control_window(_CONNECTION_WINDOW - connection.inbound_flow_control_window)
+    return connection
+
+
+def _closed_by_server() -> ExchangeError:
+    return RemoteProtocolError("the server closed the connection")
+
+
+def _quoted(debug_data: bytes) -> str:
+    return f": {debug_data[:200]!r}" if debug_data else ""

@@ -584,6 +584,11 @@ class _Supervisor:
             await function(*args)
         except trio.Cancelled:
             raise
+        except BaseExceptionGroup as exc:
+            cancelled, crash = exc.split(trio.Cancelled)
+            self._crash = self._crash or crash
+            if cancelled is not None:
+                raise cancelled from None
         except BaseException as exc:
             self._crash = self._crash or exc
 

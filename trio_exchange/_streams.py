@@ -272,7 +272,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """
         self._refuse_if_http()
         check_seconds("timeout", timeout)
-        _check_max_bytes(max_bytes)
+        check_max_bytes(max_bytes)
         try:
             return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -374,7 +374,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._refuse_as_trio()
         if not self._received:
             return bytes(await self._stream.receive_some(max_bytes))
-        _check_max_bytes(max_bytes)
+        check_max_bytes(max_bytes)
         await trio.lowlevel.checkpoint()
         data = self._received[:max_bytes]
         self._received = self._received[len(data) :]
@@ -442,7 +442,13 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         return None
 
 
-def _check_max_bytes(max_bytes: object) -> None:
+def check_max_bytes(max_bytes: object) -> None:
+    """Check the argument of `receive_some`.
+
+    Raises:
+        TypeError: It is neither an int nor None.
+        ValueError: It is less than 1.
+    """
     if max_bytes is None:
         return
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
@@ -453,13 +459,12 @@ def _check_max_bytes(max_bytes: object) -> None:
 
 def _below(stream: Any) -> Any:
     """The stream that `stream` runs on, if it is one of those that run on another."""
-    if isinstance(stream, trio.SSLStream):
-        return stream.transport_stream
     if isinstance(stream, Transport):
         return stream.stream
     if isinstance(stream, NetworkStream):
         return stream._stream
-    return None
+    # As it is called by Trio's SSLStream, and by the tunnels of HTTP/2.
+    return getattr(stream, "transport_stream", None)
 
 
 def _ask_socket(name: str, sock: trio.socket.SocketType) -> Any:

@@ -1,0 +1,215 @@
+"""Frames of HTTP/2 as they arrive, before h2 sees them.
+
+Theory of operation. h2 keeps the protocol's state and does most of the checking. This stands before it
+where h2 would do something else than a client must:
+
+- The first frame has to be SETTINGS, and a server that answers in text is told apart at once.
+- A frame that is too large is refused by its header, before the rest of it is kept.
+- Frames on streams that were never opened are a connection error, whatever their type; h2 ignores some.
+- GOAWAY goes past h2, for which it is the end of the connection, though streams may go on.
+- What a server may say that serves no request is limited (`Patience`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from h2.errors import ErrorCodes
+
+# RFC 9113, 6.
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
+PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(5, 10)
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+
+MAX_FRAME_SIZE = 16384
+_HEADER_SIZE = 9
+_GOAWAY = struct.Struct(">LL")
+_WINDOW_UPDATE = struct.Struct(">HBBBLL")
+
+
+class Violation(Exception):
+    """The server broke HTTP/2 in a way that ends the connection.
+
+    Args:
+        code: Of the GOAWAY that says so.
+        message: What it did.
+    """
+
+    def __init__(self, code: ErrorCodes, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Frame(NamedTuple):
+    """One frame.
+
+    Attributes:
+        kind: Its type.
+        flags: Its flags.
+        stream_id: Its stream, 0 for the connection.
+        raw: The frame as it was received.
+    """
+
+    kind: int
+    flags: int
+    stream_id: int
+    raw: bytes
+
+    @property
+    def length(self) -> int:
+        """The length of what follows the frame's header."""
+        return len(self.raw) - _HEADER_SIZE
+
+
+class FrameSplitter:
+    """Takes what arrives apart."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._preface_seen = False
+        self._in_header_block = False
+
+    def split(self, data: bytes, highest_stream_id: int) -> Iterator[Frame]:
+        """The frames that are complete with `data`.
+
+        Args:
+            data: What was received.
+            highest_stream_id: Of the streams that were opened.
+
+        Raises:
+            Violation: From the iterator.
+        """
+        buffer = self._buffer + data if self._buffer else data
+        start, size = 0, len(buffer)
+        try:
+            while size - start >= _HEADER_SIZE:
+                end = start + _HEADER_SIZE + int.from_bytes(buffer[start : start + 3], "big")
+                kind, flags = buffer[start + 3], buffer[start + 4]
+                stream_id = int.from_bytes(buffer[start + 5 : start + 9], "big") & 0x7FFFFFFF
+                if not self._preface_seen:
+                    self._check_preface(buffer, kind, flags)
+                if end - start - _HEADER_SIZE > MAX_FRAME_SIZE:
+                    raise Violation(
+                        ErrorCodes.FRAME_SIZE_ERROR,
+                        f"the server sent a frame of {end - start - _HEADER_SIZE} bytes",
+                    )
+                if end > size:
+                    break
+                frame = Frame(kind, flags, stream_id, buffer[start:end])
+                start = end
+                self._check_order(frame, highest_stream_id)
+                yield frame
+        finally:
+            self._buffer = buffer[start:]
+
+    def _check_preface(self, buffer: bytes, kind: int, flags: int) -> None:
+        """RFC 9113, 3.4."""
+        self._preface_seen = True
+        if buffer.startswith(b"HTTP/"):
+            line = buffer.partition(b"\r\n")[0]
+            raise Violation(
+                ErrorCodes.PROTOCOL_ERROR, f"the server does not speak HTTP/2: it sent {line[:40]!r}"
+            )
+        if kind != SETTINGS or flags & ACK:
+            raise Violation(
+                ErrorCodes.PROTOCOL_ERROR,
+                f"the server does not speak HTTP/2: instead of SETTINGS it sent {buffer[:20]!r}",
+            )
+
+    def _check_order(self, frame: Frame, highest_stream_id: int) -> None:
+        if self._in_header_block or frame.kind in (HEADERS, PUSH_PROMISE):
+            # That nothing but CONTINUATION follows is checked by h2.
+            self._in_header_block = not frame.flags & END_HEADERS
+        if frame.kind > CONTINUATION or frame.kind == PRIORITY:
+            return
+        if frame.stream_id and (frame.stream_id > highest_stream_id or frame.stream_id % 2 == 0):
+            raise Violation(
+                ErrorCodes.PROTOCOL_ERROR,
+                f"the server sent a frame of type {frame.kind} on stream {frame.stream_id}, "
+                "which was never opened",
+            )
+
+    @property
+    def in_header_block(self) -> bool:
+        """Whether the last frame was part of a header block, and not its end."""
+        return self._in_header_block
+
+
+class Goaway(NamedTuple):
+    """What a GOAWAY frame says (RFC 9113, 6.8).
+
+    Attributes:
+        last_stream_id: The server has not acted on streams above this, and will not.
+        code: Why.
+        debug_data: Why, in words.
+    """
+
+    last_stream_id: int
+    code: int
+    debug_data: bytes
+
+
+def parse_goaway(frame: Frame) -> Goaway:
+    """Read a GOAWAY frame.
+
+    Raises:
+        Violation: It is malformed.
+    """
+    if frame.stream_id:
+        raise Violation(ErrorCodes.PROTOCOL_ERROR, "the server sent GOAWAY on a stream")
+    if frame.length < _GOAWAY.size:
+        raise Violation(ErrorCodes.FRAME_SIZE_ERROR, f"the server sent a GOAWAY of {frame.length} bytes")
+    last_stream_id, code = _GOAWAY.unpack_from(frame.raw, _HEADER_SIZE)
+    return Goaway(last_stream_id & 0x7FFFFFFF, code, frame.raw[_HEADER_SIZE + _GOAWAY.size :])
+
+
+def window_update(increment: int) -> bytes:
+    """A WINDOW_UPDATE frame for the connection, for data that h2 was not shown."""
+    return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, 0, increment)
+
+
+def name_of(code: int) -> str:
+    """The name of an error code (RFC 9113, 7)."""
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"error {code:#x}"
+
+
+class Patience:
+    """How many frames a server may send that serve no request (RFC 9113, 10.5).
+
+    Frames that do serve one earn it some more, so that many small ones on a busy connection are no
+    offence; and after a while all is forgotten.
+    """
+
+    LIMIT = 10_000
+    EARNED = 10
+    SECONDS = 10.0
+
+    def __init__(self, now: float) -> None:
+        self._left = self.LIMIT
+        self._forgiven_at = now
+
+    def earn(self) -> None:
+        """A request was served."""
+        self._left = min(self.LIMIT, self._left + self.EARNED)
+
+    def spend(self, now: float) -> None:
+        """A frame came that served none.
+
+        Raises:
+            Violation: It was one too many.
+        """
+        self._left -= 1
+        if self._left < 0:
+            if now - self._forgiven_at < self.SECONDS:
+                raise Violation(
+                    ErrorCodes.ENHANCE_YOUR_CALM,
+                    f"the server sent more than {self.LIMIT} frames that served no request",
+                )
+            self._left = self.LIMIT
+            self._forgiven_at = now

@@ -1,0 +1,111 @@
+"""Header blocks of HTTP/2: made from a request, and checked when they are a response's.
+
+h2 is told not to touch or check headers. What goes out was checked when the request was prepared, more
+strictly than h2 would. What comes in is checked here, since a malformed response concerns its stream alone
+(RFC 9113, 8.1.1), while h2 would give up the connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hpack import NeverIndexedHeaderTuple
+
+from ._exceptions import LocalProtocolError, RemoteProtocolError
+from ._exchange import Head
+from ._models import Headers, Prepared
+
+# RFC 9113, 8.2.2. Host has become :authority.
+_OF_THE_CONNECTION = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_NOT_SENT = _OF_THE_CONNECTION | {b"host", b"te"}
+# RFC 7541, 7.1.3: what a guess at a compressed value must not reveal.
+_NEVER_INDEXED = frozenset((b"authorization", b"proxy-authorization", b"cookie"))
+_SCHEMES = {b"ws": b"http", b"wss": b"https"}
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE = re.compile(rb"(?![ \t])[^\x00\r\n]*(?<![ \t])")
+_STATUS = re.compile(rb"[1-9][0-9][0-9]")
+
+
+def request_headers(prepared: Prepared) -> Headers:
+    """The header block of a request (RFC 9113, 8.3.1; 8.5 for CONNECT; RFC 8441 for extended CONNECT).
+
+    Raises:
+        LocalProtocolError: The request can't be expressed in HTTP/2.
+    """
+    authority = b""
+    fields: Headers = []
+    for name, value in prepared.headers:
+        lower = name.lower()
+        if lower in _NEVER_INDEXED:
+            fields.append(NeverIndexedHeaderTuple(lower, value))
+        elif lower not in _NOT_SENT:
+            fields.append((lower, value))
+        elif lower == b"host":
+            authority = value
+        elif lower == b"te" and b"trailers" in value.lower():
+            fields.append((b"te", b"trailers"))
+    return [*_pseudo_headers(prepared, authority), *fields]
+
+
+def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
+    scheme = prepared.request.url.scheme
+    method, target = prepared.method, prepared.target
+    block = [(b":method", method), (b":authority", authority)]
+    if method == b"CONNECT":
+        if prepared.body != b"":
+            raise LocalProtocolError("a CONNECT request can't have content over HTTP/2")
+        if prepared.protocol is None:
+            return block
+        block.append((b":protocol", prepared.protocol))
+    if not target.startswith(b"/") and target != b"*":
+        raise LocalProtocolError(f"the target of a request over HTTP/2 must begin with '/', not {target!r}")
+    return [*block, (b":scheme", _SCHEMES.get(scheme, scheme)), (b":path", target)]
+
+
+def response_head(block: list[tuple[bytes, bytes]]) -> Head:
+    """The head of a response.
+
+    Raises:
+        RemoteProtocolError: It is malformed (RFC 9113, 8.1.1).
+    """
+    name, status = block[0] if block else (b"", b"")
+    if name != b":status" or not _STATUS.fullmatch(status):
+        raise RemoteProtocolError(f"the response has no valid status first, but {name!r}: {status!r}")
+    if status == b"101":
+        raise RemoteProtocolError("the server answered 101, which HTTP/2 does not have")
+    headers = block[1:]
+    check_fields(headers)
+    return Head(b"HTTP/2", int(status), b"", headers)
+
+
+def check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check header or trailer fields (RFC 9113, 8.2).
+
+    Raises:
+        RemoteProtocolError: They are malformed.
+    """
+    for name, value in headers:
+        if not _NAME.fullmatch(name):
+            raise RemoteProtocolError(f"the response has an invalid header name: {name!r}")
+        if not _VALUE.fullmatch(value):
+            raise RemoteProtocolError(f"the response has an invalid value of the header {name!r}: {value!r}")
+        if name in _OF_THE_CONNECTION:
+            raise RemoteProtocolError(f"the response has a header that HTTP/2 does not have: {name!r}")
+
+
+def content_length(headers: Headers) -> int | None:
+    """The length of the body that is to come, None if it is not known.
+
+    Raises:
+        RemoteProtocolError: There are several different ones, or what is no number.
+    """
+    lengths = {value for name, value in headers if name == b"content-length"}
+    if not lengths:
+        return None
+    length = lengths.pop()
+    if lengths or not length.isdigit():
+        raise RemoteProtocolError(f"the response has no valid content-length, but {length!r}")
+    return int(length)
