@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import trio_exchange
@@ -22,7 +24,7 @@ from trio_exchange import (
     WriteTimeout,
     _exceptions,
 )
-from trio_exchange._exceptions import mark_unanswered, may_resend
+from trio_exchange._exceptions import mark_refused, mark_unanswered, may_resend
 
 PARENTS = {
     ExchangeError: Exception,
@@ -54,25 +56,48 @@ def test_every_exception_is_public() -> None:
     assert set(_exceptions.__all__) <= set(trio_exchange.__all__)
 
 
-@pytest.mark.parametrize("idempotent", [False, True])
-def test_an_error_that_nobody_marked_forbids_resending(idempotent: bool) -> None:
-    assert not may_resend(ReadError(), idempotent=idempotent)
+idempotent_or_not = pytest.mark.parametrize("idempotent", [False, True])
+reused_or_not = pytest.mark.parametrize("reused", [False, True])
 
 
-@pytest.mark.parametrize("idempotent", [False, True])
-def test_an_unsent_request_may_always_be_sent_again(idempotent: bool) -> None:
+@idempotent_or_not
+@reused_or_not
+def test_an_error_that_nobody_marked_forbids_resending(idempotent: bool, reused: bool) -> None:
+    assert not may_resend(ReadError(), idempotent=idempotent, reused=reused)
+
+
+@idempotent_or_not
+@reused_or_not
+def test_an_unsent_request_may_be_sent_again_if_the_connection_was_reused(
+    idempotent: bool, reused: bool
+) -> None:
     error = WriteError()
     mark_unanswered(error, unsent=True)
-    assert may_resend(error, idempotent=idempotent)
+    assert may_resend(error, idempotent=idempotent, reused=reused) is reused
 
 
-@pytest.mark.parametrize("idempotent", [False, True])
-def test_a_sent_but_unanswered_request_may_be_sent_again_if_it_is_idempotent(idempotent: bool) -> None:
+@idempotent_or_not
+@reused_or_not
+def test_a_sent_but_unanswered_request_may_be_sent_again_if_it_is_idempotent_besides(
+    idempotent: bool, reused: bool
+) -> None:
     error = ReadError()
     mark_unanswered(error, unsent=False)
-    assert may_resend(error, idempotent=idempotent) is idempotent
+    assert may_resend(error, idempotent=idempotent, reused=reused) is (idempotent and reused)
 
 
-def test_marking_one_error_leaves_others_alone() -> None:
-    mark_unanswered(ReadError(), unsent=True)
-    assert not may_resend(ReadError(), idempotent=True)
+@idempotent_or_not
+@reused_or_not
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_a_refused_request_may_always_be_sent_again(idempotent: bool, reused: bool, unanswered: bool) -> None:
+    error = RemoteProtocolError()
+    mark_refused(error)
+    if unanswered:
+        mark_unanswered(error, unsent=False)
+    assert may_resend(error, idempotent=idempotent, reused=reused)
+
+
+@pytest.mark.parametrize("mark", [lambda error: mark_unanswered(error, unsent=True), mark_refused])
+def test_marking_one_error_leaves_others_alone(mark: Callable[[ReadError], None]) -> None:
+    mark(ReadError())
+    assert not may_resend(ReadError(), idempotent=True, reused=True)
