@@ -634,11 +634,14 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             body is None or len(body) > SMALL_BODY or not self._connection.fits(len(body))
         )
         self._open(headers, b"" if body_follows or body is None else body, end=not (tunnel or body_follows))
-        await traced(tracer, self.points.send_request_headers, self._info(), self._flush)
+        if tracer is None:
+            await self._flush()
+        else:
+            await traced(tracer, self.points.send_request_headers, self._info(), self._flush)
         if body_follows:
             self._to_send = content_length(headers)
             await self._begin_upload(self._send_piece)
-        else:
+        elif tracer is not None:
             await traced(tracer, self.points.send_request_body, self._info(), _nothing)
 
     def _open(self, headers: Headers, body: bytes, *, end: bool) -> None:

@@ -23,7 +23,7 @@ HEADERS = [
 UPLOAD_HEADERS = [*HEADERS, (b"Content-Length", str(UPLOAD_SIZE).encode())]
 
 OURS = "trio_exchange"
-BARE = "bare_h11"
+BARE = "bare"
 CLIENTS = (OURS, BARE, "httpcore2", "aiohttp")
 
 Operation = Literal["get", "download", "upload"]
@@ -37,12 +37,13 @@ class Case:
     connections: int = 1
     tls: bool = False
     timeouts: bool = False
+    http2: bool = False
     clients: tuple[str, ...] = CLIENTS
 
     @property
     def group(self) -> tuple[Any, ...]:
         """Cases of one group are measured in the same rounds, so that they compare well."""
-        return (self.operation, self.tasks, self.connections, self.tls)
+        return (self.operation, self.tasks, self.connections, self.tls, self.http2)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,16 @@ class Work:
     ca_file: str
 
     @property
+    def module(self) -> str:
+        """The name of the client's module."""
+        if self.client != BARE:
+            return self.client
+        return "bare_h2" if self.case.http2 else "bare_h11"
+
+    @property
     def lanes(self) -> int:
-        """How many tasks send requests: the bare loop has no pool, hence no more than connections."""
-        return self.case.connections if self.client == BARE else self.case.tasks
+        """How many tasks send requests: the bare h11 loop has no pool, hence no more than connections."""
+        return self.case.connections if self.module == "bare_h11" else self.case.tasks
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -67,6 +75,8 @@ class Work:
         fields = json.loads(text)
         return cls(**{**fields, "case": Case(**fields["case"])})
 
+
+HTTP2_CLIENTS = (OURS, BARE, "httpcore2")
 
 CASES = (
     Case("get-1"),
@@ -84,6 +94,11 @@ CASES = (
     Case("get-20-tls", tasks=20, connections=20, tls=True),
     Case("download-100MiB", "download"),
     Case("upload-10MiB", "upload"),
+    Case("h2-get-1", http2=True, clients=HTTP2_CLIENTS),
+    Case("h2-get-20", tasks=20, http2=True, clients=HTTP2_CLIENTS),
+    Case("h2-get-100", tasks=100, http2=True, clients=HTTP2_CLIENTS),
+    Case("h2-download-100MiB", "download", http2=True, clients=HTTP2_CLIENTS),
+    Case("h2-upload-10MiB", "upload", http2=True, clients=HTTP2_CLIENTS),
 )
 
 
@@ -107,8 +122,8 @@ class Ratio:
         return self.at_least is not None and value >= self.at_least
 
 
-def _against_bare(case: str) -> Ratio:
-    return Ratio("ours / bare h11", (OURS, case), (BARE, case), at_most=1.35)
+def _against_bare(case: str, at_most: float = 1.35) -> Ratio:
+    return Ratio("ours / bare", (OURS, case), (BARE, case), at_most=at_most)
 
 
 def _against_httpcore2(case: str, at_least: float) -> Ratio:
@@ -126,4 +141,13 @@ TARGETS = (
     _against_httpcore2("get-1000", 15),
     Ratio("with / without timeouts", (OURS, "get-20-timeouts"), (OURS, "get-20"), at_most=1.15),
     Ratio("ours / aiohttp", (OURS, "download-100MiB"), ("aiohttp", "download-100MiB"), at_most=2),
+    _against_bare("h2-get-1", 1.4),
+    _against_bare("h2-get-20", 1.4),
+    _against_bare("h2-get-100", 1.4),
+    _against_bare("h2-download-100MiB", 1.4),
+    _against_bare("h2-upload-10MiB", 1.4),
+    _against_httpcore2("h2-get-1", 1.8),
+    _against_httpcore2("h2-get-20", 1.8),
+    _against_httpcore2("h2-get-100", 1.8),
+    _against_httpcore2("h2-download-100MiB", 3),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from .cases import BARE, CASES, CLIENTS, OURS, TARGETS, Ratio
 from .runner import Effort, Result
 
-PACKAGES = ("trio-exchange", "trio", "h11", "httpcore2", "aiohttp")
+PACKAGES = ("trio-exchange", "trio", "h11", "h2", "httpcore2", "aiohttp")
 COLUMNS = ("case", *CLIENTS, "ours/bare", "httpcore2/ours", "ours/aiohttp")
 MISSING = "-"
 

@@ -106,7 +106,8 @@ def run(
 
 
 def _works(server: Nginx, case: Case, clients: Sequence[str]) -> Iterator[Work]:
-    url = (server.https_url if case.tls else server.http_url) + PATHS[case.operation]
+    base = server.https_url if case.tls else server.http2_url if case.http2 else server.http_url
+    url = base + PATHS[case.operation]
     for client in clients:
         if client in case.clients:
             yield Work(client, case, url, server.ca_file)

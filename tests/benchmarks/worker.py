@@ -46,7 +46,7 @@ class ClientModule(Protocol):
 
 def main() -> None:
     work = Work.from_json(sys.argv[1])
-    module = cast(ClientModule, importlib.import_module(f".clients.{work.client}", __package__))
+    module = cast(ClientModule, importlib.import_module(f".clients.{work.module}", __package__))
     if module.LOOP == "asyncio":
         asyncio.run(serve(module, work, drain_on_asyncio))
     else:

@@ -18,6 +18,9 @@ LOOP = "trio"
 async def open_client(work: Work) -> AsyncIterator[PooledClient]:
     context = ssl.create_default_context(cafile=work.ca_file)
     async with httpcore2.AsyncConnectionPool(
-        ssl_context=context, max_connections=work.case.connections
+        ssl_context=context,
+        max_connections=work.case.connections,
+        http1=not work.case.http2,
+        http2=work.case.http2,
     ) as pool:
         yield PooledClient(pool, work)
