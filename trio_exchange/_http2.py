@@ -168,9 +168,9 @@ class HTTP2Connection(HTTPConnection):
         self._writable = Wakeup()
         self._progress = trio.lowlevel.ParkingLot()
 
-    def __repr__(self) -> str:
+    def _details(self) -> str:
         streams = "1 stream" if self._exchanges == 1 else f"{self._exchanges} streams"
-        return super().__repr__().replace(f", {self.state}", f", {self.state}, {streams}", 1)
+        return f"{streams}, {super()._details()}"
 
     # -- What the pool does.
 
@@ -245,6 +245,8 @@ class HTTP2Connection(HTTPConnection):
             if not self._outgoing:
                 await self._writable.wait()
                 continue
+            if self.will_close:
+                return
             data, self._outgoing = self._outgoing, bytearray()
             self._in_flight = len(data)
             try:
@@ -472,9 +474,9 @@ class HTTP2Connection(HTTPConnection):
             self._dropped = 0
 
     def _take_frame(self, frame: Frame) -> None:
-        if frame.kind == GOAWAY and not self._splitter.in_header_block:
+        if frame.kind == GOAWAY:
             self._take_goaway(frame)
-        elif frame.kind == DATA and frame.stream_id in self._left and not self._splitter.in_header_block:
+        elif frame.kind == DATA and frame.stream_id in self._left:
             self._drop(frame)
         else:
             if not self._serves(frame):

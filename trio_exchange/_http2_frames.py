@@ -6,6 +6,7 @@ where h2 would do something else than a client must:
 - The first frame has to be SETTINGS, and a server that answers in text is told apart at once.
 - A frame that is too large is refused by its header, before the rest of it is kept.
 - Frames on streams that were never opened are a connection error, whatever their type; h2 ignores some.
+- Nothing comes between the frames of a header block, of which there are not too many.
 - GOAWAY goes past h2, for which it is the end of the connection, though streams may go on.
 - What a server may say that serves no request is limited (`Patience`).
 """
@@ -25,6 +26,8 @@ END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 
 MAX_FRAME_SIZE = 16384
+# h2 has this limit too, but calls it a protocol error.
+MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _GOAWAY = struct.Struct(">LL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
@@ -70,7 +73,9 @@ class FrameSplitter:
     def __init__(self) -> None:
         self._buffer = b""
         self._preface_seen = False
-        self._in_header_block = False
+        # The stream of a header block whose end is to come, and how many frames of it there were.
+        self._block_stream: int | None = None
+        self._block_frames = 0
 
     def split(self, data: bytes, highest_stream_id: int) -> Iterator[Frame]:
         """The frames that are complete with `data`.
@@ -120,9 +125,7 @@ class FrameSplitter:
             )
 
     def _check_order(self, frame: Frame, highest_stream_id: int) -> None:
-        if self._in_header_block or frame.kind in (HEADERS, PUSH_PROMISE):
-            # That nothing but CONTINUATION follows is checked by h2.
-            self._in_header_block = not frame.flags & END_HEADERS
+        self._check_header_block(frame)
         if frame.kind > CONTINUATION or frame.kind == PRIORITY:
             return
         if frame.stream_id and (frame.stream_id > highest_stream_id or frame.stream_id % 2 == 0):
@@ -131,11 +134,33 @@ class FrameSplitter:
                 f"the server sent a frame of type {frame.kind} on stream {frame.stream_id}, "
                 "which was never opened",
             )
+        if frame.kind == SETTINGS and frame.flags & ACK and frame.length:
+            raise Violation(
+                ErrorCodes.FRAME_SIZE_ERROR, f"the server sent a SETTINGS ACK of {frame.length} bytes"
+            )
 
-    @property
-    def in_header_block(self) -> bool:
-        """Whether the last frame was part of a header block, and not its end."""
-        return self._in_header_block
+    def _check_header_block(self, frame: Frame) -> None:
+        """RFC 9113, 4.3 and 6.10."""
+        if self._block_stream is not None or frame.kind == CONTINUATION:
+            if frame.kind != CONTINUATION or frame.stream_id != self._block_stream:
+                where = "outside" if self._block_stream is None else "in the middle"
+                raise Violation(
+                    ErrorCodes.PROTOCOL_ERROR,
+                    f"the server sent a frame of type {frame.kind} {where} of a header block",
+                )
+        elif frame.kind in (HEADERS, PUSH_PROMISE):
+            self._block_stream = frame.stream_id
+            self._block_frames = 0
+        else:
+            return
+        self._block_frames += 1
+        if self._block_frames > MOST_FRAMES_IN_BLOCK:
+            raise Violation(
+                ErrorCodes.ENHANCE_YOUR_CALM,
+                f"the server sent a header block of more than {MOST_FRAMES_IN_BLOCK} frames",
+            )
+        if frame.flags & END_HEADERS:
+            self._block_stream = None
 
 
 class Goaway(NamedTuple):
