@@ -149,6 +149,8 @@ class HTTP2Connection(HTTPConnection):
         # Streams that were reset on this side, in the order of that.
         self._left: dict[int, None] = {}
         self._draining = False
+        # What the server has said of the reason why it closes the connection.
+        self._farewell = ""
         self._failure: ExchangeError | None = None
         self._goaway_made = False
         self.settings_received: trio.Event = trio.Event()
@@ -182,7 +184,7 @@ class HTTP2Connection(HTTPConnection):
             return Readiness.QUIET
         readiness = self.transport.peek()
         if readiness is Readiness.CLOSED:
-            self._fail(_closed_by_server())
+            self._fail(self._closed_by_server())
         return readiness
 
     async def still_open(self) -> bool:
@@ -238,7 +240,7 @@ class HTTP2Connection(HTTPConnection):
             failure.__cause__ = exc
             self._fail(failure)
         else:
-            self._fail(_closed_by_server())
+            self._fail(self._closed_by_server())
 
     async def _write(self) -> None:
         while self._send_failure is None:
@@ -282,6 +284,9 @@ class HTTP2Connection(HTTPConnection):
                         f"the server did not answer a PING within {self.settings.ping_timeout:g} seconds"
                     )
                 )
+
+    def _closed_by_server(self) -> ExchangeError:
+        return RemoteProtocolError(f"the server {self._farewell}closed the connection")
 
     def _fail(self, failure: ExchangeError) -> None:
         """The connection has come to its end, and this is why."""
@@ -520,12 +525,13 @@ class HTTP2Connection(HTTPConnection):
         self._patience.spend(self._last_received)
         goaway = parse_goaway(frame)
         self._drain()
-        reason = f"the server sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
+        reason = f"sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
+        self._farewell = f"{reason} and "
         for stream_id, exchange in list(self._streams.items()):
             if stream_id > goaway.last_stream_id:
-                exchange.refused(f"{reason} and has not acted on the request")
+                exchange.refused(f"the server {reason} and has not acted on the request")
         if not self._exchanges:
-            self._fail(RemoteProtocolError(reason))
+            self._fail(RemoteProtocolError(f"the server {reason}"))
 
     def _take_head(self, event: h2.events.ResponseReceived | h2.events.InformationalResponseReceived) -> None:
         exchange = self._streams.get(event.stream_id or 0)
@@ -1096,10 +1102,6 @@ def _new_h2(settings: Settings) -> h2.connection.H2Connection:
     connection.initiate_connection()
     connection.increment_flow_control_window(_CONNECTION_WINDOW - connection.inbound_flow_control_window)
     return connection
-
-
-def _closed_by_server() -> ExchangeError:
-    return RemoteProtocolError("the server closed the connection")
 
 
 def _quoted(debug_data: bytes) -> str:
