@@ -93,8 +93,11 @@ class HTTPConnection:
         self._close_requested = trio.Event()
 
     def __repr__(self) -> str:
-        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
-        return f"<{type(self).__name__} {str(self.origin)!r}, {self.http_version}, {self.state}, {requests}>"
+        about = f"{self.http_version}, {self.state}, {self._details()}"
+        return f"<{type(self).__name__} {str(self.origin)!r}, {about}>"
+
+    def _details(self) -> str:
+        return "1 request" if self.requests == 1 else f"{self.requests} requests"
 
     @property
     def state(self) -> str:
