@@ -74,6 +74,7 @@ from ._http2_frames import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    SETTINGS,
     Frame,
     FrameSplitter,
     Patience,
@@ -485,7 +486,9 @@ class HTTP2Connection(HTTPConnection):
             self._drop(frame)
         else:
             if not self._serves(frame):
-                self._patience.spend(self._last_received)
+                # A SETTINGS frame is as much work as there are settings in it.
+                cost = 1 + frame.length // 6 if frame.kind == SETTINGS else 1
+                self._patience.spend(self._last_received, cost)
             for event in self._events(frame.raw):
                 take = _EVENTS.get(type(event))
                 if take is not None:
@@ -564,6 +567,10 @@ class HTTP2Connection(HTTPConnection):
             exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+        for code in event.changed_settings:
+            if not isinstance(code, SettingCodes):
+                # Unknown ones are ignored (RFC 9113, 6.5.2); h2 would keep them all.
+                del self._h2.remote_settings[code]
         first = not self.settings_received.is_set()
         self.settings_received.set()
         if not self._draining and (first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings):

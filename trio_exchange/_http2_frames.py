@@ -223,13 +223,13 @@ class Patience:
         """A request was served."""
         self._left = min(self.LIMIT, self._left + self.EARNED)
 
-    def spend(self, now: float) -> None:
-        """A frame came that served none.
+    def spend(self, now: float, cost: int = 1) -> None:
+        """A frame came that served none, and was so much work.
 
         Raises:
             Violation: It was one too many.
         """
-        self._left -= 1
+        self._left -= cost
         if self._left < 0:
             if now - self._forgiven_at < self.SECONDS:
                 raise Violation(
