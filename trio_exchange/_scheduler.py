@@ -269,6 +269,7 @@ class Scheduler(Generic[C]):
         if shared:
             lane.exclusive = False
             self._exclusive.pop(key, None)
+            self._update_hunger(key, lane)
         else:
             lane.exclusive = True
             if self._may_share(key):
