@@ -3,7 +3,7 @@
 import gc
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trio_exchange import ConnectionNotAvailable
+from trio_exchange import ConnectionNotAvailable, _scheduler
 from trio_exchange._scheduler import CONNECT, Limits, Scheduler, Ticket
 
 
@@ -66,6 +66,15 @@ class Pool:
     def connect(self, key: str = "a") -> FakeConnection:
         """A connection that is busy."""
         return self.connected(self.request(key))
+
+    def connect_shared(self, capacity: int, key: str = "h2") -> FakeConnection:
+        """A connection that carries one request, and can carry so many."""
+        connection = self.connected(self.request(key), shared=True)
+        self.set_capacity(connection, capacity)
+        return connection
+
+    def set_capacity(self, connection: FakeConnection, capacity: int) -> None:
+        self.scheduler.capacity_changed(connection, capacity, self.now)
 
     def release(self, connection: FakeConnection) -> None:
         self.scheduler.released(connection, self.now)
@@ -405,6 +414,406 @@ def test_all_who_wait_are_refused_at_once() -> None:
     assert pool.is_empty()
 
 
+# -- Connections that carry several requests.
+
+
+def grants_of(tickets: Iterable[FakeTicket]) -> list[object]:
+    return [ticket.grant for ticket in tickets]
+
+
+def test_in_a_lane_that_may_be_shared_one_request_leads() -> None:
+    pool = Pool()
+    leader, *others = (pool.request("h2") for _ in range(4))
+    assert leader.grant is CONNECT
+    assert grants_of(others) == [None] * 3
+    assert (pool.scheduler.slots, pool.scheduler.waiting) == (1, 3)
+    # Another lane has a leader of its own.
+    assert pool.request("h2 too").grant is CONNECT
+
+
+def test_those_behind_the_leader_wait_until_the_capacity_is_known_and_share_it() -> None:
+    pool = Pool()
+    leader, *others = (pool.request("h2") for _ in range(4))
+    connection = pool.connected(leader, shared=True)
+    assert grants_of(others) == [None] * 3
+    pool.set_capacity(connection, 100)
+    assert pool.woken == others
+    assert grants_of(others) == [connection] * 3
+    assert pool.request("h2").grant is connection
+    assert pool.scheduler.slots == 1
+
+
+def test_beyond_the_capacity_the_next_one_leads() -> None:
+    pool = Pool()
+    leader, *others = (pool.request("h2") for _ in range(6))
+    pool.set_capacity(one := pool.connected(leader, shared=True), 3)
+    assert grants_of(others) == [one, one, CONNECT, None, None]
+    pool.set_capacity(two := pool.connected(others[2], shared=True), 3)
+    assert grants_of(others[3:]) == [two, two]
+    assert pool.request("h2").grant is CONNECT
+    assert pool.scheduler.slots == 3
+
+
+def test_beyond_the_capacity_others_wait_in_order_where_no_slot_is_left() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(2)
+    assert pool.request("h2").grant is connection
+    waiting = [pool.request("h2") for _ in range(3)]
+    assert grants_of(waiting) == [None] * 3
+    pool.release(connection)
+    assert pool.woken == waiting[:1]
+    pool.release(connection)
+    pool.release(connection)
+    assert pool.woken == waiting
+
+
+def test_a_leader_released_before_the_capacity_is_known_leaves_the_connection_to_the_next() -> None:
+    pool = Pool()
+    leader, second, third = (pool.request("h2") for _ in range(3))
+    connection = pool.connected(leader, shared=True)
+    pool.release(connection)
+    assert grants_of([second, third]) == [connection, None]
+    pool.set_capacity(connection, 2)
+    assert third.grant is connection
+
+
+def test_who_comes_late_takes_the_undecided_connection_if_it_is_idle() -> None:
+    pool = Pool()
+    connection = pool.connected(pool.request("h2"), shared=True)
+    pool.release(connection)
+    assert pool.scheduler.idle == [connection]
+    assert grants_of([pool.request("h2"), pool.request("h2")]) == [connection, None]
+
+
+def test_if_the_leader_fails_the_next_one_leads() -> None:
+    pool = Pool()
+    leader, second, third = (pool.request("h2") for _ in range(3))
+    pool.scheduler.not_connected(leader.key)
+    assert grants_of([second, third]) == [CONNECT, None]
+    pool.scheduler.not_connected(second.key)
+    assert third.grant is CONNECT
+    pool.scheduler.not_connected(third.key)
+    assert pool.is_empty()
+
+
+@pytest.mark.parametrize("by_scheduler", [False, True])
+def test_if_the_leaders_connection_is_closed_undecided_the_next_one_leads(by_scheduler: bool) -> None:
+    pool = Pool()
+    leader, second, third = (pool.request("h2") for _ in range(3))
+    connection = pool.connected(leader, shared=True)
+    (pool.scheduler.close if by_scheduler else pool.scheduler.closing)(connection)
+    assert grants_of([second, third]) == [CONNECT, None]
+    pool.set_capacity(connection, 100)  # too late to matter
+    pool.release(connection)
+    assert third.grant is None
+    pool.scheduler.closed(connection)
+    pool.scheduler.capacity_changed(connection, 100, pool.now)
+    assert third.grant is None
+    assert pool.scheduler.slots == 1
+
+
+def test_with_one_slot_the_next_one_leads_once_the_undecided_connection_is_gone() -> None:
+    pool = Pool(connections=1)
+    leader, second = pool.request("h2"), pool.request("h2")
+    connection = pool.connected(leader, shared=True)
+    pool.scheduler.close(connection)
+    assert second.grant is None
+    pool.scheduler.closed(connection)
+    assert second.grant is CONNECT
+
+
+def test_a_leader_that_waits_can_be_abandoned() -> None:
+    pool = Pool()
+    leader, second, third = (pool.request("h2") for _ in range(3))
+    pool.scheduler.abandon(second)
+    pool.scheduler.not_connected(leader.key)
+    assert pool.woken == [third]
+
+
+def test_where_connections_are_for_one_request_the_lane_takes_all_the_slots_it_needs() -> None:
+    pool = Pool(connections=3)
+    tickets = [pool.request("h2") for _ in range(5)]
+    pool.connected(tickets[0], shared=False)
+    assert grants_of(tickets) == [CONNECT, CONNECT, CONNECT, None, None]
+
+
+def test_that_they_are_for_one_request_is_remembered() -> None:
+    pool = Pool()
+    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
+    assert pool.is_empty()
+    assert grants_of(pool.request("h2") for _ in range(3)) == [CONNECT] * 3
+
+
+def test_what_is_remembered_can_change() -> None:
+    pool = Pool()
+    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
+    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=True))
+    assert grants_of(pool.request("h2") for _ in range(3)) == [CONNECT, None, None]
+
+
+def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> None:
+    pool = Pool(connections=3)
+    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
+    one, two = pool.request("h2"), pool.request("h2")
+    other = pool.connect("a")
+    waiting = pool.request("h2")
+    shared = pool.connected(one, shared=True)
+    pool.scheduler.closed(other)
+    assert waiting.grant is None, "two connections of the lane are undecided"
+    assert pool.request("b").grant is CONNECT
+    pool.set_capacity(shared, 10)
+    assert waiting.grant is shared
+    assert two.grant is CONNECT
+
+
+def test_lanes_that_can_not_be_shared_anyway_are_not_remembered() -> None:
+    pool = Pool()
+    pool.connect("a")
+    assert not pool.scheduler._exclusive
+
+
+def test_no_more_lanes_are_remembered_than_is_reasonable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scheduler, "_MOST_REMEMBERED", 3)
+    pool = Pool()
+    for key in ("h2 1", "h2 2", "h2 3", "h2 1", "h2 4"):
+        pool.scheduler.closed(pool.connected(pool.request(key), shared=False))
+    # The one found longest ago is forgotten: there one request leads again.
+    assert list(pool.scheduler._exclusive) == ["h2 3", "h2 1", "h2 4"]
+    assert grants_of(pool.request("h2 2") for _ in range(2)) == [CONNECT, None]
+    assert grants_of(pool.request("h2 1") for _ in range(2)) == [CONNECT, CONNECT]
+
+
+def test_a_connection_that_carries_others_is_joined_before_an_idle_one() -> None:
+    pool = Pool()
+    one, two = pool.connect_shared(1), pool.connect_shared(1)
+    pool.set_capacity(one, 2)
+    pool.set_capacity(two, 2)
+    pool.release(one)
+    assert grants_of(pool.request("h2") for _ in range(3)) == [two, one, one]
+
+
+def test_of_several_idle_connections_the_one_used_last_is_taken() -> None:
+    pool = Pool(expiry=5)
+    one, two = pool.connect_shared(1), pool.connect_shared(1)
+    pool.set_capacity(one, 9)
+    pool.set_capacity(two, 9)
+    pool.release(two)
+    pool.now = 1
+    pool.release(one)
+    pool.now = 4.5
+    assert grants_of(pool.request("h2") for _ in range(2)) == [one, one]
+    pool.now = 5
+    assert pool.scheduler.expired(pool.now) == [two]
+
+
+def test_a_connection_is_idle_only_after_its_last_request() -> None:
+    pool = Pool(expiry=5)
+    connection = pool.connect_shared(3)
+    pool.request("h2")
+    pool.release(connection)
+    assert pool.scheduler.idle == []
+    pool.now = 2
+    pool.release(connection)
+    assert pool.scheduler.idle == [connection]
+    assert pool.scheduler.idle_since(connection) == 2
+
+
+def test_a_lowered_capacity_leaves_those_there_are_and_counts_them() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(3)
+    pool.request("h2"), pool.request("h2")
+    pool.set_capacity(connection, 1)
+    waiting = pool.request("h2")
+    pool.release(connection)
+    pool.release(connection)
+    assert waiting.grant is None
+    pool.release(connection)
+    assert waiting.grant is connection
+
+
+def test_a_capacity_of_nothing_is_respected_until_there_is_some_again() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(2)
+    pool.set_capacity(connection, 0)
+    waiting = [pool.request("h2") for _ in range(3)]
+    assert grants_of(waiting) == [None] * 3
+    pool.set_capacity(connection, 3)
+    assert grants_of(waiting) == [connection, connection, None]
+    assert not connection.told_to_close
+
+
+def test_an_idle_connection_without_capacity_is_not_granted_but_goes_on_being_idle() -> None:
+    pool = Pool(connections=2, expiry=5)
+    connection = pool.connect_shared(1)
+    pool.set_capacity(connection, 0)
+    pool.release(connection)
+    assert pool.scheduler.idle == [connection]
+    pool.now = 1
+    pool.set_capacity(connection, 2)
+    pool.set_capacity(connection, 0)
+    assert pool.scheduler.idle_since(connection) == 0
+    leader = pool.request("h2")
+    assert leader.grant is CONNECT
+    pool.scheduler.not_connected(leader.key)
+    pool.set_capacity(connection, 1)
+    assert pool.request("h2").grant is connection
+
+
+def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(0)
+    waiting = pool.request("h2")
+    assert not connection.told_to_close
+    pool.release(connection)
+    assert connection.told_to_close
+    pool.scheduler.closed(connection)
+    assert waiting.grant is CONNECT
+
+
+def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
+    pool = Pool()
+    connection = pool.connect_shared(0)
+    pool.release(connection)
+    assert pool.scheduler.hold(connection)
+    assert pool.scheduler.idle == []
+    pool.release(connection)
+    assert pool.scheduler.idle == [connection]
+    assert pool.request("h2").grant is CONNECT
+
+
+def test_a_held_connection_can_be_shared_meanwhile() -> None:
+    pool = Pool()
+    connection = pool.connect_shared(2)
+    pool.release(connection)
+    assert pool.scheduler.hold(connection)
+    assert not pool.scheduler.hold(connection)
+    assert pool.request("h2").grant is connection
+    pool.release(connection)
+    assert pool.scheduler.idle == []
+    pool.release(connection)
+    assert pool.scheduler.idle == [connection]
+
+
+def test_a_connection_that_is_closing_has_no_capacity() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(9)
+    pool.request("h2")
+    pool.scheduler.close(connection)
+    pool.set_capacity(connection, 9)
+    waiting = pool.request("h2")
+    pool.release(connection)
+    pool.release(connection)
+    assert waiting.grant is None
+    assert pool.scheduler.idle == []
+    pool.scheduler.closed(connection)
+    assert waiting.grant is CONNECT
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("capacity", [1, 3, 10])
+def test_no_lane_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
+    """As many grants as all slots could carry, then a connection is retired: closed after its last."""
+    pool = Pool(connections=slots)
+    busy = []
+    for _ in range(slots):
+        connection = pool.connect_shared(capacity)
+        busy += [connection] * capacity
+        for _ in range(capacity - 1):
+            assert pool.request("h2").grant is connection
+    for _ in range(10 * slots * capacity):
+        pool.request("h2")
+    starving = pool.request("b")
+    # Those who leave are followed by others, until it was enough.
+    for _ in range(slots * capacity):
+        pool.release(busy[0])
+    assert len(pool.woken) == slots * capacity
+    pool.release(busy[0])
+    assert len(pool.woken) == slots * capacity
+    # It takes nobody, but those it carries go on.
+    assert busy[0].told_to_close is (capacity == 1)
+    pool.set_capacity(busy[0], 100)
+    assert len(pool.woken) == slots * capacity
+    for _ in range(capacity - 1):
+        assert not busy[0].told_to_close
+        pool.release(busy[0])
+    assert busy[0].told_to_close
+    assert not any(connection.told_to_close for connection in busy if connection is not busy[0])
+    pool.scheduler.closed(busy[0])
+    assert starving.grant is CONNECT
+
+
+def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(4)
+    starving = pool.request("b")
+    joined = 0
+    while pool.request("h2").grant is connection:
+        joined += 1
+        pool.release(connection)
+    assert joined == 4
+    assert not connection.told_to_close
+    pool.release(connection)
+    assert connection.told_to_close
+    pool.scheduler.closed(connection)
+    assert starving.grant is CONNECT
+
+
+def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
+    pool = Pool(connections=3)
+    one, two = pool.connect_shared(1), pool.connect_shared(1)
+    for connection in (one, two):
+        pool.set_capacity(connection, 2)
+    assert grants_of(pool.request("h2") for _ in range(2)) == [one, two]
+    pool.connect("a")
+    starving = pool.request("b")
+    for _ in range(20):
+        pool.request("h2")
+    for _ in range(6):
+        pool.release(one)
+    pool.release(one)
+    assert len(pool.woken) == 6
+    for _ in range(6):
+        pool.release(two)
+    assert len(pool.woken) == 12
+    assert not one.told_to_close
+    # Nothing has become of the first: another one has to help.
+    pool.release(two)
+    pool.release(two)
+    assert two.told_to_close
+    assert len(pool.woken) == 12
+    pool.scheduler.closed(two)
+    assert starving.grant is CONNECT
+
+
+def test_a_fresh_ticket_does_not_share() -> None:
+    pool = Pool()
+    connection = pool.connect_shared(9)
+    assert pool.request("h2", fresh=True).grant is CONNECT
+    assert pool.request("h2").grant is connection
+
+
+def test_for_a_fresh_ticket_that_waits_a_connection_is_retired() -> None:
+    pool = Pool(connections=1)
+    connection = pool.connect_shared(9)
+    assert pool.request("h2").grant is connection
+    fresh = pool.request("h2", fresh=True)
+    pool.release(connection)
+    assert not connection.told_to_close
+    pool.release(connection)
+    assert connection.told_to_close
+    pool.scheduler.closed(connection)
+    assert fresh.grant is CONNECT
+
+
+def test_all_who_wait_behind_a_leader_are_refused_at_once() -> None:
+    pool = Pool()
+    leader, *others = (pool.request("h2") for _ in range(3))
+    pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
+    assert pool.woken == others
+    pool.scheduler.not_connected(leader.key)
+    assert pool.is_empty()
+
+
 # -- Cost.
 
 
@@ -474,7 +883,63 @@ def reuse(size: int, lanes: int) -> Callable[[], object]:
     return operations
 
 
-@pytest.mark.parametrize("scenario", [turnover, reuse])
+def sharing(size: int, lanes: int) -> Callable[[], object]:
+    """Every operation on a full pool of `size` shared connections, for which `size` requests wait."""
+    pool = Pool(connections=size + 1)
+    keys = [f"h2 {number % lanes}" for number in range(size)]
+    shared = [pool.connect_shared(1, key) for key in keys]
+    leader = pool.request(keys[0])
+    waiting = [pool.request(key) for key in keys]
+    undecided = pool.connected(leader, shared=True)
+
+    def operations() -> None:
+        pool.release(shared[0])
+        pool.set_capacity(shared[1], 2)
+        pool.set_capacity(shared[2], 0)
+        pool.release(shared[2])
+        pool.scheduler.abandon(waiting[size // 2])
+        pool.set_capacity(undecided, 2)
+        pool.scheduler.closed(shared[2])
+        pool.set_capacity(pool.connected(pool.woken[-1], shared=True), 2)
+        pool.scheduler.close(shared[3])
+        pool.scheduler.closed(shared[3])
+        pool.scheduler.not_connected(pool.woken[-1].key)
+        pool.connected(pool.woken[-1], shared=False)
+        pool.request("h2 new")
+        pool.request(keys[0], first=True)
+        assert len(pool.woken) >= 5
+
+    return operations
+
+
+def joining(size: int, lanes: int) -> Callable[[], object]:
+    """Every operation on a full pool of `size` connections that have room."""
+    pool = Pool(connections=size, expiry=5.0)
+    keys = [f"h2 {number % lanes}" for number in range(size)]
+    shared = [pool.connect_shared(1, key) for key in keys]
+    for connection in shared:
+        pool.set_capacity(connection, 3)
+    for connection in shared[: size // 2]:
+        pool.release(connection)
+
+    def operations() -> None:
+        connections = grants_of(pool.request(keys[0]) for _ in range(3))
+        for connection in connections:
+            assert isinstance(connection, FakeConnection)
+            pool.release(connection)
+        assert pool.scheduler.hold(shared[0])
+        pool.release(shared[0])
+        pool.set_capacity(shared[1], 0)
+        pool.set_capacity(shared[1], 1)
+        waiting = pool.request("h2 new")
+        assert shared[1].told_to_close
+        pool.scheduler.closed(shared[1])
+        pool.set_capacity(pool.connected(waiting, shared=True), 2)
+
+    return operations
+
+
+@pytest.mark.parametrize("scenario", [turnover, reuse, sharing, joining])
 @pytest.mark.parametrize("many_lanes", [False, True])
 def test_the_cost_does_not_grow_with_the_pool(
     scenario: Callable[[int, int], Callable[[], object]], many_lanes: bool
