@@ -1,9 +1,11 @@
 """The scheduler alone: each rule, then all of them together under random histories."""
 
+import contextlib
 import gc
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -421,6 +423,10 @@ def grants_of(tickets: Iterable[FakeTicket]) -> list[object]:
     return [ticket.grant for ticket in tickets]
 
 
+def closes(connection: FakeConnection) -> bool:
+    return connection.told_to_close
+
+
 def test_in_a_lane_that_may_be_shared_one_request_leads() -> None:
     pool = Pool()
     leader, *others = (pool.request("h2") for _ in range(4))
@@ -559,7 +565,7 @@ def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> 
     waiting = pool.request("h2")
     shared = pool.connected(one, shared=True)
     pool.scheduler.closed(other)
-    assert waiting.grant is None, "two connections of the lane are undecided"
+    assert grants_of([waiting]) == [None], "two connections of the lane are undecided"
     assert pool.request("b").grant is CONNECT
     pool.set_capacity(shared, 10)
     assert waiting.grant is shared
@@ -663,7 +669,7 @@ def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> No
     pool = Pool(connections=1)
     connection = pool.connect_shared(0)
     waiting = pool.request("h2")
-    assert not connection.told_to_close
+    assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
@@ -751,7 +757,7 @@ def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -
         joined += 1
         pool.release(connection)
     assert joined == 4
-    assert not connection.told_to_close
+    assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
@@ -798,7 +804,7 @@ def test_for_a_fresh_ticket_that_waits_a_connection_is_retired() -> None:
     assert pool.request("h2").grant is connection
     fresh = pool.request("h2", fresh=True)
     pool.release(connection)
-    assert not connection.told_to_close
+    assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
@@ -950,7 +956,22 @@ def test_the_cost_does_not_grow_with_the_pool(
 
 # -- All rules at once.
 
-LANES = st.sampled_from("abcd")
+LANES = st.sampled_from(["a", "b", "h2 a", "h2 b"])
+
+
+@dataclass
+class Known:
+    """What the model knows of a connection.
+
+    Attributes:
+        used: How many requests it carries, or hold it.
+        capacity: How many it can carry.
+        decided: Whether this is known already.
+    """
+
+    used: int
+    capacity: int
+    decided: bool
 
 
 class History(RuleBasedStateMachine):
@@ -964,13 +985,17 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.slots = 0
         self.pool = Pool()
-        self.queues: dict[str, list[FakeTicket]] = {key: [] for key in "abcd"}
+        self.queues: dict[str, list[FakeTicket]] = {key: [] for key in ("a", "b", "h2 a", "h2 b")}
+        # Lanes of which it is known that every request needs a connection of its own.
+        self.exclusive = {"a", "b"}
         self.dialling: list[FakeTicket] = []
-        self.busy: list[FakeConnection] = []
-        self.held: list[FakeConnection] = []
-        self.idle: dict[FakeConnection, float] = {}
+        self.open_: dict[FakeConnection, Known] = {}
         self.closing: list[FakeConnection] = []
-        # A connection that is being released: its next request may have it whatever the expiry.
+        # Each connection once for each request that it carries, or for each that holds it; also those
+        # that were closed under a request.
+        self.users: list[FakeConnection] = []
+        self.idle: dict[FakeConnection, float] = {}
+        # A connection of which something becomes free: the next request may have it whatever the expiry.
         self.passing: FakeConnection | None = None
 
     @precondition(lambda self: not self.slots)
@@ -999,6 +1024,12 @@ class History(RuleBasedStateMachine):
             self.take(ticket)
         self.settle()
 
+    @precondition(lambda self: self.slots)
+    @rule(key=LANES, count=st.integers(2, 8))
+    def burst(self, key: str, count: int) -> None:
+        for _ in range(count):
+            self.request(key, fresh=False, first=False)
+
     @precondition(lambda self: any(self.queues.values()))
     @rule(data=st.data())
     def abandon(self, data: st.DataObject) -> None:
@@ -1008,11 +1039,21 @@ class History(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.dialling)
-    @rule(data=st.data())
-    def connected(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.dialling))
+    @rule(data=st.data(), shared=st.booleans())
+    def connected(self, data: st.DataObject, shared: bool) -> None:
+        self.connect(data.draw(st.sampled_from(self.dialling)), shared=shared)
+
+    def connect(self, ticket: FakeTicket, *, shared: bool) -> None:
+        key = str(ticket.key)
+        shared = shared and key.startswith("h2")
         self.dialling.remove(ticket)
-        self.busy.append(self.pool.connected(ticket))
+        if shared:
+            self.exclusive.discard(key)
+        else:
+            self.exclusive.add(key)
+        connection = self.pool.connected(ticket, shared=shared)
+        self.open_[connection] = Known(1, 1, decided=not shared)
+        self.users.append(connection)
         self.settle()
 
     @precondition(lambda self: self.dialling)
@@ -1023,21 +1064,37 @@ class History(RuleBasedStateMachine):
         self.pool.scheduler.not_connected(ticket.key)
         self.settle()
 
-    @precondition(lambda self: self.busy)
+    @precondition(lambda self: self.users)
     @rule(data=st.data())
     def released(self, data: st.DataObject) -> None:
-        self.release(data.draw(st.sampled_from(self.busy)), self.busy)
+        self.release(data.draw(st.sampled_from(self.users)))
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def released_after_hold(self, data: st.DataObject) -> None:
-        self.release(data.draw(st.sampled_from(self.held)), self.held)
+    def release(self, connection: FakeConnection) -> None:
+        self.users.remove(connection)
+        if connection in self.open_:
+            self.open_[connection].used -= 1
+            if not self.open_[connection].used:
+                self.idle[connection] = self.pool.now
+        with self.passed_on(connection):
+            self.pool.release(connection)
 
-    def release(self, connection: FakeConnection, place: list[FakeConnection]) -> None:
-        place.remove(connection)
-        self.idle[connection] = self.pool.now
+    @precondition(lambda self: any(connection.key.startswith("h2") for connection in self.open_))
+    @rule(data=st.data(), capacity=st.integers(0, 5))
+    def capacity_changed(self, data: st.DataObject, capacity: int) -> None:
+        candidates = [connection for connection in self.open_ if connection.key not in self.exclusive]
+        if candidates:
+            self.change(data.draw(st.sampled_from(candidates)), capacity)
+
+    def change(self, connection: FakeConnection, capacity: int) -> None:
+        known = self.open_[connection]
+        known.capacity, known.decided = capacity, True
+        with self.passed_on(connection):
+            self.pool.set_capacity(connection, capacity)
+
+    @contextlib.contextmanager
+    def passed_on(self, connection: FakeConnection) -> Iterator[None]:
         self.passing = connection
-        self.pool.release(connection)
+        yield
         self.settle()
         self.passing = None
 
@@ -1046,15 +1103,13 @@ class History(RuleBasedStateMachine):
     def hold(self, data: st.DataObject) -> None:
         connection = data.draw(st.sampled_from(list(self.idle)))
         assert self.pool.scheduler.hold(connection)
-        del self.idle[connection]
-        self.held.append(connection)
+        self.use(connection)
         self.settle()
 
-    @precondition(lambda self: self.busy or self.idle or self.held or self.closing)
+    @precondition(lambda self: self.open_ or self.closing)
     @rule(data=st.data(), by_scheduler=st.booleans())
     def close(self, data: st.DataObject, by_scheduler: bool) -> None:
-        everything = [*self.busy, *self.idle, *self.held, *self.closing]
-        connection = data.draw(st.sampled_from(everything))
+        connection = data.draw(st.sampled_from([*self.open_, *self.closing]))
         if by_scheduler:
             self.pool.scheduler.close(connection)
         else:
@@ -1062,17 +1117,20 @@ class History(RuleBasedStateMachine):
             self.pool.scheduler.closing(connection)
         self.settle()
 
-    @precondition(lambda self: self.busy or self.idle or self.held or self.closing)
-    @rule(data=st.data(), crashed=st.booleans())
-    def closed(self, data: st.DataObject, crashed: bool) -> None:
-        candidates = [*self.busy, *self.idle, *self.held, *self.closing] if crashed else self.closing
-        if candidates:
-            self.end(data.draw(st.sampled_from(candidates)))
+    @precondition(lambda self: self.closing)
+    @rule(data=st.data())
+    def closed(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(self.closing)))
+
+    @precondition(lambda self: self.open_)
+    @rule(data=st.data())
+    def crashed(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(list(self.open_))))
 
     def end(self, connection: FakeConnection) -> None:
-        for place in (self.busy, self.held, self.closing):
-            if connection in place:
-                place.remove(connection)
+        if connection in self.closing:
+            self.closing.remove(connection)
+        self.open_.pop(connection, None)
         self.idle.pop(connection, None)
         self.pool.scheduler.closed(connection)
         self.settle()
@@ -1108,44 +1166,53 @@ class History(RuleBasedStateMachine):
     def has_expired(self, connection: FakeConnection) -> bool:
         return self.expiry is not None and self.pool.now - self.idle[connection] >= self.expiry
 
+    def use(self, connection: FakeConnection) -> None:
+        self.open_[connection].used += 1
+        self.users.append(connection)
+        self.idle.pop(connection, None)
+
     def take(self, ticket: FakeTicket) -> None:
         """A ticket got its grant: check that it may have it."""
-        queue = self.queues[str(ticket.key)]
+        key = str(ticket.key)
+        queue = self.queues[key]
         grant = ticket.grant
         if grant is CONNECT:
             assert ticket is queue[0]
+            assert key in self.exclusive or not self.undecided(key), "another one leads"
             self.dialling.append(ticket)
         else:
             assert isinstance(grant, FakeConnection)
             assert not ticket.fresh
             assert all(other.fresh for other in queue[: queue.index(ticket)])
             assert grant.key == ticket.key
-            assert grant in self.idle, "it is in use, or closed"
+            assert grant in self.open_, "it is closed"
             assert not grant.told_to_close
-            assert grant is self.passing or not self.has_expired(grant)
-            del self.idle[grant]
-            self.busy.append(grant)
+            assert self.open_[grant].used < self.open_[grant].capacity, "it can't carry more"
+            assert grant is self.passing or grant not in self.idle or not self.has_expired(grant)
+            self.use(grant)
         queue.remove(ticket)
+
+    def undecided(self, key: str) -> int:
+        """How many slots of a lane have a connection of unknown capacity, or none yet."""
+        connections = [c for c, known in self.open_.items() if not (known.decided or c.told_to_close)]
+        return sum(c.key == key for c in connections) + sum(ticket.key == key for ticket in self.dialling)
 
     def settle(self) -> None:
         """Take note of who was woken, and of what was told to close."""
         woken, self.pool.woken = self.pool.woken, []
         for ticket in woken:
             self.take(ticket)
-        for place in (self.busy, self.held, list(self.idle)):
-            for connection in [connection for connection in place if connection.told_to_close]:
-                if place is self.busy or place is self.held:
-                    place.remove(connection)
-                else:
-                    del self.idle[connection]
-                self.closing.append(connection)
+        for connection in [connection for connection in self.open_ if connection.told_to_close]:
+            del self.open_[connection]
+            self.idle.pop(connection, None)
+            self.closing.append(connection)
 
     # What must hold at any time.
 
     @invariant()
     def the_counts_are_right(self) -> None:
         scheduler = self.pool.scheduler
-        established = [*self.busy, *self.held, *self.idle, *self.closing]
+        established = [*self.open_, *self.closing]
         assert set(scheduler) == set(established)
         assert len(scheduler) == len(established)
         assert scheduler.connecting == len(self.dialling)
@@ -1161,10 +1228,17 @@ class History(RuleBasedStateMachine):
             assert all(self.slots_of(key) <= self.per_lane for key in self.queues)
 
     def slots_of(self, key: str) -> int:
-        established = [*self.busy, *self.held, *self.idle, *self.closing]
+        established = [*self.open_, *self.closing]
         return sum(connection.key == key for connection in established) + sum(
             ticket.key == key for ticket in self.dialling
         )
+
+    def is_retired(self, connection: FakeConnection) -> bool:
+        return self.pool.scheduler._held[connection].retired
+
+    @invariant()
+    def what_is_retired_is_in_use(self) -> None:
+        assert not any(self.is_retired(connection) for connection in self.idle)
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
@@ -1172,27 +1246,32 @@ class History(RuleBasedStateMachine):
         for key, queue in self.queues.items():
             if not queue:
                 continue
-            in_lane = [connection for connection in self.idle if connection.key == key]
-            assert queue[0].fresh or not in_lane, "it could have an idle connection"
-            if self.slots_of(key) < self.per_lane:
+            own = {connection: known for connection, known in self.open_.items() if connection.key == key}
+            if not all(ticket.fresh for ticket in queue):
+                for connection, known in own.items():
+                    assert known.used >= known.capacity or self.is_retired(connection), "there is room"
+            if self.slots_of(key) == self.per_lane:
+                # A slot will be free, a request will leave, or the server will take some again.
+                if not any(known.used or not known.capacity for known in own.values()):
+                    others = [connection.key for connection in self.closing]
+                    assert key in others or key in (ticket.key for ticket in self.dialling)
+            elif key in self.exclusive or not self.undecided(key):
                 assert self.pool.scheduler.slots == self.slots, "there is a free slot"
                 assert self.closing or not self.idle, "there is an idle connection to make room with"
-            else:
-                own = [*self.busy, *self.held, *self.closing]
-                coming = any(connection.key == key for connection in own)
-                assert coming or any(ticket.key == key for ticket in self.dialling)
 
     def teardown(self) -> None:
         """Let everything end well: every request is served, and nothing remains."""
-        for _ in range(10_000):
+        for count in range(10_000):
+            starved = [connection for connection, known in self.open_.items() if not known.capacity]
+            undecided = [connection for connection, known in self.open_.items() if not known.decided]
             if self.closing:
                 self.end(self.closing[0])
             elif self.dialling:
-                self.busy.append(self.pool.connected(self.dialling.pop(0)))
-            elif self.busy:
-                self.release(self.busy[0], self.busy)
-            elif self.held:
-                self.release(self.held[0], self.held)
+                self.connect(self.dialling[0], shared=count % 2 == 0)
+            elif undecided or starved:
+                self.change((undecided or starved)[0], 2)
+            elif self.users:
+                self.release(self.users[0])
             else:
                 break
         assert not any(self.queues.values())
@@ -1202,14 +1281,15 @@ class History(RuleBasedStateMachine):
 
 
 TestHistories = History.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
+@pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_lane_waits_for_more_than_its_turn(seed: int) -> None:
+def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
     """While every connection is released in turn, a lane's first request waits a bounded number of grants."""
     chance = random.Random(seed)
-    slots, keys = 4, "abcdef"
+    slots, keys = 4, ["a" if capacity == 1 else "h2", *"bcdef"]
     pool = Pool(connections=slots)
     grants = 0
     waiting: dict[FakeTicket, int] = {}
@@ -1223,9 +1303,9 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int) -> None:
             pool.woken.append(ticket)
 
     for _ in range(3000):
-        # Lane a asks all the time, the others now and then, one request at a time.
-        while sum(ticket.key == "a" for ticket in waiting) < 2 * slots:
-            ask("a")
+        # The first lane asks all the time, the others now and then, one request at a time.
+        while sum(ticket.key == keys[0] for ticket in waiting) < 2 * slots * capacity:
+            ask(keys[0])
         for key in keys[1:]:
             if chance.random() < 0.1 and all(ticket.key != key for ticket in waiting):
                 ask(key)
@@ -1238,12 +1318,17 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int) -> None:
             ticket = pool.woken.pop(0)
             since = waiting.pop(ticket)
             grants += 1
-            if ticket.key != "a":
+            if ticket.key != keys[0]:
                 longest = max(longest, grants - since)
             granted = ticket.grant
-            busy.append(granted if isinstance(granted, FakeConnection) else pool.connected(ticket))
+            if isinstance(granted, FakeConnection):
+                busy.append(granted)
+            else:
+                busy.append(pool.connected(ticket, shared=ticket.key == "h2"))
+                if ticket.key == "h2":
+                    pool.set_capacity(busy[-1], capacity)
     assert grants > 2000
-    assert 0 < longest <= slots + 2 * len(keys)
+    assert 0 < longest <= capacity * slots + 2 * len(keys) * capacity
 
 
 def test_a_held_connection_keeps_its_place_in_the_order_of_expiry() -> None:
