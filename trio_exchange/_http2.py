@@ -372,6 +372,9 @@ class HTTP2Connection(HTTPConnection):
         except h2.exceptions.TooManyStreamsError:
             # The server has lowered its limit since this was granted.
             return None
+        # h2 would give up the connection for a wrong content-length (RFC 9113, 8.1.1).
+        stream: Any = self._h2.streams[stream_id]
+        stream._initialize_content_length = _leave_unchecked
         self._streams[stream_id] = exchange
         if body:
             self._h2.send_data(stream_id, body, end_stream=end_stream)
@@ -435,6 +438,10 @@ class HTTP2Connection(HTTPConnection):
         # It may have ended in the frame that is being worked on.
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self._h2.reset_stream(stream_id, code)
+        # Were it kept, h2 would give up the connection for a late informational response.
+        stream = self._h2.streams.pop(stream_id, None)
+        if stream is not None:
+            self._h2._closed_streams[stream_id] = stream.closed_by
         self._left[stream_id] = None
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
@@ -480,6 +487,8 @@ class HTTP2Connection(HTTPConnection):
             self._dropped = 0
 
     def _take_frame(self, frame: Frame) -> None:
+        if frame.kind == DATA and frame.stream_id in self._streams:
+            self._streams[frame.stream_id].expect_data()
         if frame.kind == GOAWAY:
             self._take_goaway(frame)
         elif frame.kind == DATA and frame.stream_id in self._left:
@@ -539,9 +548,6 @@ class HTTP2Connection(HTTPConnection):
     def _take_head(self, event: h2.events.ResponseReceived | h2.events.InformationalResponseReceived) -> None:
         exchange = self._streams.get(event.stream_id or 0)
         if exchange is not None:
-            if isinstance(event, h2.events.ResponseReceived):
-                # h2 would give up the connection for a body of another length (RFC 9113, 8.1.1).
-                self._h2.streams[exchange.id_on_wire]._expected_content_length = None
             exchange.take_head(event.headers or [])
 
     def _take_data(self, event: h2.events.DataReceived) -> None:
@@ -760,12 +766,15 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 f"the server sent more than {MAX_INFORMATIONAL} informational responses"
             )
 
+    def expect_data(self) -> None:
+        """A frame of data has come, which h2 was not shown: it would give up the connection."""
+        if not self._has_head:
+            self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
+
     def take_data(self, data: bytes, size: int) -> None:
         """A piece of the body, and by how much it has used the stream's window."""
         self._uncredited += size - len(data)
-        if not self._has_head:
-            self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
-        elif self._left is not None and len(data) > self._left:
+        if self._left is not None and len(data) > self._left:
             self._malformed(RemoteProtocolError("the response's body is longer than its content-length"))
         elif data:
             if self._left is not None:
@@ -1068,6 +1077,10 @@ class Tunnel(trio.abc.HalfCloseableStream):
         self._check_open()
         if self._exchange.sent_end:
             raise trio.ClosedResourceError("the end was sent already")
+
+
+def _leave_unchecked(_: Any) -> None:
+    """What h2 would check, and exchanges do themselves."""
 
 
 async def _nothing() -> None:
