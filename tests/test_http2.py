@@ -1,12 +1,176 @@
-"""HTTP/2 with a scripted peer."""
+"""HTTP/2 exchanges with a scripted peer: one request and its response, and that others don't notice."""
 
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import h2.errors
+import h2.events
+import hpack
 import pytest
 import trio
+import trio.testing
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    ExtensionFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.h2peer import H2Peer, h2_pool
+from trio_exchange import (
+    ConnectionNotAvailable,
+    ConnectionPool,
+    LocalProtocolError,
+    PoolTimeout,
+    ReadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    Request,
+    Response,
+    WriteError,
+    WriteTimeout,
+)
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
+
+from .h2peer import H2Peer, Headers, h2_pool
+from .peers import DELIVERIES, TLS, assert_unharmed, client_context, make_tls, serve_tcp
+
+URL = "http://example.com/"
+KILOBYTE = 1024
+MEGABYTE = 1024 * 1024
+WINDOW = 256 * KILOBYTE
+LARGEST_WINDOW = 8 * MEGABYTE
+CONNECTION_WINDOW = 16 * MEGABYTE
 
 
-async def test_a_get(autojump_clock: trio.testing.MockClock) -> None:
+class Running:
+    """Something that runs in a task of its own."""
+
+    def __init__(self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+        nursery.start_soon(self._run, function, args)
+
+    async def _run(self, function: Callable[..., Awaitable[Any]], args: Any) -> None:
+        with self.scope:
+            try:
+                self.value = await function(*args)
+            except Exception as exc:
+                self.error = exc
+        self.done.set()
+
+    async def cancel(self) -> None:
+        self.scope.cancel()
+        await self.done.wait()
+
+    async def result(self) -> Any:
+        """What it returns or raises."""
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Client:
+    """A pool, and requests on it that run in tasks of their own; the test itself plays the servers."""
+
+    def __init__(self, nursery: trio.Nursery, **options: Any) -> None:
+        self._nursery = nursery
+        self._send_peer, self._peers = trio.open_memory_channel[H2Peer](100)
+        self.pool, self.connector = h2_pool(nursery, self._meet, **options)
+        # With a clock that jumps, what would wait for ever fails at once.
+        self._patience = trio.fail_after(1000)
+
+    async def _meet(self, peer: H2Peer) -> None:
+        await self._send_peer.send(peer)
+        await trio.sleep_forever()
+
+    async def __aenter__(self) -> Client:
+        await self.pool.__aenter__()
+        self._patience.__enter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        try:
+            return self._patience.__exit__(*exc_info)
+        finally:
+            await self.pool.__aexit__(None, None, None)
+
+    async def peer(self, settings: dict[SettingCodes, int] | None = None) -> H2Peer:
+        """The next connection's other end, which has sent its preface."""
+        peer = await self._peers.receive()
+        await peer.start(settings)
+        return peer
+
+    def request(self, method: str = "GET", path: str = "", **more: Any) -> Running:
+        """Send a request and read the response."""
+        return Running(self._nursery, functools.partial(self.pool.request, method, URL + path, **more))
+
+    def open(self, method: str = "GET", path: str = "", **more: Any) -> Running:
+        """Send a request; the result is the response, with its body to be read."""
+        request = Request(method, URL + path, **more)
+        return Running(self._nursery, self.pool.handle_async_request, request)
+
+    async def is_served_on(self, peer: H2Peer) -> None:
+        """Check that the connection is as good as new."""
+        request = self.request("GET", "check")
+        stream_id, headers = await peer.head()
+        assert headers[b":path"] == b"/check"
+        await peer.respond(stream_id, 200, body=b"fine")
+        assert (await request.result()).content == b"fine"
+
+
+def head(peer: H2Peer, stream_id: int, block: Headers, *flags: str) -> HeadersFrame:
+    """A head past h2, which would check it."""
+    return HeadersFrame(stream_id, peer.h2.encoder.encode(block), flags=["END_HEADERS", *flags])
+
+
+def unknown_frame(stream_id: int) -> Frame:
+    frame = ExtensionFrame(type=0xBE, flag_byte=0, stream_id=stream_id, body=b"grease")
+    frame.body_len = 6
+    return frame
+
+
+def data(stream_id: int, content: bytes, *flags: str) -> DataFrame:
+    return DataFrame(stream_id, content, flags=flags)
+
+
+OK: Headers = [(b":status", b"200")]
+
+
+async def reset_of(peer: H2Peer, stream_id: int) -> ErrorCodes:
+    """Wait for the client's RST_STREAM."""
+    event = await peer.event(h2.events.StreamReset, stream_id)
+    assert event.error_code is not None
+    return ErrorCodes(event.error_code)
+
+
+async def connection_credit(peer: H2Peer) -> int:
+    """What the client has let the server send in all, whatever the streams."""
+    return 65535 + sum(frame.window_increment for frame in peer.sent(WindowUpdateFrame, 0))
+
+
+# -- Requests and responses.
+
+
+async def test_a_get(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         stream_id, headers, body = await peer.request()
@@ -21,7 +185,7 @@ async def test_a_get(autojump_clock: trio.testing.MockClock) -> None:
         await peer.until_closed()
 
     async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, serve)
+        pool, _ = h2_pool(nursery, serve)
         async with pool:
             response = await pool.request("GET", "http://example.com/a?b")
             assert response.status == 200
@@ -29,6 +193,1089 @@ async def test_a_get(autojump_clock: trio.testing.MockClock) -> None:
             assert response.content == b"hello"
             assert response.extensions["trailing_headers"] == [(b"t", b"u")]
             assert response.extensions["http_version"] == b"HTTP/2"
-            assert response.extensions["stream_id"] == 1
-            assert "reason_phrase" not in response.extensions
+
+
+async def test_the_extensions_of_a_response(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        peer: H2Peer | None = None
+        for stream_id in (1, 3, 5):
+            request = client.request()
+            peer = peer or await client.peer()
+            assert (await peer.head())[0] == stream_id
+            await peer.respond(stream_id)
+            extensions = (await request.result()).extensions
+            assert extensions["stream_id"] == stream_id
+            assert extensions["http_version"] == b"HTTP/2"
+            assert extensions["trailing_headers"] == []
+            assert "reason_phrase" not in extensions
+            with pytest.raises(LocalProtocolError, match="belongs to HTTP"):
+                await extensions["network_stream"].read()
+
+
+async def test_trailers_are_complete_once_the_body_was_read(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")])
+        response = await opened.result()
+        trailers = response.extensions["trailing_headers"]
+        assert trailers == []
+        assert await response.aread() == b"body"
+        assert trailers == [(b"a", b"1"), (b"b", b""), (b"a", b"2")]
+
+
+async def test_leaving_when_all_has_arrived_resets_nothing(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1")])
+        response = await opened.result()
+        await wait_all_tasks_blocked()
+        await response.aclose()
+        await client.is_served_on(peer)
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_a_small_body_goes_out_with_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        request = client.request("POST", content=b"x" * 16_384)
+        peer = await client.peer()
+        stream_id, headers, body = await peer.request()
+        assert body == b"x" * 16_384
+        assert headers[b"content-length"] == b"16384"
+        [frame] = peer.sent(DataFrame)
+        assert "END_STREAM" in frame.flags
+        assert "END_STREAM" not in peer.sent(HeadersFrame)[0].flags
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_an_empty_body_is_the_end_of_the_head(
+    nursery: trio.Nursery, autojump_clock: MockClock, method: str
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request(method, content=b"")
+        peer = await client.peer()
+        stream_id, headers, _ = await peer.request()
+        assert headers.get(b"content-length") == (b"0" if method == "POST" else None)
+        assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
+        assert peer.sent(DataFrame) == []
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_body_without_a_length_header(
+    nursery: trio.Nursery, autojump_clock: MockClock, method: str
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request(method, content=[b"one", b"", b"two"])
+        peer = await client.peer()
+        stream_id, headers, body = await peer.request()
+        assert body == b"onetwo"
+        assert not {b"content-length", b"transfer-encoding"} & headers.keys()
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_a_stream_without_content_is_no_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        request = client.request("GET", content=[b"", b""])
+        peer = await client.peer()
+        stream_id, _, _ = await peer.request()
+        assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+# -- Transcripts.
+
+
+@dataclass
+class Case:
+    frames: Callable[[H2Peer, int], list[Frame]]
+    body: bytes = b""
+    status: int = 200
+    headers: Headers = field(default_factory=list)
+    trailers: Headers = field(default_factory=list)
+    method: str = "GET"
+
+
+def _continued(peer: H2Peer, stream_id: int) -> list[Frame]:
+    # Never indexed, so that it is as long the second time.
+    block = peer.h2.encoder.encode([*OK, hpack.NeverIndexedHeaderTuple(b"long", b"x" * 50)])
+    pieces = [block[i : i + 7] for i in range(0, len(block), 7)]
+    first = HeadersFrame(stream_id, pieces[0])
+    rest = [ContinuationFrame(stream_id, piece) for piece in pieces[1:]]
+    rest[-1].flags.add("END_HEADERS")
+    return [first, *rest, data(stream_id, b"abc", "END_STREAM")]
+
+
+def _padded(peer: H2Peer, stream_id: int) -> list[Frame]:
+    first = head(peer, stream_id, OK, "PADDED", "PRIORITY")
+    first.pad_length, first.depends_on, first.stream_weight = 5, 0, 15
+    frames = [data(stream_id, content, "PADDED") for content in (b"a", b"", b"bc")]
+    for frame in frames:
+        frame.pad_length = 9
+    frames[-1].flags.add("END_STREAM")
+    return [first, *frames]
+
+
+def _in_between(peer: H2Peer, stream_id: int) -> list[Frame]:
+    return [
+        PingFrame(0, b"01234567"),
+        head(peer, stream_id, OK),
+        SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: 70_000}),
+        data(stream_id, b"a"),
+        unknown_frame(stream_id),
+        WindowUpdateFrame(0, 10),
+        WindowUpdateFrame(stream_id, 10),
+        PriorityFrame(stream_id, depends_on=0, stream_weight=1, exclusive=False),
+        data(stream_id, b"bc", "END_STREAM"),
+    ]
+
+
+CASES = {
+    "nothing": Case(lambda peer, id_: [head(peer, id_, OK, "END_STREAM")]),
+    "headers": Case(
+        lambda peer, id_: [
+            head(peer, id_, [*OK, (b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")], "END_STREAM")
+        ],
+        headers=[(b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")],
+    ),
+    "a body": Case(lambda peer, id_: [head(peer, id_, OK), data(id_, b"abc", "END_STREAM")], b"abc"),
+    "an end on its own": Case(
+        lambda peer, id_: [
+            head(peer, id_, OK),
+            data(id_, b"a"),
+            data(id_, b""),
+            data(id_, b"bc"),
+            data(id_, b"", "END_STREAM"),
+        ],
+        b"abc",
+    ),
+    "its length": Case(
+        lambda peer, id_: [
+            head(peer, id_, [*OK, (b"content-length", b"3")]),
+            data(id_, b"ab"),
+            data(id_, b"c", "END_STREAM"),
+        ],
+        b"abc",
+        headers=[(b"content-length", b"3")],
+    ),
+    "the same length twice": Case(
+        lambda peer, id_: [
+            head(peer, id_, [*OK, (b"content-length", b"3"), (b"content-length", b"3")]),
+            data(id_, b"abc", "END_STREAM"),
+        ],
+        b"abc",
+        headers=[(b"content-length", b"3"), (b"content-length", b"3")],
+    ),
+    "an error": Case(
+        lambda peer, id_: [head(peer, id_, [(b":status", b"599")]), data(id_, b"abc", "END_STREAM")],
+        b"abc",
+        status=599,
+    ),
+    "trailers": Case(
+        lambda peer, id_: [
+            head(peer, id_, OK),
+            data(id_, b"abc"),
+            head(peer, id_, [(b"x-sum", b"6"), (b"y", b"")], "END_STREAM"),
+        ],
+        b"abc",
+        trailers=[(b"x-sum", b"6"), (b"y", b"")],
+    ),
+    "trailers alone": Case(
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"x", b"1")], "END_STREAM")],
+        trailers=[(b"x", b"1")],
+    ),
+    "informational": Case(
+        lambda peer, id_: [
+            head(peer, id_, [(b":status", b"103"), (b"link", b"x")]),
+            head(peer, id_, [(b":status", b"100")]),
+            head(peer, id_, OK),
+            data(id_, b"abc", "END_STREAM"),
+        ],
+        b"abc",
+    ),
+    "HEAD": Case(
+        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
+        headers=[(b"content-length", b"3")],
+        method="HEAD",
+    ),
+    "HEAD, its end on its own": Case(
+        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")]), data(id_, b"", "END_STREAM")],
+        headers=[(b"content-length", b"3")],
+        method="HEAD",
+    ),
+    "204": Case(
+        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"", "END_STREAM")], status=204
+    ),
+    "304": Case(
+        lambda peer, id_: [
+            head(peer, id_, [(b":status", b"304"), (b"content-length", b"3")]),
+            data(id_, b"", "END_STREAM"),
+        ],
+        status=304,
+        headers=[(b"content-length", b"3")],
+    ),
+    "continued": Case(_continued, b"abc", headers=[(b"long", b"x" * 50)]),
+    "padded": Case(_padded, b"abc"),
+    "in between": Case(_in_between, b"abc"),
+}
+all_cases = pytest.mark.parametrize("name", CASES)
+
+
+async def check_case(client: Client, peer: H2Peer | None, name: str, send: Any, *trailing: Frame) -> H2Peer:
+    """Answer a request with a transcript, sent by `send`, and check the response."""
+    case = CASES[name]
+    request = client.request(case.method)
+    if peer is None:
+        peer = await client.peer()
+    stream_id, _ = await peer.head()
+    frames = [*case.frames(peer, stream_id), *trailing]
+    await send(peer, b"".join(frame.serialize() for frame in frames))
+    response = await request.result()
+    assert (response.status, response.headers, response.content) == (case.status, case.headers, case.body)
+    assert response.extensions["trailing_headers"] == case.trailers
+    return peer
+
+
+@DELIVERIES
+@all_cases
+async def test_transcripts(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, byte_by_byte: bool
+) -> None:
+    send = functools.partial(H2Peer.send, byte_by_byte=byte_by_byte)
+    async with Client(nursery) as client:
+        peer = await check_case(client, None, name, send)
+        await check_case(client, peer, name, send)
+        await wait_all_tasks_blocked()
+        assert_unharmed(client.pool, idle=1)
+        assert peer.sent(RstStreamFrame) == []
+
+
+@pytest.mark.parametrize(
+    "trailing",
+    [
+        PingFrame(0, b"01234567"),
+        WindowUpdateFrame(1, 10),
+        WindowUpdateFrame(0, 10),
+        PriorityFrame(1, depends_on=0, stream_weight=1, exclusive=False),
+        RstStreamFrame(1, ErrorCodes.NO_ERROR),
+        SettingsFrame(0),
+        unknown_frame(0),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+@all_cases
+async def test_transcripts_with_trailing_frames(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, trailing: Frame
+) -> None:
+    async with Client(nursery) as client:
+        peer = await check_case(client, None, name, H2Peer.send, trailing)
+        await check_case(client, peer, name, H2Peer.send)
+
+
+@pytest.mark.parametrize("size", [1, 9, 16])
+async def test_transcripts_with_a_piece_of_the_next_frame(
+    nursery: trio.Nursery, autojump_clock: MockClock, size: int
+) -> None:
+    ping = PingFrame(0, b"01234567").serialize()
+
+    async def send(peer: H2Peer, transcript: bytes) -> None:
+        await peer.send(transcript + ping[:size])
+
+    async with Client(nursery) as client:
+        peer = await check_case(client, None, "trailers", send)
+        await peer.send(ping[size:])
+        await client.is_served_on(peer)
+        assert [frame.opaque_data for frame in peer.sent(PingFrame)] == [b"01234567"]
+
+
+# -- Cleanliness on the wire.
+
+
+async def sent_by(nursery: trio.Nursery, method: str = "GET", **more: Any) -> list[Any]:
+    """The header block of a request, as it was on the wire."""
+    async with Client(nursery) as client:
+        client.request(method, **more)
+        peer = await client.peer()
+        await peer.head()
+        [frame] = peer.sent(HeadersFrame)
+        # Not as h2 gives it, which joins cookies.
+        return list(hpack.Decoder().decode(frame.data, raw=True))
+
+
+async def test_the_host_is_the_authority_and_headers_are_lower_case(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    headers = [("Host", "other.example:81"), ("X-One", "A"), ("x-two", "b"), ("X-ONE", "c")]
+    block = await sent_by(nursery, headers=headers)
+    assert block == [
+        (b":method", b"GET"),
+        (b":authority", b"other.example:81"),
+        (b":scheme", b"http"),
+        (b":path", b"/"),
+        (b"x-one", b"A"),
+        (b"x-two", b"b"),
+        (b"x-one", b"c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Connection", "close, x-hop"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Transfer-Encoding", "chunked"),
+        ("Upgrade", "h2c"),
+        ("TE", "gzip"),
+    ],
+)
+async def test_headers_of_the_connection_are_not_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, value: str
+) -> None:
+    block = await sent_by(nursery, headers=[(name, value), ("x", "y")])
+    assert block[4:] == [(b"x", b"y")]
+
+
+@pytest.mark.parametrize("value", ["trailers", "gzip, Trailers;q=0.5"])
+async def test_te_only_as_trailers(nursery: trio.Nursery, autojump_clock: MockClock, value: str) -> None:
+    block = await sent_by(nursery, headers=[("TE", value)])
+    assert block[4:] == [(b"te", b"trailers")]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "Cookie"])
+async def test_credentials_are_never_indexed(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str
+) -> None:
+    secret = (name.lower().encode(), b"secret")
+    block = await sent_by(nursery, headers=[(name, "secret"), ("x", "y")])
+    assert block[4:] == [secret, (b"x", b"y")]
+    assert [pair for pair in block if isinstance(pair, hpack.NeverIndexedHeaderTuple)] == [secret]
+
+
+async def test_cookies_stay_apart(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    block = await sent_by(nursery, headers=[("cookie", "a=1"), ("cookie", "b=2; c=3")])
+    assert block[4:] == [(b"cookie", b"a=1"), (b"cookie", b"b=2; c=3")]
+
+
+async def test_the_target_extension(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    block = await sent_by(nursery, "OPTIONS", extensions={"target": b"*"})
+    assert dict(block)[b":path"] == b"*"
+
+
+@pytest.mark.parametrize("target", [b"http://example.com/x", b"example.com:443", b"x"])
+async def test_a_target_that_is_no_path_is_refused(
+    nursery: trio.Nursery, autojump_clock: MockClock, target: bytes
+) -> None:
+    async with Client(nursery) as client:
+        with pytest.raises(LocalProtocolError, match="must begin with '/'"):
+            await client.request(extensions={"target": target}).result()
+        peer = await client.peer()
+        await client.is_served_on(peer)
+        assert len(peer.sent(HeadersFrame)) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("a", "b\r\nc: d")],
+        [("a", "b\n")],
+        [("a", "b\x00c")],
+        [("a", " b")],
+        [("a", "b\t")],
+        [("a b", "c")],
+        [("a\r", "c")],
+        [(":path", "/")],
+        [("", "c")],
+    ],
+)
+async def test_headers_that_can_t_be_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock, headers: Any
+) -> None:
+    async with Client(nursery) as client:
+        with pytest.raises(LocalProtocolError):
+            await client.request(headers=headers).result()
+        assert client.connector.dialled == []
+
+
+@pytest.mark.parametrize("target", [b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b""])
+async def test_targets_that_can_t_be_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock, target: bytes
+) -> None:
+    async with Client(nursery) as client:
+        with pytest.raises(LocalProtocolError):
+            await client.request(extensions={"target": target}).result()
+        assert client.connector.dialled == []
+
+
+# -- Malformed responses.
+
+
+def malformed(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
+    return lambda peer, id_: [head(peer, id_, [*OK, *headers])]
+
+
+def block_of(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
+    return lambda peer, id_: [head(peer, id_, list(headers))]
+
+
+def trailer(name: bytes, value: bytes) -> Callable[[H2Peer, int], list[Frame]]:
+    return lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(name, value)], "END_STREAM")]
+
+
+def body_of(length: bytes, *content: bytes, end: bool = True) -> Callable[[H2Peer, int], list[Frame]]:
+    def frames(peer: H2Peer, id_: int) -> list[Frame]:
+        pieces = [data(id_, piece) for piece in content]
+        if end:
+            pieces[-1].flags.add("END_STREAM")
+        return [head(peer, id_, [*OK, (b"content-length", length)]), *pieces]
+
+    return frames
+
+
+MALFORMED = {
+    "upper case": (malformed((b"X-a", b"b")), "invalid header name"),
+    "name with space": (malformed((b"x a", b"b")), "invalid header name"),
+    "name with colon": (malformed((b"x:a", b"b")), "invalid header name"),
+    "name with high byte": (malformed((b"x\xe4", b"b")), "invalid header name"),
+    "empty name": (malformed((b"", b"b")), "invalid header name"),
+    "CR": (malformed((b"a", b"b\rc")), "invalid value"),
+    "LF": (malformed((b"a", b"b\nc: d")), "invalid value"),
+    "NUL": (malformed((b"a", b"b\x00")), "invalid value"),
+    "leading space": (malformed((b"a", b" b")), "invalid value"),
+    "trailing tab": (malformed((b"a", b"b\t")), "invalid value"),
+    "only space": (malformed((b"a", b" ")), "invalid value"),
+    "connection": (malformed((b"connection", b"close")), "HTTP/2 does not have"),
+    "keep-alive": (malformed((b"keep-alive", b"x")), "HTTP/2 does not have"),
+    "proxy-connection": (malformed((b"proxy-connection", b"x")), "HTTP/2 does not have"),
+    "transfer-encoding": (malformed((b"transfer-encoding", b"chunked")), "HTTP/2 does not have"),
+    "upgrade": (malformed((b"upgrade", b"x")), "HTTP/2 does not have"),
+    "no status": (block_of((b"a", b"b")), "no valid status"),
+    "nothing at all": (block_of(), "no valid status"),
+    "status twice": (malformed((b":status", b"200")), "invalid header name"),
+    "late status": (block_of((b"a", b"b"), (b":status", b"200")), "no valid status"),
+    "late second status": (malformed((b"a", b"b"), (b":status", b"200")), "invalid header name"),
+    "another pseudo-header": (malformed((b":path", b"/")), "invalid header name"),
+    "request's pseudo-header first": (block_of((b":path", b"/"), *OK), "no valid status"),
+    "status 99": (block_of((b":status", b"099")), "no valid status"),
+    "status 20": (block_of((b":status", b"20")), "no valid status"),
+    "status 2000": (block_of((b":status", b"2000")), "no valid status"),
+    "status in words": (block_of((b":status", b"200 OK")), "no valid status"),
+    "101": (block_of((b":status", b"101")), "answered 101"),
+    "informational upper case": (block_of((b":status", b"103"), (b"X", b"y")), "invalid header name"),
+    "no number": (malformed((b"content-length", b"x")), "content-length"),
+    "negative": (malformed((b"content-length", b"-1")), "content-length"),
+    "two lengths": (malformed((b"content-length", b"1"), (b"content-length", b"2")), "content-length"),
+    "too long": (body_of(b"3", b"ab", b"cd", end=False), "longer than its content-length"),
+    "too long at once": (body_of(b"0", b"a", end=False), "longer than its content-length"),
+    "too long, ended": (body_of(b"3", b"abcd"), "longer than its content-length"),
+    "too short": (body_of(b"3", b"ab"), "ends 1 bytes early"),
+    "too short by all": (
+        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
+        "ends 3 bytes early",
+    ),
+    "too short, trailers": (
+        lambda peer, id_: [
+            head(peer, id_, [*OK, (b"content-length", b"3")]),
+            head(peer, id_, [(b"a", b"b")], "END_STREAM"),
+        ],
+        "ends 3 bytes early",
+    ),
+    "204 with a body": (
+        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"a")],
+        "longer than its content-length",
+    ),
+    "304 with a body": (
+        lambda peer, id_: [
+            head(peer, id_, [(b":status", b"304"), (b"content-length", b"1")]),
+            data(id_, b"a"),
+        ],
+        "longer than its content-length",
+    ),
+    "DATA first": (lambda peer, id_: [data(id_, b"a")], "before the response's head"),
+    "the end first": (lambda peer, id_: [data(id_, b"", "END_STREAM")], "before the response's head"),
+    "DATA after informational": (
+        lambda peer, id_: [head(peer, id_, [(b":status", b"103")]), data(id_, b"a")],
+        "before the response's head",
+    ),
+    "trailer upper case": (trailer(b"X", b"y"), "invalid header name"),
+    "trailer with LF": (trailer(b"x", b"y\nz"), "invalid value"),
+    "trailer of the connection": (trailer(b"connection", b"close"), "HTTP/2 does not have"),
+    "pseudo-header in trailers": (trailer(b":status", b"200"), "invalid header name"),
+}
+
+
+@DELIVERIES
+@pytest.mark.parametrize("streamed", [False, True], ids=["half-closed", "open"])
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_a_malformed_response_concerns_its_stream_alone(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, streamed: bool, byte_by_byte: bool
+) -> None:
+    frames, message = MALFORMED[name]
+    unending = Gated(b"begun")
+    async with Client(nursery) as client:
+        other = client.open(path="other")
+        peer = await client.peer()
+        other_id, _ = await peer.head()
+        await peer.respond(other_id, body=b"first", end=False)
+        response = await other.result()
+
+        request = client.request("POST" if streamed else "GET", content=unending if streamed else None)
+        stream_id, _ = await peer.head()
+        transcript = frames(peer, stream_id)
+        await peer.send(b"".join(frame.serialize() for frame in transcript), byte_by_byte=byte_by_byte)
+        with pytest.raises(RemoteProtocolError, match=message):
+            await request.result()
+        ended = any("END_STREAM" in frame.flags for frame in transcript)
+        if streamed or not ended:
+            assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+
+        peer.h2.send_data(other_id, b", second", end_stream=True)
+        await peer.flush()
+        assert await response.aread() == b"first, second"
+        await client.is_served_on(peer)
+        assert len(client.connector.dialled) == 1
+        assert {frame.stream_id for frame in peer.sent(RstStreamFrame)} <= {stream_id}
+
+
+async def test_head_with_a_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        request = client.request("HEAD")
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.send_frame(head(peer, stream_id, [*OK, (b"content-length", b"1")]), data(stream_id, b"a"))
+        with pytest.raises(RemoteProtocolError, match="longer"):
+            await request.result()
+        assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+        await client.is_served_on(peer)
+
+
+async def test_what_came_before_the_malformed_part_can_be_read(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"good", end=False)
+        await peer.send_frame(head(peer, stream_id, [(b"BAD", b"")], "END_STREAM"))
+        response = await opened.result()
+        body = aiter(response.aiter_stream())
+        assert await anext(body) == b"good"
+        with pytest.raises(RemoteProtocolError, match="BAD"):
+            await anext(body)
+        await response.aclose()
+        await client.is_served_on(peer)
+
+
+# -- Informational responses.
+
+
+async def test_the_informational_callback_sees_each(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    seen = []
+
+    async def callback(status: int, headers: Headers) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append((status, headers))
+
+    events = Events()
+    async with Client(nursery) as client:
+        request = client.request(extensions={"informational": callback, "trace": events})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        for block in ([(b":status", b"103"), (b"link", b"a")], [(b":status", b"199")], OK):
+            await peer.send_frame(head(peer, stream_id, block, *(["END_STREAM"] if block is OK else [])))
+        assert (await request.result()).status == 200
+    assert seen == [(103, [(b"link", b"a")]), (199, [])]
+    name = "http2.receive_informational_response"
+    shown = [info for event, info in events.seen if event == f"{name}.complete"]
+    assert shown == [{"return_value": (103, [(b"link", b"a")])}, {"return_value": (199, [])}]
+    started = [info for event, info in events.seen if event == f"{name}.started"]
+    assert [info["stream_id"] for info in started] == [1, 1]
+
+
+async def test_what_the_informational_callback_raises_comes_out(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def callback(status: int, headers: Headers) -> None:
+        raise LookupError("mine")
+
+    async with Client(nursery) as client:
+        request = client.request(extensions={"informational": callback})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.send_frame(head(peer, stream_id, [(b":status", b"103")]))
+        with pytest.raises(LookupError, match="mine"):
+            await request.result()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+@pytest.mark.parametrize(("count", "works"), [(100, True), (101, False)])
+@pytest.mark.parametrize("slowly", [False, True])
+async def test_the_number_of_informational_responses(
+    nursery: trio.Nursery, autojump_clock: MockClock, count: int, works: bool, slowly: bool
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        for _ in range(count):
+            await peer.send_frame(head(peer, stream_id, [(b":status", b"103")]))
+            if slowly:
+                await wait_all_tasks_blocked()
+        if works:
+            await peer.respond(stream_id)
+            assert (await request.result()).status == 200
+        else:
+            with pytest.raises(RemoteProtocolError, match="more than 100 informational"):
+                await request.result()
+            assert await reset_of(peer, stream_id) is ErrorCodes.ENHANCE_YOUR_CALM
+        await client.is_served_on(peer)
+
+
+# -- Isolation.
+
+
+class Gated:
+    """Content whose first piece is there, and whose end has to be asked for."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+        self.go = trio.Event()
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            for piece in self._pieces:
+                yield piece
+            await self.go.wait()
+            yield b"last"
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
+@pytest.mark.parametrize("how", ["cancelled", "timeout", "left"])
+async def test_what_is_given_up_is_reset_and_others_go_on(
+    nursery: trio.Nursery, autojump_clock: MockClock, how: str, begun: bool
+) -> None:
+    async with Client(nursery, max_connections=1) as client:
+        other = client.open(path="other")
+        # One stream more, and the next request would have to wait.
+        peer = await client.peer({SettingCodes.MAX_CONCURRENT_STREAMS: 2})
+        other_id, _ = await peer.head()
+        await peer.respond(other_id, body=b"first", end=False)
+        response = await other.result()
+
+        timeout = {"read": 5} if how == "timeout" else {}
+        request = client.request(extensions={"timeout": timeout})
+        stream_id, _ = await peer.head()
+        if begun:
+            await peer.respond(stream_id, body=b"some", end=False)
+        await wait_all_tasks_blocked()
+        if how == "timeout":
+            with pytest.raises(ReadTimeout):
+                await request.result()
+        else:
+            await request.cancel()
+        # At once: the server has heard nothing yet.
+        with trio.fail_after(1):
+            [next_one] = [client.request(path="next", extensions={"timeout": {"pool": 0}})]
+            next_id, headers = await peer.head()
+            assert headers[b":path"] == b"/next"
+            await peer.respond(next_id)
+            assert (await next_one.result()).status == 200
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        assert [frame.stream_id for frame in peer.sent(RstStreamFrame)] == [stream_id]
+
+        peer.h2.send_data(other_id, b", second", end_stream=True)
+        await peer.flush()
+        assert await response.aread() == b"first, second"
+        await wait_all_tasks_blocked()
+        assert_unharmed(client.pool, idle=1)
+
+
+async def test_leaving_a_response_early_resets_its_stream(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"some", end=False)
+        response = await opened.result()
+        await response.aclose()
+        with pytest.raises(ReadError, match="closed before its body was read"):
+            await response.aread()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await response.aclose()
+        await client.is_served_on(peer)
+        assert len(peer.sent(RstStreamFrame)) == 1
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, ErrorCodes.CANCEL, 0xABCDEF]
+)
+@pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
+async def test_a_reset_by_the_server_concerns_its_stream_alone(
+    nursery: trio.Nursery, autojump_clock: MockClock, code: int, begun: bool
+) -> None:
+    name = "error 0xabcdef" if code == 0xABCDEF else ErrorCodes(code).name
+    async with Client(nursery) as client:
+        requests = [client.request(path=str(index)) for index in range(3)]
+        peer = await client.peer()
+        ids = {(await peer.head())[1][b":path"]: 1 + 2 * index for index in range(3)}
+        broken = ids[b"/1"]
+        if begun:
+            await peer.respond(broken, body=b"some", end=False)
+        await peer.send_frame(RstStreamFrame(broken, code))
+        with pytest.raises(RemoteProtocolError, match=f"the server reset the stream: {name}"):
+            await requests[1].result()
+        for index in (0, 2):
+            await peer.respond(ids[b"/%d" % index], body=b"%d" % index)
+            assert (await requests[index].result()).content == b"%d" % index
+        await wait_all_tasks_blocked()
+        assert_unharmed(client.pool, idle=1)
+        assert peer.sent(RstStreamFrame) == []
+        assert len(client.connector.dialled) == 1
+
+
+async def test_a_reset_is_an_answer_and_nothing_is_sent_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        first = client.request()
+        peer = await client.peer()
+        await peer.respond((await peer.head())[0])
+        await first.result()
+        request = client.request()
+        stream_id, _ = await peer.head()
+        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
+        with pytest.raises(RemoteProtocolError, match="INTERNAL_ERROR"):
+            await request.result()
+        await wait_all_tasks_blocked()
+        assert len(client.connector.dialled) == 1
+
+
+async def test_the_iterators_error_concerns_its_stream_alone(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Mine(Exception):
+        pass
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise Mine
+
+    async with Client(nursery) as client:
+        other = client.request()
+        peer = await client.peer()
+        other_id, _ = await peer.head()
+        request = client.request("POST", content=content())
+        stream_id, _ = await peer.head()
+        with pytest.raises(Mine):
+            await request.result()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        assert [bytes(frame.data) for frame in peer.sent(DataFrame)] == [b"some"]
+        await peer.respond(other_id, body=b"fine")
+        assert (await other.result()).content == b"fine"
+        await client.is_served_on(peer)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([b"abc"], "2 bytes shorter"), ([b"abc", b"def"], "longer than its Content-Length")],
+)
+async def test_content_of_another_length_than_declared(
+    nursery: trio.Nursery, autojump_clock: MockClock, content: list[bytes], message: str
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request("POST", headers={"Content-Length": "5"}, content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        with pytest.raises(LocalProtocolError, match=message):
+            await request.result()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        assert b"".join(frame.data for frame in peer.sent(DataFrame)) == b"abc"
+        await client.is_served_on(peer)
+
+
+async def test_content_of_the_declared_length_ends_with_its_last_byte(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"abc", b"", b"de", b"")
+    async with Client(nursery) as client:
+        request = client.request("POST", headers={"Content-Length": "5"}, content=content)
+        peer = await client.peer()
+        # The iterator has not ended.
+        stream_id, headers, body = await peer.request()
+        assert headers[b"content-length"] == b"5"
+        assert body == b"abcde"
+        assert peer.sent(DataFrame)[-1].data == b"de"
+        content.go.set()
+        with pytest.raises(LocalProtocolError, match="longer"):
+            await request.result()
+        await client.is_served_on(peer)
+        assert stream_id == 1
+
+
+async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    content: Any = [b"some", "text"]
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        with pytest.raises(LocalProtocolError, match="must give bytes"):
+            await request.result()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+# -- What arrives for streams that were left.
+
+
+class RawSender:
+    """Sends data past h2 as a server does that has not heard of the reset, as fast as the client allows."""
+
+    def __init__(self, peer: H2Peer) -> None:
+        self._peer = peer
+        self.sent = 0
+
+    async def send(self, stream_id: int, size: int, *, padding: int = 0) -> None:
+        while size:
+            piece = min(size, 16_384 - (padding + 1 if padding else 0))
+            frame = data(stream_id, bytes(piece))
+            if padding:
+                frame.flags.add("PADDED")
+                frame.pad_length = padding
+            cost = piece + (padding + 1 if padding else 0)
+            while await connection_credit(self._peer) - self.sent < cost:
+                await self._peer.receive()
+            await self._peer.send_frame(frame)
+            self.sent += cost
+            size -= piece
+
+
+@pytest.mark.parametrize("padding", [0, 100])
+async def test_late_data_of_many_cancelled_streams_never_stalls_the_connection(
+    nursery: trio.Nursery, autojump_clock: MockClock, padding: int
+) -> None:
+    async with Client(nursery) as client:
+        peer: H2Peer | None = None
+        for _ in range(80):
+            opened = client.open()
+            if peer is None:
+                peer = await client.peer()
+                sender = RawSender(peer)
+            stream_id, _ = await peer.head()
+            await peer.send_frame(head(peer, stream_id, OK))
+            await (await opened.result()).aclose()
+            with trio.fail_after(60):
+                await sender.send(stream_id, WINDOW - 20_000, padding=padding)
+        assert peer is not None
+        assert sender.sent > CONNECTION_WINDOW
+        await client.is_served_on(peer)
+        # What is not credited yet is less than a step.
+        assert await connection_credit(peer) > sender.sent + CONNECTION_WINDOW - MEGABYTE
+        # It is told once, not for every frame.
+        assert len(peer.sent(RstStreamFrame)) == 80
+        assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
+
+
+async def test_late_heads_and_trailers_of_a_stream_that_was_left(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await request.cancel()
+        for block in ([(b":status", b"103")], [*OK, (b"x-indexed", b"to be")], [(b"x", b"y")]):
+            flags = ["END_STREAM"] if block == [(b"x", b"y")] else []
+            await peer.send_frame(head(peer, stream_id, block, *flags))
+        # Header compression has stayed in step.
+        request = client.request()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, 200, [(b"x-indexed", b"to be")])
+        assert (await request.result()).headers == [(b"x-indexed", b"to be")]
+
+
+async def test_data_for_a_stream_left_long_ago(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        peer: H2Peer | None = None
+        for _ in range(1002):
+            request = client.request()
+            peer = peer or await client.peer()
+            await peer.head()
+            await request.cancel()
+        assert peer is not None
+        sender = RawSender(peer)
+        await sender.send(1, 20_000)
+        await client.is_served_on(peer)
+        await sender.send(2 * 1001 + 1, 20_000)
+        await client.is_served_on(peer)
+
+
+async def serve_and_ignore(peer: H2Peer, *, served: bytes) -> None:
+    """A server that answers requests for one path only."""
+    await peer.start()
+    while True:
+        try:
+            stream_id, headers = await peer.head()
+        except EOFError:
+            return
+        if headers[b":path"] == served:
+            await peer.respond(stream_id, body=b"fine")
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "at once"])
+async def test_a_hundred_cancelled_requests(
+    nursery: trio.Nursery, autojump_clock: MockClock, at_once: bool
+) -> None:
+    peers = []
+
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await serve_and_ignore(peer, served=b"/served")
+
+    pool, connector = h2_pool(nursery, serve, max_connections=1)
+    async with pool:
+        await pool.request("GET", URL + "served")
+        await cancel_a_hundred(pool, URL, at_once=at_once)
+        with trio.fail_after(0.001):
+            response = await pool.request("GET", URL + "served", extensions={"timeout": {"pool": 0}})
+        assert response.content == b"fine"
         assert len(connector.dialled) == 1
+        assert_unharmed(pool, idle=1)
+    resets = peers[0].sent(RstStreamFrame)
+    assert len(resets) == 100
+    assert {frame.error_code for frame in resets} == {ErrorCodes.CANCEL}
+
+
+async def cancel_a_hundred(pool: ConnectionPool, url: str, *, at_once: bool) -> None:
+    for _ in range(1 if at_once else 100):
+        async with trio.open_nursery() as nursery:
+            for index in range(100 if at_once else 1):
+                nursery.start_soon(pool.request, "GET", f"{url}{index}")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+both_schemes = pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
+
+
+def h2_tls() -> TLS:
+    """As the other tests' TLS, with a server that chooses HTTP/2."""
+    tls = make_tls()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.set_alpn_protocols(["h2"])
+    tls.ca.issue_cert("127.0.0.1").configure_cert(server)
+    return TLS(tls.ca, server, client_context(tls.ca))
+
+
+async def serve_h2(
+    nursery: trio.Nursery, script: Callable[[H2Peer], Awaitable[None]], *, secure: bool
+) -> tuple[ConnectionPool, str]:
+    """A server on a real socket, and a pool for it."""
+
+    async def play(scripted: ScriptedPeer) -> None:
+        await script(H2Peer(scripted.stream))
+
+    tls = h2_tls() if secure else None
+    server = await serve_tcp(nursery, play, tls=tls and tls.server)
+    pool = ConnectionPool(tls and tls.client, http1=False, http2=True, max_connections=1)
+    return pool, f"{server.url}/"
+
+
+@both_schemes
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "at once"])
+async def test_a_hundred_cancelled_requests_on_a_real_socket(
+    nursery: trio.Nursery, secure: bool, at_once: bool
+) -> None:
+    pool, url = await serve_h2(nursery, functools.partial(serve_and_ignore, served=b"/served"), secure=secure)
+    async with pool:
+        await pool.request("GET", url + "served")
+        await cancel_a_hundred(pool, url, at_once=at_once)
+        response = await pool.request("GET", url + "served", extensions={"timeout": {"pool": 0}})
+        assert response.content == b"fine"
+        assert response.extensions["stream_id"] == 203
+        assert pool.statistics().connections_opened == 1
+
+
+@both_schemes
+async def test_a_cancelled_upload_never_tears_a_frame(nursery: trio.Nursery, secure: bool) -> None:
+    """The peer reads nothing until the upload was cancelled; h2 refuses whatever does not add up."""
+    read_on = trio.Event()
+    report = Outbox()
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start(
+            {SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1, SettingCodes.MAX_FRAME_SIZE: 2**24 - 1}
+        )
+        peer.h2.increment_flow_control_window(2**30)
+        await peer.flush()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id)
+        await peer.head()
+        report.begun.set()
+        await read_on.wait()
+        report.code = await reset_of(peer, 3)
+        stream_id, _, body = await peer.request()
+        await peer.respond(stream_id, body=body)
+        report.frames = peer.sent(DataFrame, 3)
+        await peer.until_closed()
+
+    pool, url = await serve_h2(nursery, serve, secure=secure)
+    async with pool:
+        await pool.request("GET", url)
+        upload = Running(nursery, functools.partial(pool.request, "POST", url, content=bytes(64 * MEGABYTE)))
+        await report.begun.wait()
+        # Until neither side can do anything more.
+        await wait_all_tasks_blocked(0.01)
+        await upload.cancel()
+        after = Running(nursery, functools.partial(pool.request, "POST", url, content=b"after"))
+        await wait_all_tasks_blocked(0.01)
+        read_on.set()
+        assert (await after.result()).content == b"after"
+        assert pool.statistics().connections_opened == 1
+    assert report.code is ErrorCodes.CANCEL
+    assert 0 < sum(len(frame.data) for frame in report.frames) < 64 * MEGABYTE
+
+
+class Outbox:
+    """What a script tells the test."""
+
+    def __init__(self) -> None:
+        self.begun = trio.Event()
+        self.code: ErrorCodes | None = None
+        self.frames: list[DataFrame] = []
+
+
+class Events:
+    """A trace handler that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.seen.append((event, info))
+
+    @property
+    def names(self) -> list[str]:
+        return [event for event, _ in self.seen]
+
+    def info(self, event: str) -> dict[str, Any]:
+        [info] = [info for name, info in self.seen if name == event]
+        return info
