@@ -680,6 +680,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     async def _check_extended_connect(self) -> None:
         """RFC 8441, 3: not before the server has said that it takes it."""
         connection = self._connection
+        # A server may wait for the connection's first bytes before it says anything.
+        connection.flush()
         await timed(self._timeouts.read, ReadTimeout, connection.settings_received.wait)
         if not connection.will_close and not connection.extended_connect_enabled:
             raise LocalProtocolError(
@@ -805,6 +807,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
         """The stream has been reset."""
         self._over = True
+        # Lest one that writes to a tunnel waits for a window for ever.
+        self._connection.wake_senders()
         if self._received_end:
             # The response is whole, and the server does not want the rest of the request (8.1).
             self._finish(clean=False)
