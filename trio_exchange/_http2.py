@@ -285,6 +285,7 @@ class HTTP2Connection(HTTPConnection):
                         f"the server did not answer a PING within {self.settings.ping_timeout:g} seconds"
                     )
                 )
+                return
 
     def _closed_by_server(self) -> ExchangeError:
         return RemoteProtocolError(f"the server {self._farewell}closed the connection")
