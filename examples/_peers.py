@@ -1,23 +1,29 @@
 """The servers that the examples talk to, so that each of them runs offline.
 
-Nothing here uses trio_exchange: these are small servers on Trio, h11 and wsproto, on loopback. A peer is
-a function for `nursery.start`, which gives its address.
+Nothing here uses trio_exchange: these are small servers on Trio, h11, h2 and wsproto, on loopback. A peer
+is a function for `nursery.start`, which gives its address. All of them speak HTTP/1.1 and HTTP/2.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import ssl
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, TypeAlias, TypeVar
 
+import h2.config
+import h2.connection
+import h2.events
 import h11
 import trio
 import trustme
+from h2.settings import SettingCodes, Settings
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Message
 from wsproto.utilities import generate_accept_token
@@ -60,9 +66,7 @@ async def site(*, task_status: trio.TaskStatus[str]) -> None:
 
 async def https_site(name: str = "localhost", *, task_status: trio.TaskStatus[str]) -> None:
     """The same with TLS, and a certificate for `name`."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert(name).configure_cert(context)
-    await _serve_tcp(f"https://{name}:{{}}", _site, context, task_status)
+    await _serve_tcp(f"https://{name}:{{}}", _site, _tls(name), task_status)
 
 
 async def proxy(*, task_status: trio.TaskStatus[str]) -> None:
@@ -73,6 +77,11 @@ async def proxy(*, task_status: trio.TaskStatus[str]) -> None:
 async def websocket_echo(*, task_status: trio.TaskStatus[str]) -> None:
     """A WebSocket server that sends every message back."""
     await _serve_tcp("ws://localhost:{}", _echo, None, task_status)
+
+
+async def secure_websocket_echo(name: str = "localhost", *, task_status: trio.TaskStatus[str]) -> None:
+    """The same with TLS, and a certificate for `name`."""
+    await _serve_tcp(f"wss://{name}:{{}}", _echo, _tls(name), task_status)
 
 
 async def mute(*, task_status: trio.TaskStatus[str]) -> None:
@@ -104,6 +113,12 @@ async def _site(call: Call) -> None:
     match call.method, call.target.partition("?")[0]:
         case "OPTIONS", "*":
             await call.answer(status=204, headers={"Allow": "GET, HEAD, OPTIONS, PUT"})
+        case "POST", "/echo":
+            # Each piece is answered as soon as it has come.
+            await call.begin()
+            while piece := await call.receive():
+                await call.send(piece)
+            await call.end({"Status": "ok"})
         case "PUT" | "POST", _:
             content = await call.read()
             await call.answer(b"%d bytes, SHA-256 %b" % (len(content), sha256(content).hexdigest().encode()))
@@ -114,20 +129,17 @@ async def _site(call: Call) -> None:
             await call.begin()
             for line in STORY:
                 await trio.sleep(STORY_PAUSE)
-                await call.send(h11.Data(data=line))
-            await call.send(h11.EndOfMessage())
+                await call.send(line)
+            await call.end()
         case "GET", "/hints":
-            hint = [("Link", "</style.css>; rel=preload; as=style")]
-            await call.send(h11.InformationalResponse(status_code=103, headers=hint, reason=b"Early Hints"))
+            await call.inform(103, {"Link": "</style.css>; rel=preload; as=style"})
             await call.answer(b"<link rel=stylesheet href=/style.css>\n")
         case "GET", "/trailers":
-            await call.begin({"Trailer": "Digest"})
-            await call.send(h11.Data(data=b"".join(STORY)))
-            digest = sha256(b"".join(STORY)).hexdigest()
-            await call.send(h11.EndOfMessage(headers=[("Digest", f"sha-256={digest}")]))
+            await call.begin(headers={"Trailer": "Digest"})
+            await call.send(b"".join(STORY))
+            await call.end({"Digest": f"sha-256={sha256(b''.join(STORY)).hexdigest()}"})
         case "GET", "/silence":
-            while await call.stream.receive_some():
-                pass
+            await call.client_left()
         case _:
             await call.answer(b"There is no such page.\n", status=404)
 
@@ -139,83 +151,98 @@ async def _proxy(call: Call) -> None:
     host, _, port = call.target.rpartition(":")
     async with await trio.open_tcp_stream(host, int(port)) as onward, trio.open_nursery() as nursery:
         await call.begin()
-        nursery.start_soon(_pump, call.stream, onward, nursery.cancel_scope)
-        nursery.start_soon(_pump, onward, call.stream, nursery.cancel_scope)
+        nursery.start_soon(_pump, call.receive, onward.send_all, nursery.cancel_scope)
+        nursery.start_soon(_pump, onward.receive_some, call.send, nursery.cancel_scope)
 
 
-async def _pump(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
-    async for data in source:
-        await sink.send_all(data)
+async def _pump(
+    receive: Callable[[], Awaitable[bytes]], send: Callable[[bytes], Awaitable[None]], scope: trio.CancelScope
+) -> None:
+    while data := bytes(await receive()):
+        await send(data)
     scope.cancel()
 
 
 async def _echo(call: Call) -> None:
-    if call.headers.get("upgrade", "").lower() != "websocket":
+    if call.protocol == "websocket":
+        await call.begin()
+    elif call.headers.get("upgrade", "").lower() == "websocket":
+        accept = generate_accept_token(call.headers["sec-websocket-key"].encode()).decode()
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Accept": accept}
+        await call.inform(101, headers)
+    else:
         await call.answer(
             b"This server speaks WebSocket only.\n", status=426, headers={"Upgrade": "websocket"}
         )
         return
-    accept = generate_accept_token(call.headers["sec-websocket-key"].encode()).decode()
-    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Accept": accept}
-    await call.send(
-        h11.InformationalResponse(
-            status_code=101, headers=list(headers.items()), reason=b"Switching Protocols"
-        )
-    )
     websocket = Connection(ConnectionType.SERVER)
     while websocket.state is not ConnectionState.CLOSED:
-        websocket.receive_data(bytes(await call.stream.receive_some()) or None)
+        websocket.receive_data(await call.receive() or None)
         for event in websocket.events():
             match event:
                 case Message():
-                    await call.stream.send_all(websocket.send(event))
+                    await call.send(websocket.send(event))
                 case CloseConnection() if websocket.state is ConnectionState.REMOTE_CLOSING:
-                    await call.stream.send_all(websocket.send(event.response()))
+                    await call.send(websocket.send(event.response()))
 
 
 # -- HTTP.
 
 
-class Call:
-    """A request, and the means to answer it."""
+class Call(ABC):
+    """A request, and the means to answer it.
 
-    def __init__(self, stream: trio.abc.Stream, wire: h11.Connection, request: h11.Request) -> None:
-        self.stream = stream
-        self.method = request.method.decode()
-        self.target = request.target.decode()
-        self.headers = {name.decode(): value.decode() for name, value in request.headers}
-        self._wire = wire
+    Attributes:
+        method: Of the request, as are the following.
+        target: Its path and query, `*`, or an authority.
+        headers: By their names in lower case.
+        protocol: What an extended CONNECT asks for (RFC 8441).
+    """
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    protocol: str | None = None
 
     async def read(self) -> bytes:
         """The request's body."""
         chunks = []
-        while isinstance(event := await _next_event(self.stream, self._wire), h11.Data):
-            chunks.append(bytes(event.data))
+        while chunk := await self.receive():
+            chunks.append(chunk)
         return b"".join(chunks)
-
-    async def send(self, *events: h11.Event) -> None:
-        await self.stream.send_all(b"".join(self._wire.send(event) or b"" for event in events))
-
-    async def begin(self, headers: dict[str, str] | None = None) -> None:
-        """Send the head of a response whose length is not known yet."""
-        await self.send(_head(200, headers or {}))
 
     async def answer(
         self, content: bytes = b"", *, status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
         """Send a whole response."""
         length = {} if status == 204 else {"Content-Length": str(len(content))}
-        head = _head(status, {**(headers or {}), **length})
-        await self.send(head, h11.Data(data=content), h11.EndOfMessage())
+        await self.begin(status, {**(headers or {}), **length})
+        await self.send(content)
+        await self.end()
 
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """A piece of the request's body, or of what a tunnel carries; none for its end."""
 
-def _head(status: int, headers: dict[str, str]) -> h11.Response:
-    reason = {200: b"OK", 204: b"No Content", 404: b"Not Found", 405: b"Method Not Allowed"}
-    return h11.Response(
-        status_code=status,
-        reason=reason.get(status, b""),
-        headers=[("Content-Type", "text/plain"), *headers.items()],
-    )
+    @abstractmethod
+    async def client_left(self) -> None:
+        """Wait until the client wants no answer any more."""
+
+    @abstractmethod
+    async def inform(self, status: int, headers: dict[str, str]) -> None:
+        """Send an informational response."""
+
+    @abstractmethod
+    async def begin(self, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Send the head of a response."""
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send a piece of its body, or of what a tunnel carries."""
+
+    @abstractmethod
+    async def end(self, trailers: dict[str, str] | None = None) -> None:
+        """Send its end."""
 
 
 async def _serve_tcp(
@@ -232,17 +259,33 @@ async def _serve_tcp(
 async def _serve(handler: Handler, tls: ssl.SSLContext | None, stream: trio.abc.Stream) -> None:
     if tls is not None:
         stream = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-    wire = h11.Connection(h11.SERVER)
     async with stream:
         # A client may leave at any time.
         with suppress(trio.BrokenResourceError):
-            while isinstance(request := await _next_event(stream, wire), h11.Request):
-                await handler(Call(stream, wire, request))
-                if wire.our_state is not h11.DONE:
-                    break
-                while wire.their_state is not h11.DONE:
-                    await _next_event(stream, wire)
-                wire.start_next_cycle()
+            first = bytes(await stream.receive_some())
+            # With TLS or without, who speaks HTTP/2 begins by saying so (RFC 9113, 3.4).
+            if first.startswith(b"PRI "):
+                await HTTP2Server(stream, handler).run(first)
+            else:
+                await _serve_http1(stream, handler, first)
+
+
+Handler: TypeAlias = Callable[[Call], Awaitable[None]]
+
+
+# -- HTTP/1.1.
+
+
+async def _serve_http1(stream: trio.abc.Stream, handler: Handler, first: bytes) -> None:
+    wire = h11.Connection(h11.SERVER)
+    wire.receive_data(first)
+    while isinstance(request := await _next_event(stream, wire), h11.Request):
+        await handler(HTTP1Call(stream, wire, request))
+        if wire.our_state is not h11.DONE:
+            break
+        while wire.their_state is not h11.DONE:
+            await _next_event(stream, wire)
+        wire.start_next_cycle()
 
 
 async def _next_event(stream: trio.abc.Stream, wire: h11.Connection) -> Any:
@@ -251,10 +294,207 @@ async def _next_event(stream: trio.abc.Stream, wire: h11.Connection) -> Any:
     return event
 
 
-Handler: TypeAlias = Callable[[Call], Awaitable[None]]
+class HTTP1Call(Call):
+    def __init__(self, stream: trio.abc.Stream, wire: h11.Connection, request: h11.Request) -> None:
+        self.method = request.method.decode()
+        self.target = request.target.decode()
+        self.headers = {name.decode(): value.decode() for name, value in request.headers}
+        self._stream = stream
+        self._wire = wire
+        self._is_tunnel = False
+
+    async def receive(self) -> bytes:
+        if self._is_tunnel:
+            return bytes(await self._stream.receive_some())
+        event = await _next_event(self._stream, self._wire)
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
+
+    async def client_left(self) -> None:
+        while await self._stream.receive_some():
+            pass
+
+    async def inform(self, status: int, headers: dict[str, str]) -> None:
+        await self._send_head(h11.InformationalResponse, status, headers)
+        self._is_tunnel = status == 101
+
+    async def begin(self, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        await self._send_head(h11.Response, status, {"Content-Type": "text/plain", **(headers or {})})
+        self._is_tunnel = self.method == "CONNECT" and status == 200
+
+    async def send(self, data: bytes) -> None:
+        if self._is_tunnel:
+            await self._stream.send_all(data)
+        else:
+            await self._send(h11.Data(data=data))
+
+    async def end(self, trailers: dict[str, str] | None = None) -> None:
+        await self._send(h11.EndOfMessage(headers=list((trailers or {}).items())))
+
+    async def _send_head(self, kind: Any, status: int, headers: dict[str, str]) -> None:
+        reason = _REASONS.get(status, b"")
+        await self._send(kind(status_code=status, headers=list(headers.items()), reason=reason))
+
+    async def _send(self, event: h11.Event) -> None:
+        await self._stream.send_all(self._wire.send(event) or b"")
+
+
+_REASONS = {
+    101: b"Switching Protocols",
+    103: b"Early Hints",
+    200: b"OK",
+    204: b"No Content",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+}
+
+
+# -- HTTP/2.
+
+
+class HTTP2Server:
+    """A connection: a task reads from it, another writes to it, and each call has one of its own.
+
+    All of them change `wire` in steps that nothing can interrupt, so that no frame is ever torn.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, handler: Handler) -> None:
+        self.wire = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        )
+        self.wire.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: 100,
+                SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
+            },
+        )
+        self.windows = trio.lowlevel.ParkingLot()
+        self._stream = stream
+        self._handler = handler
+        self._calls: dict[int, HTTP2Call] = {}
+        self._something_to_send = trio.Event()
+
+    async def run(self, first: bytes) -> None:
+        self.wire.initiate_connection()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            with suppress(trio.BrokenResourceError):
+                data = first
+                while data and self._take(data, nursery):
+                    data = bytes(await self._stream.receive_some())
+            nursery.cancel_scope.cancel()
+
+    def flush(self) -> None:
+        self._something_to_send.set()
+
+    async def _write(self) -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await self._something_to_send.wait()
+                self._something_to_send = trio.Event()
+                await self._stream.send_all(self.wire.data_to_send())
+
+    def _take(self, data: bytes, nursery: trio.Nursery) -> bool:
+        """Let the calls know what has come. False if the client says good-bye."""
+        for event in self.wire.receive_data(data):
+            match event:
+                case h2.events.RequestReceived():
+                    call = self._calls[event.stream_id] = HTTP2Call(self, event.stream_id, event.headers)
+                    nursery.start_soon(self._answer, call)
+                case h2.events.DataReceived(stream_id=stream_id):
+                    self.wire.acknowledge_received_data(event.flow_controlled_length, stream_id)
+                    if stream_id in self._calls:
+                        self._calls[stream_id].inbox.send_nowait(event.data)
+                case h2.events.StreamEnded(stream_id=stream_id) if stream_id in self._calls:
+                    self._calls[stream_id].inbox.close()
+                case h2.events.StreamReset(stream_id=stream_id) if stream_id in self._calls:
+                    self._calls[stream_id].scope.cancel()
+                case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                    self.windows.unpark_all()
+                case h2.events.ConnectionTerminated():
+                    return False
+        self.flush()
+        return True
+
+    async def _answer(self, call: HTTP2Call) -> None:
+        with call.scope:
+            await self._handler(call)
+            await call.end()
+        del self._calls[call.stream_id]
+
+
+class HTTP2Call(Call):
+    def __init__(self, server: HTTP2Server, stream_id: int, headers: Any) -> None:
+        self.headers = dict(headers)
+        self.headers["host"] = self.headers.pop(":authority")
+        self.method = self.headers.pop(":method")
+        self.target = self.headers.pop(":path", self.headers["host"])
+        self.protocol = self.headers.pop(":protocol", None)
+        self.stream_id = stream_id
+        self.scope = trio.CancelScope()
+        self.inbox, self._content = trio.open_memory_channel[bytes](math.inf)
+        self._server = server
+        self._ended = False
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._content.receive()
+        except trio.EndOfChannel:
+            return b""
+
+    async def client_left(self) -> None:
+        await trio.sleep_forever()
+
+    async def inform(self, status: int, headers: dict[str, str]) -> None:
+        await self._send_headers({":status": str(status), **headers})
+
+    async def begin(self, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        await self._send_headers({":status": str(status), "content-type": "text/plain", **(headers or {})})
+
+    async def send(self, data: bytes) -> None:
+        wire = self._server.wire
+        while data:
+            await trio.lowlevel.checkpoint()
+            size = min(
+                len(data), wire.local_flow_control_window(self.stream_id), wire.max_outbound_frame_size
+            )
+            if size > 0:
+                wire.send_data(self.stream_id, data[:size])
+                self._server.flush()
+                data = data[size:]
+            else:
+                await self._server.windows.park()
+
+    async def end(self, trailers: dict[str, str] | None = None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if trailers:
+            await self._send_headers(trailers, end_stream=True)
+        else:
+            await trio.lowlevel.checkpoint()
+            self._server.wire.end_stream(self.stream_id)
+            self._server.flush()
+
+    async def _send_headers(self, headers: dict[str, str], *, end_stream: bool = False) -> None:
+        # The stream may have been reset, and then this is where the call is cancelled.
+        await trio.lowlevel.checkpoint()
+        block = [(name.lower(), value) for name, value in headers.items()]
+        self._server.wire.send_headers(self.stream_id, block, end_stream=end_stream)
+        self._server.flush()
+
+
+# -- TLS.
 
 
 @functools.cache
 def authority() -> trustme.CA:
     """Who signs the certificate of every peer."""
     return trustme.CA()
+
+
+def _tls(name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    authority().issue_cert(name).configure_cert(context)
+    return context

@@ -10,13 +10,14 @@ import os
 import platform
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import trio
 
 import trio_exchange
 from examples import _peers
 from examples.timeline import Timeline
-from examples.websocket import WebSocket, handshake
+from examples.websocket import WebSocket, handshake, upgraded
 from trio_exchange import ConnectionPool
 
 WIDTH = 80
@@ -84,7 +85,7 @@ async def show_websocket(pool: ConnectionPool, url: str, show: Show) -> None:
     async with pool.stream("GET", url, headers=handshake(key)) as response:
         reason = response.extensions["reason_phrase"].decode()
         show.line(f"GET {url} -> {response.status} {reason}".rstrip())
-        websocket = WebSocket(response, key)
+        websocket = WebSocket(upgraded(response, key))
         for text in sent:
             await websocket.send(text)
         await websocket.close()
@@ -135,6 +136,54 @@ async def show_cancellation(pool: ConnectionPool, url: str, show: Show) -> None:
     show.check(response.status == 200 and reused, "the next request took a connection that was kept")
 
 
+async def show_multiplexing(url: str, show: Show) -> None:
+    show.title("The same over HTTP/2: one connection carries them all")
+    stories: dict[int, bytes] = {}
+    arrivals: list[int] = []
+    protocols: set[str | None] = set()
+    arrived_before_cancellation: list[int] = []
+    scope = trio.CancelScope()
+
+    async def get_story(name: str) -> None:
+        async with pool.stream("GET", f"{url}/story?{name}") as response:
+            tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+            protocols.add(tls.selected_alpn_protocol())
+            stream_id = response.extensions["stream_id"]
+            stories[stream_id] = b""
+            async for chunk in response.aiter_stream():
+                stories[stream_id] += chunk
+                arrivals.append(stream_id)
+                # In the midst of all the others.
+                if len(arrivals) == 10:
+                    scope.cancel()
+
+    async def wait_in_vain() -> None:
+        with scope:
+            await pool.request("GET", f"{url}/silence", extensions={"trace": note})
+
+    async def note(event: str, info: dict[str, Any]) -> None:
+        if event == "http2.receive_response_headers.failed":
+            arrived_before_cancellation.append(len(arrivals))
+
+    async with ConnectionPool(http2=True) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_in_vain)
+            for name in ("Ann", "Ben", "Cid", "Dot", "Eve"):
+                nursery.start_soon(get_story, name)
+        show.line("The pieces of the stories arrived on streams")
+        show.quote(" ".join(map(str, arrivals)))
+        opened = pool.statistics().connections_opened
+        show.check(protocols == {"h2"}, "both sides chose HTTP/2 in the TLS handshake")
+        show.check(opened == 1, f"requests at once: 6, connections opened: {opened}")
+        show.check(len(stories) == 5 and arrivals != sorted(arrivals), "each has a stream, they took turns")
+        to_come = [len(arrivals) - arrived for arrived in arrived_before_cancellation]
+        show.check(len(to_come) == 1 and to_come[0] > 0, "one was cancelled in the midst of them")
+        show.check(set(stories.values()) == {b"".join(_peers.STORY)}, "the five others are complete")
+        response = await pool.request("GET", url)
+        reused = pool.statistics().connections_opened == opened
+        show.check(response.status == 200 and reused, "and the connection serves the next request")
+
+
 async def show_timeout(pool: ConnectionPool, url: str, show: Show) -> None:
     show.title("A server that does not answer, and a timeout")
     limit = 0.15
@@ -151,7 +200,7 @@ async def show_timeout(pool: ConnectionPool, url: str, show: Show) -> None:
 
 
 async def main(url: str, proxy: str, echo: str) -> bool:
-    versions = [f"{name} {version(name)}" for name in ("trio", "h11")]
+    versions = [f"{name} {version(name)}" for name in ("trio", "h11", "h2")]
     show = Show()
     show.heading(f"trio_exchange {trio_exchange.__version__}")
     show.line(f"on Python {platform.python_version()}, {', '.join(versions)}; everything on loopback")
@@ -162,6 +211,7 @@ async def main(url: str, proxy: str, echo: str) -> bool:
         await show_tunnel(pool, proxy, url, show)
         await show_websocket(pool, echo, show)
         await show_cancellation(pool, url, show)
+        await show_multiplexing(url, show)
         await show_timeout(pool, url, show)
     show.title("The end of the block")
     show.line(repr(pool))

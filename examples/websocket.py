@@ -24,16 +24,22 @@ def handshake(key: bytes) -> dict[str, str | bytes]:
     }
 
 
-class WebSocket:
-    """Text messages over what a response to `handshake` has become."""
+def upgraded(response: Response, key: bytes) -> NetworkStream:
+    """The stream that a response to `handshake` has become."""
+    if response.status != 101:
+        raise RuntimeError(f"the server refused the WebSocket: {response.status}")
+    headers = {name.lower(): value for name, value in response.headers}
+    if headers.get(b"sec-websocket-accept") != generate_accept_token(key):
+        raise RuntimeError("the server did not understand that it was asked for a WebSocket")
+    stream: NetworkStream = response.extensions["network_stream"]
+    return stream
 
-    def __init__(self, response: Response, key: bytes) -> None:
-        if response.status != 101:
-            raise RuntimeError(f"the server refused the WebSocket: {response.status}")
-        headers = {name.lower(): value for name, value in response.headers}
-        if headers.get(b"sec-websocket-accept") != generate_accept_token(key):
-            raise RuntimeError("the server did not understand that it was asked for a WebSocket")
-        self._stream: NetworkStream = response.extensions["network_stream"]
+
+class WebSocket:
+    """Text messages over a stream on which both sides have agreed to speak WebSocket."""
+
+    def __init__(self, stream: NetworkStream) -> None:
+        self._stream = stream
         self._protocol = Connection(ConnectionType.CLIENT)
         # Kept here, so that a cancelled `receive` can be called again.
         self._parts: list[str] = []
@@ -78,7 +84,7 @@ async def main(url: str) -> None:
         pool.stream("GET", url, headers=handshake(key)) as response,
         trio.open_nursery() as nursery,
     ):
-        websocket = WebSocket(response, key)
+        websocket = WebSocket(upgraded(response, key))
         nursery.start_soon(talk, websocket)
         while (text := await websocket.receive()) is not None:
             print(f"received: {text}")

@@ -30,7 +30,11 @@ ORDER = [
     "_connectors",
     "_routes",
     "_uploads",
+    "_exchange",
     "_http11",
+    "_http2_headers",
+    "_http2_frames",
+    "_http2",
     "_scheduler",
     "_pool",
     "testing",
@@ -106,8 +110,14 @@ def test_only_the_pool_imports_the_scheduler(module: str) -> None:
     assert ("_scheduler" in imports_of(module)) == (module == "_pool")
 
 
-def test_http_knows_neither_pool_nor_scheduler() -> None:
-    assert not imports_of("_http11") & {"_pool", "_scheduler"}
+@pytest.mark.parametrize("module", ["_exchange", "_http11", "_http2_headers", "_http2_frames", "_http2"])
+def test_http_knows_neither_pool_nor_scheduler(module: str) -> None:
+    assert not imports_of(module) & {"_pool", "_scheduler"}
+
+
+def test_no_protocol_knows_another() -> None:
+    assert not imports_of("_http11") & {"_http2", "_http2_headers", "_http2_frames"}
+    assert "_http11" not in imports_of("_http2")
 
 
 def test_the_scheduler_is_pure() -> None:
@@ -117,9 +127,20 @@ def test_the_scheduler_is_pure() -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, asynchronous)]
 
 
-@pytest.mark.parametrize(("package", "modules"), [("h11", {"_http11", "testing"}), ("idna", {"_models"})])
+@pytest.mark.parametrize(
+    ("package", "modules"),
+    [
+        ("h11", {"_http11", "testing"}),
+        ("h2", {"_http2", "_http2_frames"}),
+        ("hpack", {"_http2", "_http2_headers"}),
+        ("idna", {"_models"}),
+    ],
+)
 def test_who_imports_a_protocol(package: str, modules: set[str]) -> None:
-    assert {module for module in ORDER if package in imports_of(module)} == modules
+    importers = (
+        module for module in ORDER if package in {name.partition(".")[0] for name in imports_of(module)}
+    )
+    assert set(importers) == modules
 
 
 def test_nobody_catches_too_slow_error() -> None:

@@ -85,6 +85,29 @@ EXPECTED = {
         r"HTTP/1\.1 200 OK",
         r"Hello, localhost:\d+!",
     ],
+    "multiplexing": [
+        r"stream +\d+: cancelled while it waits for its answer",
+        *[r"stream +\d+: 200, 236 bytes"] * 9,
+        r"connections opened: 1",
+        r"<HTTP2Connection .+, HTTP/2, idle, 0 streams, 10 requests>",
+    ],
+    "duplex": [
+        r"200 on stream 1, before anything was sent",
+        r"sent:     ping",
+        r"received: ping",
+        r"sent:     ping ping ping ping",
+        r"received: ping ping ping ping",
+        r"\{b'status': b'ok'\}",
+    ],
+    "websocket_http2": [
+        r"open on stream 1",
+        r"open on stream 3",
+        r"received: Hello, I am Ben\.",
+        r"received: Hello, I am Ann\.",
+        r"connections opened: 1",
+        r"closed",
+        r"received: Are you still there\?",
+    ],
     "unix_socket": [r"200 Hello, service!"],
     "demo": [
         r"trio_exchange \d.*",
@@ -98,6 +121,11 @@ EXPECTED = {
         r" +before  <ConnectionPool open: 6 active, 0 idle, 0 connecting, 0 waiting>",
         r" +after   <ConnectionPool open: 0 active, 5 idle, 0 connecting, 0 waiting>",
         r" +✓ it was cancelled while it waited for its answer",
+        r"6\. The same over HTTP/2: one connection carries them all",
+        r" +│( (3|5|7|9|11|1)){25}",
+        r" +✓ both sides chose HTTP/2 in the TLS handshake",
+        r" +✓ requests at once: 6, connections opened: 1",
+        r" +✓ one was cancelled in the midst of them",
         r" +✓ raised after \d+ ms",
         r" +✓ 8 connections were opened, 0 are left",
         r"All \d+ checks passed, in \d\.\d seconds\.",
@@ -120,6 +148,11 @@ def test_example(name: str) -> None:
 def test_reused_connection_is_not_made_again() -> None:
     output = output_of("-m", "examples.timeline")
     assert (output.count("connect "), output.count("TLS "), output.count("body ")) == (1, 1, 2)
+
+
+def test_every_request_has_a_stream_of_its_own() -> None:
+    numbers = re.findall(r"stream +(\d+): ", output_of("-m", "examples.multiplexing"))
+    assert sorted(map(int, numbers)) == list(range(1, 20, 2))
 
 
 def test_upload_arrives_as_it_was_sent() -> None:
@@ -166,6 +199,11 @@ def test_demo_has_colours_on_a_terminal_only(no_color: str) -> None:
             "W.send = lambda self, text: send(self, text.upper())",
             "NOT TRUE: 3 messages came back as they were sent",
             id="wrong echo",
+        ),
+        pytest.param(
+            "from trio_exchange import _http2; _http2._MOST_STREAMS = 1",
+            "NOT TRUE: requests at once: 6, connections opened: 6",
+            id="no multiplexing",
         ),
     ],
 )
