@@ -130,8 +130,10 @@ class HTTPConnection:
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
                 scope.shield = True
-                await self._say_goodbye()
-                await self.stream.aclose()
+                try:
+                    await self._say_goodbye()
+                finally:
+                    await self.stream.aclose()
             if scope.cancelled_caught:
                 await trio.aclose_forcefully(self.stream)
 
