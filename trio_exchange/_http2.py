@@ -79,6 +79,8 @@ from ._http2_frames import (
     FrameSplitter,
     Patience,
     Violation,
+    content_of,
+    end_of_stream,
     name_of,
     parse_goaway,
     window_update,
@@ -159,9 +161,9 @@ class HTTP2Connection(HTTPConnection):
         self._splitter = FrameSplitter()
         self._patience = Patience(trio.current_time())
         self._last_received = trio.current_time()
-        # Data for which the connection was not credited yet: that was shown to h2, and that was not.
+        # How much data the server may send, and how much of what it has sent was not credited yet.
+        self._window = _CONNECTION_WINDOW
         self._uncredited = 0
-        self._dropped = 0
         # What waits to be sent, how much the writer is sending, and who waits for that or for a window.
         self._outgoing = bytearray()
         self._in_flight = 0
@@ -209,7 +211,7 @@ class HTTP2Connection(HTTPConnection):
         return self._exchanges > 0
 
     def _end_exchanges(self) -> None:
-        failure = self._failure or ReadError("the connection was closed")
+        failure = self.failure
         self.settings_received.set()
         for exchange in list(self._streams.values()):
             exchange.connection_failed(failure)
@@ -290,6 +292,11 @@ class HTTP2Connection(HTTPConnection):
     def _closed_by_server(self) -> ExchangeError:
         return RemoteProtocolError(f"the server {self._farewell}closed the connection")
 
+    @property
+    def failure(self) -> ExchangeError:
+        """Why the connection was closed."""
+        return self._failure or ReadError("the connection was closed")
+
     def _fail(self, failure: ExchangeError) -> None:
         """The connection has come to its end, and this is why."""
         self._failure = self._failure or failure
@@ -304,11 +311,11 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Sending.
 
-    def flush(self) -> None:
-        """Send what h2 has to say, now if this is possible, else soon."""
+    def flush(self, more: bytes = b"") -> None:
+        """Send what h2 has to say and then `more`, now if this is possible, else soon."""
         if self._send_failure is not None or self.will_close:
             return
-        data: bytes | memoryview = self._h2.data_to_send()
+        data: bytes | memoryview = self._h2.data_to_send() + more
         if not data:
             return
         if self._plain and not self.pending:
@@ -408,11 +415,6 @@ class HTTP2Connection(HTTPConnection):
         """Whether others wait to send."""
         return bool(self._progress)
 
-    def credit(self, stream_id: int, size: int) -> None:
-        """Let the server send so many bytes more on a stream."""
-        self._h2.increment_flow_control_window(size, stream_id)
-        self.flush()
-
     @property
     def extended_connect_enabled(self) -> bool:
         """Whether the server takes extended CONNECT (RFC 8441, 3)."""
@@ -479,39 +481,56 @@ class HTTP2Connection(HTTPConnection):
 
     def _grant_credit(self) -> None:
         if self._uncredited >= _CREDIT_STEP:
-            self._h2.increment_flow_control_window(self._uncredited)
+            self._window += self._uncredited
+            self.flush(window_update(0, self._uncredited))
             self._uncredited = 0
-        if self._dropped >= _CREDIT_STEP:
-            self.flush()
-            self._outgoing += window_update(self._dropped)
-            self._writable.set()
-            self._dropped = 0
 
     def _take_frame(self, frame: Frame) -> None:
-        if frame.kind == DATA and frame.stream_id in self._streams:
-            self._streams[frame.stream_id].expect_data()
+        if frame.kind == DATA and self._take_data(frame):
+            return
         if frame.kind == GOAWAY:
             self._take_goaway(frame)
-        elif frame.kind == DATA and frame.stream_id in self._left:
-            self._drop(frame)
-        else:
-            if not self._serves(frame):
-                # A SETTINGS frame is as much work as there are settings in it.
-                cost = 1 + frame.length // 6 if frame.kind == SETTINGS else 1
-                self._patience.spend(self._last_received, cost)
-            for event in self._events(frame.raw):
-                take = _EVENTS.get(type(event))
-                if take is not None:
-                    take(self, event)
+            return
+        if frame.kind not in (HEADERS, CONTINUATION) or frame.stream_id not in self._streams:
+            # It serves no request. A SETTINGS frame is as much work as there are settings in it.
+            cost = 1 + frame.length // 6 if frame.kind == SETTINGS else 1
+            self._patience.spend(self._last_received, cost)
+        # Extensions are not used here, and h2 would be particular about ALTSVC.
+        if frame.kind <= CONTINUATION:
+            self._show_h2(frame.raw)
 
-    def _serves(self, frame: Frame) -> bool:
-        """Whether a frame does something for a request."""
-        if frame.stream_id not in self._streams:
-            return False
-        if frame.kind == DATA and (frame.length or frame.flags & END_STREAM):
-            self._patience.earn()
+    def _take_data(self, frame: Frame) -> bool:
+        """Take data past h2, where it is for a stream that h2 would not complain about."""
+        exchange = self._streams.get(frame.stream_id)
+        if exchange is None or exchange.received_end:
+            if frame.stream_id not in self._left:
+                return False
+            # It counts, though nobody wants it (RFC 9113, 5.1).
+            self._count(frame)
+            self._patience.spend(self._last_received)
             return True
-        return frame.kind in (HEADERS, CONTINUATION)
+        self._count(frame)
+        ends = frame.flags & END_STREAM
+        if frame.length or ends:
+            self._patience.earn()
+        else:
+            self._patience.spend(self._last_received)
+        exchange.take_data(content_of(frame), frame.length)
+        if ends and not exchange.is_over:
+            self._show_h2(end_of_stream(frame.stream_id))
+        return True
+
+    def _count(self, frame: Frame) -> None:
+        self._window -= frame.length
+        self._uncredited += frame.length
+        if self._window < 0:
+            raise _too_much_data()
+
+    def _show_h2(self, raw: bytes) -> None:
+        for event in self._events(raw):
+            take = _EVENTS.get(type(event))
+            if take is not None:
+                take(self, event)
 
     def _events(self, raw: bytes) -> list[h2.events.Event]:
         try:
@@ -525,14 +544,6 @@ class HTTP2Connection(HTTPConnection):
             raise Violation(
                 ErrorCodes.PROTOCOL_ERROR, f"the server sent what can't be understood: {exc!r}"
             ) from exc
-
-    def _drop(self, frame: Frame) -> None:
-        """Data for a stream that was left counts all the same (RFC 9113, 5.1)."""
-        self._patience.spend(self._last_received)
-        if self._dropped + frame.length > self._h2.inbound_flow_control_window:
-            raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
-        # h2, which would answer every such frame with another RST_STREAM, was not shown it.
-        self._dropped += frame.length
 
     def _take_goaway(self, frame: Frame) -> None:
         self._patience.spend(self._last_received)
@@ -550,13 +561,6 @@ class HTTP2Connection(HTTPConnection):
         exchange = self._streams.get(event.stream_id or 0)
         if exchange is not None:
             exchange.take_head(event.headers or [])
-
-    def _take_data(self, event: h2.events.DataReceived) -> None:
-        size = event.flow_controlled_length or 0
-        self._uncredited += size
-        exchange = self._streams.get(event.stream_id or 0)
-        if exchange is not None:
-            exchange.take_data(event.data or b"", size)
 
     def _take_trailers(self, event: h2.events.TrailersReceived) -> None:
         exchange = self._streams.get(event.stream_id or 0)
@@ -610,10 +614,10 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._inbox: deque[Head | bytes | Headers | None] = deque()
         self._arrived = Wakeup()
         # How far each side has come on the wire, and how the stream is to be reset if they don't get to the
-        # end. Once it is `_over` there is nothing left to reset.
+        # end. Once it `is_over` there is nothing left to reset.
         self.sent_end: bool = False
-        self._received_end = False
-        self._over = False
+        self.received_end: bool = False
+        self.is_over: bool = False
         self.was_closed: bool = False
         self._has_head = False
         self._reset_code = ErrorCodes.CANCEL
@@ -621,8 +625,9 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         # The body's declared length, and how much of it is to come; the same for the request's.
         self._left: int | None = None
         self._to_send: int | None = None
-        # The stream's window, and how much of it was used and is free again.
+        # The stream's window: its size, how much of it the server has not used, and how much is free again.
         self._window = _WINDOW
+        self._receivable = _WINDOW
         self._uncredited = 0
 
     @property
@@ -684,7 +689,12 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         # A server may wait for the connection's first bytes before it says anything.
         connection.flush()
         await timed(self._timeouts.read, ReadTimeout, connection.settings_received.wait)
-        if not connection.will_close and not connection.extended_connect_enabled:
+        if connection.will_close:
+            failure = connection.failure
+            self._failure = type(failure)(f"{failure}, before the request was sent")
+            self._failure.__cause__ = failure.__cause__
+            raise self._failure
+        if not connection.extended_connect_enabled:
             raise LocalProtocolError(
                 "the protocol extension needs a server that takes extended CONNECT (RFC 8441), "
                 "which this one does not"
@@ -728,16 +738,16 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             data = data[size:]
             if data and connection.is_contended():
                 await trio.lowlevel.checkpoint()
-        if self.sent_end and self._received_end:
+        if self.sent_end and self.received_end:
             self._finish()
 
     async def wait_for_room(self) -> None:
         """Wait until there is room for data, or never will be."""
-        while not (self._over or self._done or self._connection.room(self.id_on_wire)):
+        while not (self.is_over or self._done or self._connection.room(self.id_on_wire)):
             await self._connection.wait_for_progress()
 
     def _check_sendable(self) -> None:
-        if self._over or self._done or self._failure is not None or self._connection.will_close:
+        if self.is_over or self._done or self._failure is not None or self._connection.will_close:
             raise WriteError(str(self._failure or "the stream was closed"))
 
     # -- What the connection's reader tells. Nothing here waits.
@@ -769,15 +779,15 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 f"the server sent more than {MAX_INFORMATIONAL} informational responses"
             )
 
-    def expect_data(self) -> None:
-        """A frame of data has come, which h2 was not shown: it would give up the connection."""
-        if not self._has_head:
-            self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
-
     def take_data(self, data: bytes, size: int) -> None:
         """A piece of the body, and by how much it has used the stream's window."""
+        self._receivable -= size
+        if self._receivable < 0:
+            raise _too_much_data()
         self._uncredited += size - len(data)
-        if self._left is not None and len(data) > self._left:
+        if not self._has_head:
+            self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
+        elif self._left is not None and len(data) > self._left:
             self._malformed(RemoteProtocolError("the response's body is longer than its content-length"))
         elif data:
             if self._left is not None:
@@ -795,7 +805,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def take_end(self) -> None:
         """The end of the response."""
-        self._received_end = True
+        self.received_end = True
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server ended the stream without a response"))
         elif self._left:
@@ -807,10 +817,10 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
         """The stream has been reset."""
-        self._over = True
+        self.is_over = True
         # Lest one that writes to a tunnel waits for a window for ever.
         self._connection.wake_senders()
-        if self._received_end:
+        if self.received_end:
             # The response is whole, and the server does not want the rest of the request (8.1).
             self._finish(clean=False)
         elif code == ErrorCodes.REFUSED_STREAM:
@@ -823,15 +833,15 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def refused(self, reason: str) -> None:
         """The server has promised not to have acted on the request (RFC 9113, 8.7)."""
-        self._over = True
+        self.is_over = True
         failure = RemoteProtocolError(reason)
         mark_refused(failure)
         self._fail(failure)
 
     def connection_failed(self, failure: ExchangeError) -> None:
         """The connection has ended, and with it the stream."""
-        self._over = True
-        if self._received_end:
+        self.is_over = True
+        if self.received_end:
             if self._upload is not None:
                 self._upload.cancel()
             return
@@ -907,10 +917,10 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def end_request(self) -> None:
         """Say that nothing more will be sent, where that is still to be said."""
-        if not (self.sent_end or self._over or self._done):
+        if not (self.sent_end or self.is_over or self._done):
             self.sent_end = True
             self._connection.send_data(self.id_on_wire, b"", end_stream=True)
-            if self._received_end:
+            if self.received_end:
                 self._finish()
 
     async def _next_chunk(self, checkpoint: bool) -> bytes | None:
@@ -918,8 +928,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             await trio.lowlevel.checkpoint()
         item = await self._next()
         if isinstance(item, bytes):
-            self._consumed(len(item))
-            return item
+            return self._take_available(item)
         trailers: Headers = []
         while item is not None:
             trailers = item
@@ -927,21 +936,33 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._end_response(trailers)
         return None
 
+    def _take_available(self, data: bytes) -> bytes:
+        """All of the body that has arrived: a piece for every frame would cost its reader dearly."""
+        inbox = self._inbox
+        if inbox and isinstance(inbox[0], bytes):
+            pieces = [data]
+            while inbox and isinstance(inbox[0], bytes):
+                pieces.append(inbox.popleft())  # type: ignore[arg-type]
+            data = b"".join(pieces)
+        self._consumed(len(data))
+        return data
+
     def _consumed(self, size: int) -> None:
         """Let the server send on; if the user was faster than the server, more than before."""
         self._uncredited += size
-        if self._received_end or self._over or self._uncredited < self._window // 2:
+        if self.received_end or self.is_over or self._uncredited < self._window // 2:
             return
         credit, self._uncredited = self._uncredited, 0
         if not self._inbox and self._window < _LARGEST_WINDOW:
             credit += self._window
             self._window *= 2
-        self._connection.credit(self.id_on_wire, credit)
+        self._receivable += credit
+        self._connection.flush(window_update(self.id_on_wire, credit))
 
     # -- The end.
 
     async def _skip_rest(self) -> None:
-        if self._received_end and self._failure is None:
+        if self.received_end and self._failure is None:
             trailers = next((item for item in self._inbox if isinstance(item, list)), [])
             self._inbox.clear()
             self._end_response(trailers)
@@ -977,7 +998,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         """End a tunnel, by resetting it if the other side has not ended."""
         if not self.was_closed:
             self.was_closed = True
-            if self._received_end:
+            if self.received_end:
                 self.end_request()
             self._finish()
             self._inbox.clear()
@@ -985,11 +1006,11 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             self._connection.wake_senders()
 
     def _is_clean(self) -> bool:
-        return self.sent_end and self._received_end
+        return self.sent_end and self.received_end
 
     def _release(self, *, clean: bool) -> None:
-        reset = None if clean or self._over else self._reset_code
-        self._over = True
+        reset = None if clean or self.is_over else self._reset_code
+        self.is_over = True
         self._connection.leave(self.stream_id, reset)
 
     def _explain(self, exc: ExchangeError) -> ExchangeError:
@@ -1095,7 +1116,6 @@ async def _nothing() -> None:
 _EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {
     h2.events.ResponseReceived: HTTP2Connection._take_head,
     h2.events.InformationalResponseReceived: HTTP2Connection._take_head,
-    h2.events.DataReceived: HTTP2Connection._take_data,
     h2.events.TrailersReceived: HTTP2Connection._take_trailers,
     h2.events.StreamEnded: HTTP2Connection._take_end,
     h2.events.StreamReset: HTTP2Connection._take_reset,
@@ -1127,6 +1147,10 @@ def _new_h2(settings: Settings) -> h2.connection.H2Connection:
     connection.initiate_connection()
     connection.increment_flow_control_window(_CONNECTION_WINDOW - connection.inbound_flow_control_window)
     return connection
+
+
+def _too_much_data() -> Violation:
+    return Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
 
 
 def _quoted(debug_data: bytes) -> str:

@@ -8,6 +8,8 @@ where h2 would do something else than a client must:
 - Frames on streams that were never opened are a connection error, whatever their type; h2 ignores some.
 - Nothing comes between the frames of a header block, of which there are not too many.
 - GOAWAY goes past h2, for which it is the end of the connection, though streams may go on.
+- DATA goes past h2 as well, which would cost several times what all the rest does. Of it, h2 is only told
+  the end of a stream.
 - What a server may say that serves no request is limited (`Patience`).
 """
 
@@ -24,6 +26,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(5, 10)
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
+PADDED = 0x8
 
 MAX_FRAME_SIZE = 16384
 # h2 has this limit too, but calls it a protocol error.
@@ -31,6 +34,7 @@ MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _GOAWAY = struct.Struct(">LL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
+_EMPTY = struct.Struct(">HBBBL")
 
 
 class Violation(Exception):
@@ -191,9 +195,31 @@ def parse_goaway(frame: Frame) -> Goaway:
     return Goaway(last_stream_id & 0x7FFFFFFF, code, frame.raw[_HEADER_SIZE + _GOAWAY.size :])
 
 
-def window_update(increment: int) -> bytes:
-    """A WINDOW_UPDATE frame for the connection, for data that h2 was not shown."""
-    return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, 0, increment)
+def content_of(frame: Frame) -> bytes:
+    """What a DATA frame carries, without its padding (RFC 9113, 6.1).
+
+    Raises:
+        Violation: The padding is as long as the frame, or longer.
+    """
+    if not frame.flags & PADDED:
+        return frame.raw[_HEADER_SIZE:]
+    padding = frame.raw[_HEADER_SIZE] if frame.length else 0
+    if padding >= frame.length:
+        raise Violation(
+            ErrorCodes.PROTOCOL_ERROR,
+            f"the server sent a frame of {frame.length} bytes, {padding} of padding",
+        )
+    return frame.raw[_HEADER_SIZE + 1 : len(frame.raw) - padding]
+
+
+def end_of_stream(stream_id: int) -> bytes:
+    """A DATA frame that carries nothing but the end."""
+    return _EMPTY.pack(0, 0, DATA, END_STREAM, stream_id)
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame (RFC 9113, 6.9), for the connection if the stream is 0."""
+    return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 def name_of(code: int) -> str:

@@ -58,7 +58,8 @@ def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
         if prepared.body != b"":
             raise LocalProtocolError("a CONNECT request can't have content over HTTP/2")
         if prepared.protocol is None:
-            return block
+            # Whatever Host says, which may be the proxy.
+            return block if b"/" in target else [block[0], (b":authority", target)]
         block.append((b":protocol", prepared.protocol))
     if not target.startswith(b"/") and target != b"*":
         raise LocalProtocolError(f"the target of a request over HTTP/2 must begin with '/', not {target!r}")

@@ -14,6 +14,7 @@ import h2.config
 import h2.connection
 import h2.events
 import trio
+from h2.settings import SettingCodes
 
 from ..cases import (
     DOWNLOAD_SIZE,
@@ -49,8 +50,8 @@ class BareClient:
         self._answers: dict[int, Answer] = {}
         self._uncredited = 0
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-        self._h2.local_settings.initial_window_size = WINDOW
         self._h2.initiate_connection()
+        self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: WINDOW})
         self._h2.increment_flow_control_window(WINDOW)
 
     async def get(self, lane: int) -> None:
