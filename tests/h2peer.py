@@ -103,12 +103,20 @@ class H2Peer:
         if not data:
             self.ended = True
             return False
-        self._note(data)
+        self.note(data)
         self.events += self.h2.receive_data(data)
         await self.flush()
         return True
 
-    def _note(self, data: bytes) -> None:
+    async def listen(self) -> bool:
+        """Receive something, and neither check nor answer it. False if the client has closed."""
+        data = bytes(await self.stream.receive_some(65536))
+        self.note(data)
+        self.ended = not data
+        return not self.ended
+
+    def note(self, data: bytes) -> None:
+        """Take note of the frames in what was received, without giving it to h2."""
         self._unparsed += data
         if self._preface_left:
             self._unparsed, self._preface_left = self._unparsed[self._preface_left :], 0
@@ -164,12 +172,10 @@ class H2Peer:
         while await self.receive():
             pass
 
-    def sent(self, kind: type[Any], stream_id: int | None = None) -> list[Any]:
+    def sent(self, kind: type[Any] | tuple[type[Any], ...], stream_id: int | None = None) -> list[Any]:
         """The frames of a type that the client has sent so far."""
         return [
-            frame
-            for frame in self.frames
-            if isinstance(frame, kind) and stream_id in (None, frame.stream_id)
+            frame for frame in self.frames if isinstance(frame, kind) and stream_id in (None, frame.stream_id)
         ]
 
 
