@@ -28,7 +28,9 @@ INTERNET: dict[tuple[str, int], Callable[..., Awaitable[None]]] = {
     ("www.example.com", 443): HTTPS_SITE,
     ("192.0.2.7", 443): HTTPS_SITE,
     ("proxy.example.com", 8080): _peers.proxy,
+    ("backend.example.com", 8080): _peers.site,
     ("chat.example.com", 80): _peers.websocket_echo,
+    ("chat.example.com", 443): functools.partial(_peers.secure_websocket_echo, "chat.example.com"),
 }
 
 EXTENSIONS = [
@@ -37,8 +39,10 @@ EXTENSIONS = [
     "sni_hostname",
     "target",
     "informational",
+    "protocol",
     "http_version",
     "reason_phrase",
+    "stream_id",
     "trailing_headers",
     "network_stream",
 ]

@@ -421,7 +421,8 @@ class Request:
         url: A `URL`, or what makes one.
         headers: A mapping or a sequence of pairs; order and case are kept.
         content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
-        extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`.
+        extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
+            `protocol`.
 
     Attributes:
         method: bytes.
@@ -492,7 +493,8 @@ class Response:
         status: int.
         headers: List of pairs of bytes, in the order and case of the wire.
         stream: The body as an asynchronous iterable of bytes.
-        extensions: dict: `http_version`, `reason_phrase`, `network_stream`, `trailing_headers`.
+        extensions: dict: `http_version`, `network_stream`, `trailing_headers`, `reason_phrase` (HTTP/1.1
+            only), `stream_id` (HTTP/2 only).
 
     Raises:
         TypeError: An argument is of the wrong type.

@@ -251,7 +251,8 @@ class ConnectionPool:
             headers: A mapping or a sequence of pairs. Host, Content-Length and Transfer-Encoding are
                 added where they are missing.
             content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
-            extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`.
+            extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
+                `protocol`.
 
         Returns:
             The response with its `content`; it is closed.
@@ -266,8 +267,8 @@ class ConnectionPool:
             RemoteProtocolError: The server broke HTTP.
             Exception: What the content's iterator or a callback raised.
 
-        When it is cancelled nothing is left behind: the connection is closed unless the request had not
-        begun to use it.
+        When it is cancelled nothing is left behind: if the request had begun, its stream is reset over
+        HTTP/2, and the connection is closed over HTTP/1.1.
         """
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
         response = await self.handle_async_request(request)
@@ -290,7 +291,7 @@ class ConnectionPool:
 
         The arguments, errors and what cancellation does are those of `request`. At the end of the block
         the response is closed. If what is left of the body has arrived already, and is little, the
-        connection is kept, else it is closed.
+        connection is kept, else it is closed; over HTTP/2 this is the stream, and the connection goes on.
         """
         return StreamContext(
             self, Request(method, url, headers=headers, content=content, extensions=extensions)
