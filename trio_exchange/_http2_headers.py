@@ -27,6 +27,7 @@ _SCHEMES = {b"ws": b"http", b"wss": b"https"}
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?![ \t])[^\x00\r\n]*(?<![ \t])")
 _STATUS = re.compile(rb"[1-9][0-9][0-9]")
+_LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
 def request_headers(prepared: Prepared) -> Headers:
@@ -107,6 +108,6 @@ def content_length(headers: Headers) -> int | None:
     if not lengths:
         return None
     length = lengths.pop()
-    if lengths or not length.isdigit():
+    if lengths or not _LENGTH.fullmatch(length):
         raise RemoteProtocolError(f"the response has no valid content-length, but {length!r}")
     return int(length)
