@@ -199,11 +199,13 @@ def content_of(frame: Frame) -> bytes:
     """What a DATA frame carries, without its padding (RFC 9113, 6.1).
 
     Raises:
-        Violation: The padding is as long as the frame, or longer.
+        Violation: The padding is as long as the frame, or longer, or its length is missing.
     """
     if not frame.flags & PADDED:
         return frame.raw[_HEADER_SIZE:]
-    padding = frame.raw[_HEADER_SIZE] if frame.length else 0
+    if not frame.length:
+        raise Violation(ErrorCodes.FRAME_SIZE_ERROR, "the server sent padded DATA without its padding's length")
+    padding = frame.raw[_HEADER_SIZE]
     if padding >= frame.length:
         raise Violation(
             ErrorCodes.PROTOCOL_ERROR,
