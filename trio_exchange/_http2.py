@@ -80,7 +80,6 @@ from ._http2_frames import (
     Patience,
     Violation,
     content_of,
-    end_of_stream,
     name_of,
     parse_goaway,
     window_update,
@@ -502,7 +501,7 @@ class HTTP2Connection(HTTPConnection):
     def _take_data(self, frame: Frame) -> bool:
         """Take data past h2, where it is for a stream that h2 would not complain about."""
         exchange = self._streams.get(frame.stream_id)
-        if exchange is None or exchange.received_end:
+        if exchange is None or exchange.received_end or exchange.is_over:
             if frame.stream_id not in self._left:
                 return False
             # It counts, though nobody wants it (RFC 9113, 5.1).
@@ -517,7 +516,8 @@ class HTTP2Connection(HTTPConnection):
             self._patience.spend(self._last_received)
         exchange.take_data(content_of(frame), frame.length)
         if ends and not exchange.is_over:
-            self._show_h2(end_of_stream(frame.stream_id))
+            self._h2.streams[frame.stream_id].receive_data(b"", end_stream=True, flow_control_len=0)
+            exchange.take_end()
         return True
 
     def _count(self, frame: Frame) -> None:

@@ -34,7 +34,6 @@ MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _GOAWAY = struct.Struct(">LL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
-_EMPTY = struct.Struct(">HBBBL")
 
 
 class Violation(Exception):
@@ -212,11 +211,6 @@ def content_of(frame: Frame) -> bytes:
             f"the server sent a frame of {frame.length} bytes, {padding} of padding",
         )
     return frame.raw[_HEADER_SIZE + 1 : len(frame.raw) - padding]
-
-
-def end_of_stream(stream_id: int) -> bytes:
-    """A DATA frame that carries nothing but the end."""
-    return _EMPTY.pack(0, 0, DATA, END_STREAM, stream_id)
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
