@@ -628,6 +628,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         # The stream's window: its size, how much of it the server has not used, and how much is free again.
         self._window = _WINDOW
         self._receivable = _WINDOW
+        # Whether the user was there before what was taken last.
+        self._was_awaited = False
         self._uncredited = 0
 
     @property
@@ -881,6 +883,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         """What arrives is in the inbox already."""
 
     async def _next(self) -> Any:
+        self._was_awaited = not self._inbox
         while not self._inbox:
             if self._failure is not None:
                 raise self._failure
@@ -953,7 +956,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if self.received_end or self.is_over or self._uncredited < self._window // 2:
             return
         credit, self._uncredited = self._uncredited, 0
-        if not self._inbox and self._window < _LARGEST_WINDOW:
+        if self._was_awaited and not self._inbox and self._window < _LARGEST_WINDOW:
             credit += self._window
             self._window *= 2
         self._receivable += credit
@@ -979,6 +982,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         Raises:
             ExchangeError: The stream has failed, or was closed.
         """
+        self._was_awaited = not self._inbox
         while True:
             while not self._inbox:
                 if self._failure is not None:
