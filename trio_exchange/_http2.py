@@ -611,7 +611,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self.stream_id: int | None = None
         self._is_first = is_first
         # What has arrived and was not taken: heads, pieces of the body, trailers, and None for the end.
-        self._inbox: deque[Head | bytes | Headers | None] = deque()
+        self._inbox: deque[Head | bytes | bytearray | Headers | None] = deque()
         self._arrived = Wakeup()
         # How far each side has come on the wire, and how the stream is to be reset if they don't get to the
         # end. Once it `is_over` there is nothing left to reset.
@@ -794,7 +794,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         elif data:
             if self._left is not None:
                 self._left -= len(data)
-            self._put(data)
+            self._put_data(data)
 
     def take_trailers(self, block: Headers) -> None:
         """The trailers; the end follows."""
@@ -865,10 +865,20 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             self._upload.cancel()
         self._arrived.set()
 
-    def _put(self, item: Head | bytes | Headers | None) -> None:
+    def _put(self, item: Head | bytes | bytearray | Headers | None) -> None:
         if self._failure is None:
             self._inbox.append(item)
             self._arrived.set()
+
+    def _put_data(self, data: bytes) -> None:
+        """Join data to what is unread: many tiny pieces would take many times their size in memory."""
+        last = self._inbox[-1] if self._inbox else None
+        if isinstance(last, bytearray):
+            last += data
+        elif isinstance(last, bytes):
+            self._inbox[-1] = bytearray(last) + data
+        else:
+            self._put(data)
 
     # -- Receiving.
 
@@ -930,25 +940,15 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if self._inbox and checkpoint:
             await trio.lowlevel.checkpoint()
         item = await self._next()
-        if isinstance(item, bytes):
-            return self._take_available(item)
+        if isinstance(item, (bytes, bytearray)):
+            self._consumed(len(item))
+            return bytes(item)
         trailers: Headers = []
         while item is not None:
             trailers = item
             item = await self._next()
         self._end_response(trailers)
         return None
-
-    def _take_available(self, data: bytes) -> bytes:
-        """All of the body that has arrived: a piece for every frame would cost its reader dearly."""
-        inbox = self._inbox
-        if inbox and isinstance(inbox[0], bytes):
-            pieces = [data]
-            while inbox and isinstance(inbox[0], bytes):
-                pieces.append(inbox.popleft())  # type: ignore[arg-type]
-            data = b"".join(pieces)
-        self._consumed(len(data))
-        return data
 
     def _consumed(self, size: int) -> None:
         """Let the server send on; if the user was faster than the server, more than before."""
@@ -991,10 +991,12 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             if self._inbox[0] is None:
                 return b""
             item = self._inbox.popleft()
-            if isinstance(item, bytes):
-                data = item[:max_bytes]
+            if isinstance(item, (bytes, bytearray)):
+                data = bytes(item[:max_bytes])
                 if len(data) < len(item):
-                    self._inbox.appendleft(item[len(data) :])
+                    rest = bytearray(item) if isinstance(item, bytes) else item
+                    del rest[: len(data)]
+                    self._inbox.appendleft(rest)
                 self._consumed(len(data))
                 return data
 
