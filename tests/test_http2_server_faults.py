@@ -1138,7 +1138,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     closes=st.booleans(),
     upload=st.booleans(),
 )
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_a_server_sends_the_pool_survives(
     preface: bool, pieces: list[bytes], closes: bool, upload: bool
 ) -> None:
@@ -1163,7 +1163,8 @@ def test_whatever_a_server_sends_the_pool_survives(
         content = (piece for piece in [b"x"] * 10) if upload else b""
         # An error of ours, or an answer; never anything else.
         with contextlib.suppress(ExchangeError):
-            await pool.request("POST", URL, content=content, extensions={"timeout": {"read": 5, "pool": 5}})
+            timeout = {"read": 5, "write": 5, "pool": 5}
+            await pool.request("POST", URL, content=content, extensions={"timeout": timeout})
 
     async def main() -> None:
         nonlocal pool, orderly
