@@ -203,7 +203,9 @@ def content_of(frame: Frame) -> bytes:
     if not frame.flags & PADDED:
         return frame.raw[_HEADER_SIZE:]
     if not frame.length:
-        raise Violation(ErrorCodes.FRAME_SIZE_ERROR, "the server sent padded DATA without its padding's length")
+        raise Violation(
+            ErrorCodes.FRAME_SIZE_ERROR, "the server sent padded DATA without its padding's length"
+        )
     padding = frame.raw[_HEADER_SIZE]
     if padding >= frame.length:
         raise Violation(
