@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from h2.settings import SettingCodes
-from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame
 
 from trio_exchange import (
     ConnectError,
@@ -23,6 +25,8 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
 )
+from trio_exchange._http2 import HTTP2Connection
+from trio_exchange._streams import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool
@@ -838,3 +842,91 @@ async def test_a_response_outlives_its_pool_as_an_error(autojump_clock: trio.tes
             with pytest.raises(ReadError, match="in the middle of the response"):
                 await stream.__anext__()
             assert_unharmed(pool)
+
+
+# -- One request's trouble with a connection is not that of others.
+
+
+async def test_who_is_cancelled_while_a_connection_is_looked_at_leaves_it_to_others() -> None:
+    origin = Origin(hold=True)
+    streams: list[trio.SocketStream] = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        assert isinstance(peer.stream, trio.SocketStream)
+        streams.append(peer.stream)
+        await origin(H2Peer(peer.stream))
+
+    async with trio.open_nursery() as nursery:
+        server = await serve_tcp(nursery, serve)
+        async with ConnectionPool(http1=False, http2=True) as pool:
+            answered = trio.Event()
+            impatient = trio.CancelScope()
+
+            async def request(method: str) -> None:
+                response = await pool.request(method, server.url)
+                assert response.status == 200
+                answered.set()
+
+            async def be_impatient(others: trio.Nursery) -> None:
+                # Something has arrived, and the connection's reader does not know yet.
+                with socket.socket(fileno=os.dup(streams[0].socket.fileno())) as raw:
+                    raw.send(PingFrame(0, opaque_data=b"are you?").serialize())
+                others.start_soon(request, "POST")
+                others.start_soon(cancel)
+                with impatient:
+                    await pool.request("GET", server.url)
+
+            async def cancel() -> None:
+                impatient.cancel()
+
+            async with trio.open_nursery() as requests:
+                requests.start_soon(request, "GET")
+                await settled(lambda: len(origin.pending) == 1)
+                await origin.answer()
+                await answered.wait()
+            async with trio.open_nursery() as requests:
+                requests.start_soon(be_impatient, requests)
+                await settled(lambda: len(origin.pending) == 1)
+                await origin.answer()
+            assert impatient.cancelled_caught
+            assert pool.statistics().connections_opened == 1
+            assert [frame.stream_id for frame in origin.peers[0].sent(HeadersFrame)] == [1, 3]
+            assert_unharmed(pool, idle=1)
+        nursery.cancel_scope.cancel()
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_housekeeping_closes_no_connection_that_is_used_meanwhile(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = Origin(hold=True)
+    looked, go = trio.Event(), trio.Event()
+
+    async def not_for_new_requests(_: HTTP2Connection) -> bool:
+        looked.set()
+        await go.wait()
+        return False
+
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, origin)
+        async with pool:
+            results = Results(pool, nursery)
+            await results.make(1)
+            await origin.answer()
+            with monkeypatch.context() as patch:
+                patch.setattr(HTTP2Connection, "still_open", not_for_new_requests)
+                patch.setattr(HTTP2Connection, "readiness", lambda _: Readiness.READABLE)
+                await looked.wait()
+            await results.make(1)
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+            await origin.answer()
+            assert results.statuses == [200] * 2
+            assert results.errors == []
+            assert len(connector.dialled) == 1
+            assert_unharmed(pool, idle=1)

@@ -384,7 +384,7 @@ class ConnectionPool:
         try:
             return await connection.still_open()
         except BaseException:
-            connection.close_soon()
+            connection.decline()
             raise
 
     async def _connect(self, turn: _Turn, tracer: Tracer | None) -> HTTPConnection:
@@ -470,7 +470,7 @@ class ConnectionPool:
             # What it was sent is no use of it, and does not put off its expiry.
             self._scheduler.released(connection, since)
         else:
-            self._scheduler.close(connection)
+            connection.decline()
 
     # -- What there is to see.
 
