@@ -160,8 +160,8 @@ class HTTP2Connection(HTTPConnection):
         self._splitter = FrameSplitter()
         self._patience = Patience(trio.current_time())
         self._last_received = trio.current_time()
-        # How much data the server may send, and how much of what it has sent was not credited yet.
-        self._window = _CONNECTION_WINDOW
+        # How much data has arrived that was not credited yet. Since all of it soon is, whatever becomes of
+        # it, the connection's window is never used up, and need not be counted.
         self._uncredited = 0
         # What waits to be sent, how much the writer is sending, and who waits for that or for a window.
         self._outgoing = bytearray()
@@ -441,9 +441,7 @@ class HTTP2Connection(HTTPConnection):
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self._h2.reset_stream(stream_id, code)
         # Were it kept, h2 would give up the connection for a late informational response.
-        stream = self._h2.streams.pop(stream_id, None)
-        if stream is not None:
-            self._h2._closed_streams[stream_id] = stream.closed_by
+        self._h2._closed_streams[stream_id] = self._h2.streams.pop(stream_id).closed_by
         self._left[stream_id] = None
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
@@ -480,7 +478,6 @@ class HTTP2Connection(HTTPConnection):
 
     def _grant_credit(self) -> None:
         if self._uncredited >= _CREDIT_STEP:
-            self._window += self._uncredited
             self.flush(window_update(0, self._uncredited))
             self._uncredited = 0
 
@@ -505,10 +502,10 @@ class HTTP2Connection(HTTPConnection):
             if frame.stream_id not in self._left:
                 return False
             # It counts, though nobody wants it (RFC 9113, 5.1).
-            self._count(frame)
+            self._uncredited += frame.length
             self._patience.spend(self._last_received)
             return True
-        self._count(frame)
+        self._uncredited += frame.length
         ends = frame.flags & END_STREAM
         if frame.length or ends:
             self._patience.earn()
@@ -519,12 +516,6 @@ class HTTP2Connection(HTTPConnection):
             self._h2.streams[frame.stream_id].receive_data(b"", end_stream=True, flow_control_len=0)
             exchange.take_end()
         return True
-
-    def _count(self, frame: Frame) -> None:
-        self._window -= frame.length
-        self._uncredited += frame.length
-        if self._window < 0:
-            raise _too_much_data()
 
     def _show_h2(self, raw: bytes) -> None:
         for event in self._events(raw):
@@ -785,7 +776,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         """A piece of the body, and by how much it has used the stream's window."""
         self._receivable -= size
         if self._receivable < 0:
-            raise _too_much_data()
+            raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         self._uncredited += size - len(data)
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
@@ -1153,10 +1144,6 @@ def _new_h2(settings: Settings) -> h2.connection.H2Connection:
     connection.initiate_connection()
     connection.increment_flow_control_window(_CONNECTION_WINDOW - connection.inbound_flow_control_window)
     return connection
-
-
-def _too_much_data() -> Violation:
-    return Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
 
 
 def _quoted(debug_data: bytes) -> str:
