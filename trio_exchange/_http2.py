@@ -548,23 +548,28 @@ class HTTP2Connection(HTTPConnection):
         if not self._exchanges:
             self._fail(RemoteProtocolError(f"the server {reason}"))
 
+    def _listener(self, stream_id: int | None) -> HTTP2Exchange | None:
+        """Whom a stream's events concern: one that has been refused, or has failed, hears no more."""
+        exchange = self._streams.get(stream_id or 0)
+        return None if exchange is None or exchange.is_over else exchange
+
     def _take_head(self, event: h2.events.ResponseReceived | h2.events.InformationalResponseReceived) -> None:
-        exchange = self._streams.get(event.stream_id or 0)
+        exchange = self._listener(event.stream_id)
         if exchange is not None:
             exchange.take_head(event.headers or [])
 
     def _take_trailers(self, event: h2.events.TrailersReceived) -> None:
-        exchange = self._streams.get(event.stream_id or 0)
+        exchange = self._listener(event.stream_id)
         if exchange is not None:
             exchange.take_trailers(event.headers or [])
 
     def _take_end(self, event: h2.events.StreamEnded) -> None:
-        exchange = self._streams.get(event.stream_id or 0)
+        exchange = self._listener(event.stream_id)
         if exchange is not None:
             exchange.take_end()
 
     def _take_reset(self, event: h2.events.StreamReset) -> None:
-        exchange = self._streams.get(event.stream_id or 0)
+        exchange = self._listener(event.stream_id)
         if exchange is not None:
             exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
