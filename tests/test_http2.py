@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import gc
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h2.errors
 import h2.events
+import h2.exceptions
 import hpack
 import pytest
 import trio
@@ -23,6 +25,7 @@ from hyperframe.frame import (
     DataFrame,
     ExtensionFrame,
     Frame,
+    GoAwayFrame,
     HeadersFrame,
     PingFrame,
     PriorityFrame,
@@ -36,6 +39,7 @@ from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
     LocalProtocolError,
+    NetworkError,
     PoolTimeout,
     ReadError,
     ReadTimeout,
@@ -44,11 +48,13 @@ from trio_exchange import (
     Response,
     WriteError,
     WriteTimeout,
+    _http2,
 )
+from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, Headers, h2_pool
-from .peers import DELIVERIES, TLS, assert_unharmed, client_context, make_tls, serve_tcp
+from .peers import DELIVERIES, TLS, assert_unharmed, client_context, make_tls, reset, serve_tcp
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -102,14 +108,19 @@ class Client:
         await self._send_peer.send(peer)
         await trio.sleep_forever()
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         await self.pool.__aenter__()
         self._patience.__enter__()
         return self
 
-    async def __aexit__(self, *exc_info: Any) -> bool | None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
         try:
-            return self._patience.__exit__(*exc_info)
+            return self._patience.__exit__(exc_type, exc_value, traceback)
         finally:
             await self.pool.__aexit__(None, None, None)
 
@@ -162,9 +173,14 @@ async def reset_of(peer: H2Peer, stream_id: int) -> ErrorCodes:
     return ErrorCodes(event.error_code)
 
 
-async def connection_credit(peer: H2Peer) -> int:
+def connection_credit(peer: H2Peer) -> int:
     """What the client has let the server send in all, whatever the streams."""
-    return 65535 + sum(frame.window_increment for frame in peer.sent(WindowUpdateFrame, 0))
+    return 65_535 + sum(credit_of(peer, 0))
+
+
+def credit_of(peer: H2Peer, stream_id: int) -> list[int]:
+    """What the client has let the server send on a stream besides its first window."""
+    return [frame.window_increment for frame in peer.sent(WindowUpdateFrame, stream_id)]
 
 
 # -- Requests and responses.
@@ -644,7 +660,7 @@ def body_of(length: bytes, *content: bytes, end: bool = True) -> Callable[[H2Pee
     return frames
 
 
-MALFORMED = {
+MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
     "upper case": (malformed((b"X-a", b"b")), "invalid header name"),
     "name with space": (malformed((b"x a", b"b")), "invalid header name"),
     "name with colon": (malformed((b"x:a", b"b")), "invalid header name"),
@@ -1061,7 +1077,7 @@ class RawSender:
                 frame.flags.add("PADDED")
                 frame.pad_length = padding
             cost = piece + (padding + 1 if padding else 0)
-            while await connection_credit(self._peer) - self.sent < cost:
+            while connection_credit(self._peer) - self.sent < cost:
                 await self._peer.receive()
             await self._peer.send_frame(frame)
             self.sent += cost
@@ -1088,7 +1104,7 @@ async def test_late_data_of_many_cancelled_streams_never_stalls_the_connection(
         assert sender.sent > CONNECTION_WINDOW
         await client.is_served_on(peer)
         # What is not credited yet is less than a step.
-        assert await connection_credit(peer) > sender.sent + CONNECTION_WINDOW - MEGABYTE
+        assert connection_credit(peer) > sender.sent + CONNECTION_WINDOW - MEGABYTE
         # It is told once, not for every frame.
         assert len(peer.sent(RstStreamFrame)) == 80
         assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
@@ -1112,20 +1128,24 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(
         assert (await request.result()).headers == [(b"x-indexed", b"to be")]
 
 
-async def test_data_for_a_stream_left_long_ago(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_data_for_a_stream_left_long_ago(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_http2, "_MOST_LEFT", 3)
     async with Client(nursery) as client:
-        peer: H2Peer | None = None
-        for _ in range(1002):
+        peer = await ready(client)
+        ids = []
+        for _ in range(5):
             request = client.request()
-            peer = peer or await client.peer()
-            await peer.head()
+            ids.append((await peer.head())[0])
             await request.cancel()
-        assert peer is not None
         sender = RawSender(peer)
-        await sender.send(1, 20_000)
-        await client.is_served_on(peer)
-        await sender.send(2 * 1001 + 1, 20_000)
-        await client.is_served_on(peer)
+        for stream_id in ids:
+            await sender.send(stream_id, 20_000)
+            await client.is_served_on(peer)
+        # Those that are not remembered are told once more, which does no harm.
+        told = [frame.stream_id for frame in peer.sent(RstStreamFrame)]
+        assert [told.count(stream_id) for stream_id in ids] == [3, 3, 1, 1, 1]
 
 
 async def serve_and_ignore(peer: H2Peer, *, served: bytes) -> None:
@@ -1193,9 +1213,13 @@ async def serve_h2(
     async def play(scripted: ScriptedPeer) -> None:
         await script(H2Peer(scripted.stream))
 
-    tls = h2_tls() if secure else None
-    server = await serve_tcp(nursery, play, tls=tls and tls.server)
-    pool = ConnectionPool(tls and tls.client, http1=False, http2=True, max_connections=1)
+    if secure:
+        tls = h2_tls()
+        server = await serve_tcp(nursery, play, tls=tls.server)
+        pool = ConnectionPool(tls.client, http1=False, http2=True, max_connections=1)
+    else:
+        server = await serve_tcp(nursery, play)
+        pool = ConnectionPool(http1=False, http2=True, max_connections=1)
     return pool, f"{server.url}/"
 
 
@@ -1279,3 +1303,1310 @@ class Events:
     def info(self, event: str) -> dict[str, Any]:
         [info] = [info for name, info in self.seen if name == event]
         return info
+
+
+# -- Flow control: uploads.
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that would show if some were lost, doubled or exchanged."""
+    return b"".join(b"%07d " % index for index in range(0, size, 8))[:size]
+
+
+async def ready(client: Client, settings: dict[SettingCodes, int] | None = None) -> H2Peer:
+    """The peer of a connection on which the client knows the server's settings."""
+    request = client.request()
+    peer = await client.peer(settings)
+    await peer.respond((await peer.head())[0])
+    await request.result()
+    return peer
+
+
+async def received_on(peer: H2Peer, stream_id: int, size: int) -> None:
+    """Receive until a stream has brought so many bytes in all; credit is not given."""
+    while sum(len(frame.data) for frame in peer.sent(DataFrame, stream_id)) < size:
+        await peer.receive()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["bytes", "pieces"])
+@pytest.mark.parametrize(
+    ("window", "size"), [(1, 300), (7, 3000), (1000, 100_000), (65_535, 300_000), (2**31 - 1, 300_000)]
+)
+async def test_uploads_through_windows_of_any_size(
+    nursery: trio.Nursery, autojump_clock: MockClock, window: int, size: int, whole: bool
+) -> None:
+    content = pattern(size)
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+        pieces = [content[i : i + 33_333] for i in range(0, size, 33_333)]
+        request = client.request("POST", content=content if whole else pieces)
+        stream_id, _, body = await peer.request()
+        assert body == content
+        sizes = [len(frame.data) for frame in peer.sent(DataFrame)]
+        assert max(sizes) == min(window, 16_384)
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+@pytest.mark.parametrize("window", [1, 1000, 40_000])
+async def test_several_uploads_share_the_windows_without_stall(
+    nursery: trio.Nursery, autojump_clock: MockClock, window: int
+) -> None:
+    contents = {b"/%d" % index: pattern(window * 10 + index) for index in range(8)}
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+        requests = [
+            client.request("POST", path.decode()[1:], content=content) for path, content in contents.items()
+        ]
+        paths = {}
+        for _ in requests:
+            stream_id, headers = await peer.head()
+            paths[stream_id] = headers[b":path"]
+        bodies = dict.fromkeys(paths, b"")
+        unfinished = set(paths)
+        while unfinished:
+            event: Any = await peer.event(h2.events.Event)
+            if isinstance(event, h2.events.DataReceived):
+                bodies[event.stream_id] += event.data
+                peer.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                await peer.flush()
+            elif isinstance(event, h2.events.StreamEnded) and event.stream_id in unfinished:
+                unfinished.remove(event.stream_id)
+                await peer.respond(event.stream_id)
+        assert {paths[stream_id]: body for stream_id, body in bodies.items()} == contents
+        for request in requests:
+            assert (await request.result()).status == 200
+
+
+@pytest.mark.parametrize("frame_size", [16_384, 20_000, 65_536, 2**24 - 1])
+async def test_frames_are_as_large_as_allowed_but_no_larger_than_is_fair(
+    nursery: trio.Nursery, autojump_clock: MockClock, frame_size: int
+) -> None:
+    content = pattern(MEGABYTE)
+    settings = {SettingCodes.MAX_FRAME_SIZE: frame_size, SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1}
+    async with Client(nursery) as client:
+        peer = await ready(client, settings)
+        peer.h2.increment_flow_control_window(2 * MEGABYTE)
+        await peer.flush()
+        request = client.request("POST", content=content)
+        stream_id, _, body = await peer.request()
+        assert body == content
+        assert max(len(frame.data) for frame in peer.sent(DataFrame)) == min(frame_size, 65_536)
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_a_window_lowered_below_zero_in_mid_flight(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = pattern(3000)
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 1000})
+        request = client.request("POST", content=content)
+        stream_id, _ = await peer.head()
+        await received_on(peer, stream_id, 1000)
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        await peer.flush()
+        await peer.event(h2.events.SettingsAcknowledged)
+        await peer.event(h2.events.SettingsAcknowledged)
+        # It is at -1000 now.
+        for increment, sent in ((999, 1000), (1, 1000), (1, 1001), (1999, 3000)):
+            peer.h2.increment_flow_control_window(increment, stream_id)
+            await peer.flush()
+            await received_on(peer, stream_id, sent)
+            await wait_all_tasks_blocked()
+        assert await peer.body(stream_id) == content
+        sizes = [len(frame.data) for frame in peer.sent(DataFrame, stream_id)]
+        assert sizes == [1000, 1, 1999]
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_a_window_raised_by_settings_lets_uploads_go_on(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        request = client.request("POST", content=b"abc")
+        stream_id, _ = await peer.head()
+        await wait_all_tasks_blocked()
+        assert peer.sent(DataFrame) == []
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 3})
+        await peer.flush()
+        assert await peer.body(stream_id) == b"abc"
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_an_upload_without_window_blocks_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        upload = client.request("POST", content=b"abc")
+        stream_id, _ = await peer.head()
+        await client.is_served_on(peer)
+        await upload.cancel()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+# -- Flow control: downloads.
+
+
+async def send_when_allowed(peer: H2Peer, stream_id: int, size: int, **options: Any) -> None:
+    """Send data as far as the client's windows allow, waiting for them."""
+    while size:
+        padding = options.get("pad_length")
+        room = min(peer.h2.local_flow_control_window(stream_id), 16_384) - (padding + 1 if padding else 0)
+        if room <= 0:
+            await peer.receive()
+            continue
+        peer.h2.send_data(stream_id, bytes(min(room, size)), **options)
+        size -= min(room, size)
+        await peer.flush()
+
+
+async def test_unread_bodies_are_bounded_and_block_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """All of them together are more than the connection's window."""
+    async with Client(nursery) as client:
+        peer: H2Peer | None = None
+        responses: list[Response] = []
+        for _ in range(CONNECTION_WINDOW // WINDOW + 6):
+            opened = client.open()
+            peer = peer or await client.peer()
+            stream_id, _ = await peer.head()
+            peer.h2.send_headers(stream_id, OK)
+            await send_when_allowed(peer, stream_id, WINDOW)
+            responses.append(await opened.result())
+        assert peer is not None
+        await wait_all_tasks_blocked()
+        await client.is_served_on(peer)
+        # Nothing more is let in, for any of them.
+        assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
+        # But if one is read it goes on, to its end.
+        stream_id = responses[3].extensions["stream_id"]
+        reading = Running(nursery, responses[3].aread)
+        await send_when_allowed(peer, stream_id, MEGABYTE)
+        peer.h2.end_stream(stream_id)
+        await peer.flush()
+        assert len(await reading.result()) == WINDOW + MEGABYTE
+        assert {frame.stream_id for frame in peer.sent(WindowUpdateFrame)} == {0, stream_id}
+        for response in responses:
+            await response.aclose()
+        await client.is_served_on(peer)
+
+
+async def test_credit_is_given_as_the_body_is_consumed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        body = aiter(response.aiter_stream())
+        # It is given for half a window at a time, and only for what was consumed.
+        steps: list[tuple[list[int], list[int]]] = [
+            ([], []),
+            ([], [200_000]),
+            ([200_000], [200_000]),
+            ([200_000], [200_000, 200_000]),
+        ]
+        for before, after in steps:
+            await send_when_allowed(peer, stream_id, 100_000)
+            await client.is_served_on(peer)
+            assert credit_of(peer, stream_id) == before
+            consumed = 0
+            while consumed < 100_000:
+                consumed += len(await anext(body))
+            await client.is_served_on(peer)
+            assert credit_of(peer, stream_id) == after
+        await response.aclose()
+
+
+async def widest_window(
+    nursery: trio.Nursery, client: Client, read: Callable[[AsyncIterator[bytes]], Awaitable[None]]
+) -> int:
+    """The most that the client ever lets the server send, when it reads a body in a certain way."""
+    opened = client.open()
+    peer = await client.peer()
+    stream_id, _ = await peer.head()
+    peer.h2.send_headers(stream_id, OK)
+    await peer.flush()
+    response = await opened.result()
+    widest = 0
+
+    async def send() -> None:
+        nonlocal widest
+        while True:
+            widest = max(widest, peer.h2.local_flow_control_window(stream_id))
+            await send_when_allowed(peer, stream_id, max(1, peer.h2.local_flow_control_window(stream_id)))
+
+    sending = Running(nursery, send)
+    await read(aiter(response.aiter_stream()))
+    await sending.cancel()
+    await response.aclose()
+    return widest
+
+
+async def test_the_window_grows_while_the_reader_keeps_up(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def read(body: AsyncIterator[bytes]) -> None:
+        size = 0
+        while size < 32 * MEGABYTE:
+            size += len(await anext(body))
+
+    async with Client(nursery) as client:
+        assert LARGEST_WINDOW // 2 < await widest_window(nursery, client, read) <= LARGEST_WINDOW
+
+
+async def test_the_window_does_not_grow_for_a_reader_who_is_slow(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def read(body: AsyncIterator[bytes]) -> None:
+        size = 0
+        while size < 4 * MEGABYTE:
+            size += len(await anext(body))
+            # There is always something that waits to be read.
+            await wait_all_tasks_blocked()
+
+    async with Client(nursery) as client:
+        assert await widest_window(nursery, client, read) == WINDOW
+
+
+async def test_padding_is_credited(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """More padding than fits a window."""
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        peer.h2.send_headers(stream_id, OK)
+        for _ in range(2500):
+            await send_when_allowed(peer, stream_id, 10, pad_length=255)
+        peer.h2.end_stream(stream_id)
+        await peer.flush()
+        assert len((await request.result()).content) == 25_000
+
+
+# -- Full duplex.
+
+
+async def test_a_dialogue_within_one_exchange(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    say, content = trio.open_memory_channel[bytes](0)
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        body = aiter(response.aiter_stream())
+        for word in (b"one", b"two", b"three"):
+            await say.send(word)
+            assert (await peer.event(h2.events.DataReceived, stream_id)).data == word
+            peer.h2.send_data(stream_id, word.upper())
+            await peer.flush()
+            assert await anext(body) == word.upper()
+        await say.aclose()
+        await peer.event(h2.events.StreamEnded, stream_id)
+        peer.h2.end_stream(stream_id)
+        await peer.flush()
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+        await response.aclose()
+        await client.is_served_on(peer)
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_large_bodies_both_ways_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    content = pattern(MEGABYTE)
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        peer.h2.send_headers(stream_id, OK)
+        echoed = 0
+        while echoed < MEGABYTE:
+            event = await peer.event(h2.events.DataReceived, stream_id)
+            assert event.data is not None
+            assert event.flow_controlled_length is not None
+            while peer.h2.local_flow_control_window(stream_id) < len(event.data):
+                await peer.receive()
+            peer.h2.send_data(stream_id, event.data)
+            peer.h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
+            await peer.flush()
+            echoed += len(event.data)
+        peer.h2.end_stream(stream_id)
+        await peer.flush()
+        assert (await request.result()).content == content
+
+
+@pytest.mark.parametrize("size", [0, 5, 200_000])
+@pytest.mark.parametrize("how", ["left open", "NO_ERROR", "NO_ERROR at once", "CANCEL"])
+async def test_an_early_answer_is_delivered_whole_and_ends_the_upload(
+    nursery: trio.Nursery, autojump_clock: MockClock, how: str, size: int
+) -> None:
+    content = Gated(pattern(300_000))
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        # The upload is stuck, for want of a window.
+        await received_on(peer, stream_id, 65_535)
+        if how == "NO_ERROR at once":
+            frames: list[Frame] = [
+                head(peer, stream_id, OK),
+                *[data(stream_id, pattern(10_000)) for _ in range(size // 10_000)],
+                data(stream_id, pattern(size % 10_000), "END_STREAM"),
+                RstStreamFrame(stream_id, ErrorCodes.NO_ERROR),
+            ]
+            await peer.send_frame(*frames)
+        else:
+            await peer.respond(stream_id, body=pattern(size))
+            if how != "left open":
+                await wait_all_tasks_blocked()
+                await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes[how]))
+        response = await opened.result()
+        await wait_all_tasks_blocked()
+        assert content.closed == (how != "left open")
+        body = await response.aread()
+        assert len(body) == size
+        assert content.closed
+        if how == "left open":
+            assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        # The connection's window is used up, which h2 does not open by itself.
+        peer.h2.increment_flow_control_window(100_000)
+        await client.is_served_on(peer)
+        assert len(peer.sent(RstStreamFrame)) == (how == "left open")
+        assert_unharmed(client.pool, idle=1)
+
+
+async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"first")
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"early")
+        response = await opened.result()
+        reading = Running(nursery, response.aread)
+        await wait_all_tasks_blocked()
+        content.go.set()
+        assert await reading.result() == b"early"
+        assert await peer.body(stream_id) == b"firstlast"
+        await client.is_served_on(peer)
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_a_response_that_is_left_ends_the_upload(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"first")
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"some", end=False)
+        await (await opened.result()).aclose()
+        assert content.closed
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The upload has failed, the response has not."""
+    content = Gated(b"x" * 100_000)
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
+        response = await opened.result()
+        await wait_all_tasks_blocked()
+        await response.aclose()
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        peer.h2.increment_flow_control_window(100_000)
+        await client.is_served_on(peer)
+
+
+async def test_what_the_iterator_raises_comes_out_where_a_whole_response_is_left(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    error = KeyError("mine")
+    answered = trio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"some"
+        await answered.wait()
+        raise error
+
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content())
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
+        response = await opened.result()
+        answered.set()
+        await wait_all_tasks_blocked()
+        with pytest.raises(KeyError) as info:
+            await response.aclose()
+        assert info.value is error
+        assert response.extensions["trailing_headers"] == [(b"a", b"b")]
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+# -- Reading.
+
+
+async def test_after_the_end_there_is_nothing_more(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        await peer.respond((await peer.head())[0], body=b"body")
+        response = await opened.result()
+        stream: Any = response.stream
+        assert [chunk async for chunk in stream] == [b"body"]
+        with trio.testing.assert_checkpoints():
+            assert [chunk async for chunk in stream] == []
+        assert await stream.collect() == b""
+        await client.is_served_on(peer)
+
+
+async def test_two_tasks_can_t_read_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        stream: Any = response.stream
+        reading = Running(nursery, anext, stream)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await anext(stream)
+        peer.h2.send_data(stream_id, b"a", end_stream=True)
+        await peer.flush()
+        assert await reading.result() == b"a"
+        await response.aclose()
+
+
+async def test_a_cancelled_read_can_be_taken_up_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"one, ", end=False)
+        response = await opened.result()
+        stream: Any = response.stream
+        assert await anext(stream) == b"one, "
+        with trio.move_on_after(1) as scope:
+            await anext(stream)
+        assert scope.cancelled_caught
+        peer.h2.send_data(stream_id, b"two", end_stream=True)
+        await peer.flush()
+        assert await stream.collect() == b"two"
+        await client.is_served_on(peer)
+        assert peer.sent(RstStreamFrame) == []
+
+
+# -- Expect: 100-continue.
+
+EXPECT = {"Expect": "100-continue"}
+
+
+@pytest.mark.parametrize("content", [b"body", [b"bo", b"dy"]], ids=["bytes", "pieces"])
+async def test_the_body_waits_for_100(nursery: trio.Nursery, autojump_clock: MockClock, content: Any) -> None:
+    async with Client(nursery, expect_continue_timeout=10) as client:
+        request = client.request("POST", headers=EXPECT, content=content)
+        peer = await client.peer()
+        stream_id, headers = await peer.head()
+        assert headers[b"expect"] == b"100-continue"
+        with trio.move_on_after(9):
+            await peer.event(h2.events.DataReceived)
+        assert peer.sent(DataFrame) == []
+        assert "END_STREAM" not in peer.sent(HeadersFrame)[0].flags
+        peer.h2.send_headers(stream_id, [(b":status", b"100")])
+        await peer.flush()
+        started = trio.current_time()
+        assert await peer.body(stream_id) == b"body"
+        assert trio.current_time() == started
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_the_body_waits_no_longer_than_the_option_says(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery, expect_continue_timeout=10) as client:
+        request = client.request("POST", headers=EXPECT, content=b"body")
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        started = trio.current_time()
+        assert await peer.body(stream_id) == b"body"
+        assert trio.current_time() - started == pytest.approx(10)
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+
+
+async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request("POST", headers=EXPECT, content=b"body")
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, 417, body=b"no")
+        response = await request.result()
+        assert (response.status, response.content) == (417, b"no")
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        assert peer.sent(DataFrame) == []
+        await client.is_served_on(peer)
+
+
+# -- Timeouts. That a timed-out stream is reset, and others go on, is shown above.
+
+
+async def test_the_read_timeout_limits_each_wait(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        opened = client.open(extensions={"timeout": {"read": 5}})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await trio.sleep(4)
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        body = aiter(response.aiter_stream())
+        for _ in range(3):
+            reading = Running(nursery, anext, body)
+            await trio.sleep(4)
+            peer.h2.send_data(stream_id, b"x")
+            await peer.flush()
+            assert await reading.result() == b"x"
+        started = trio.current_time()
+        with pytest.raises(ReadTimeout, match="within 5 seconds"):
+            await anext(body)
+        assert trio.current_time() - started == pytest.approx(5)
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await response.aclose()
+        await client.is_served_on(peer)
+
+
+async def test_the_read_timeout_runs_when_the_upload_has_ended(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"x")
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content, extensions={"timeout": {"read": 5}})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await trio.sleep(100)
+        content.go.set()
+        started = trio.current_time()
+        with pytest.raises(ReadTimeout):
+            await request.result()
+        assert trio.current_time() - started == pytest.approx(5)
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+
+
+async def test_the_write_timeout_while_the_window_is_closed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        request = client.request("POST", content=b"abc", extensions={"timeout": {"write": 5, "read": 1}})
+        stream_id, _ = await peer.head()
+        for _ in range(2):
+            await trio.sleep(4)
+            peer.h2.increment_flow_control_window(1, stream_id)
+            await peer.flush()
+        started = trio.current_time()
+        with pytest.raises(WriteTimeout, match="accepted no data within 5 seconds"):
+            await request.result()
+        assert trio.current_time() - started == pytest.approx(5)
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+        await client.is_served_on(peer)
+
+
+async def test_the_write_timeout_ends_when_the_response_begins(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        opened = client.open("POST", content=b"abc", extensions={"timeout": {"write": 5}})
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        await trio.sleep(100)
+        peer.h2.increment_flow_control_window(3, stream_id)
+        await peer.flush()
+        assert await peer.body(stream_id) == b"abc"
+        peer.h2.end_stream(stream_id)
+        await peer.flush()
+        assert await response.aread() == b""
+
+
+def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[None]]) -> ConnectionPool:
+    """A pool whose sends wait until the peer receives."""
+
+    async def play(scripted: ScriptedPeer) -> None:
+        await serve(H2Peer(scripted.stream))
+
+    connector = MemoryConnector(nursery, play, stream_pair=trio.testing.lockstep_stream_pair)
+    return ConnectionPool(http1=False, http2=True, connector=connector)
+
+
+LARGE_HEADER = {"x": "y" * 100_000}
+
+
+async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def deaf(peer: H2Peer) -> None:
+        await trio.sleep_forever()
+
+    async with lockstep_pool(nursery, deaf) as pool:
+        with pytest.raises(WriteTimeout, match="accepted no data within 5 seconds"):
+            await pool.request("GET", URL, headers=LARGE_HEADER, extensions={"timeout": {"write": 5}})
+        assert trio.current_time() == pytest.approx(5)
+
+
+async def test_a_large_head_waits_until_it_was_taken(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def slow(peer: H2Peer) -> None:
+        await trio.sleep(4)
+        peer.h2.decoder.max_header_list_size = 2**20
+        await peer.start()
+        stream_id, headers, _ = await peer.request()
+        assert headers[b"x"] == LARGE_HEADER["x"].encode()
+        await peer.respond(stream_id)
+        await peer.until_closed()
+
+    async with lockstep_pool(nursery, slow) as pool:
+        response = await pool.request(
+            "GET", URL, headers=LARGE_HEADER, extensions={"timeout": {"write": 5, "read": 1}}
+        )
+        assert response.status == 200
+
+
+async def test_data_waits_while_too_much_waits_to_be_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The windows are wide, but nobody reads."""
+    content = pattern(2 * MEGABYTE)
+    read_on = trio.Event()
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+        await peer.respond((await peer.head())[0])
+        peer.h2.increment_flow_control_window(2**30)
+        await peer.flush()
+        await read_on.wait()
+        stream_id, _, body = await peer.request()
+        await peer.respond(stream_id, body=body[:5])
+        await peer.until_closed()
+
+    async with lockstep_pool(nursery, serve) as pool:
+        await pool.request("GET", URL)
+        upload = Running(nursery, functools.partial(pool.request, "POST", URL, content=content))
+        await wait_all_tasks_blocked()
+        connection: Any = pool.connections[0]
+        assert connection.pending < 256 * KILOBYTE
+        read_on.set()
+        assert (await upload.result()).content == content[:5]
+
+
+async def test_the_pool_timeout_where_the_server_takes_no_more_streams(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery, max_connections=1) as client:
+        peer = await ready(client, {SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        request = client.request()
+        stream_id, _ = await peer.head()
+        with pytest.raises(PoolTimeout):
+            await client.request(extensions={"timeout": {"pool": 3}}).result()
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200
+        await client.is_served_on(peer)
+        assert len(peer.sent(HeadersFrame)) == 3
+
+
+# -- Errors of the connection.
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
+async def test_when_the_server_closes_each_request_gets_an_error_of_its_own(
+    nursery: trio.Nursery, autojump_clock: MockClock, begun: bool
+) -> None:
+    async with Client(nursery) as client:
+        requests = [client.request("POST") for _ in range(3)]
+        peer = await client.peer()
+        for _ in requests:
+            stream_id, _ = await peer.head()
+            if begun:
+                await peer.respond(stream_id, body=b"some", end=False)
+        await peer.stream.aclose()
+        when = "in the middle of the response" if begun else "without a response"
+        for request in requests:
+            with pytest.raises(RemoteProtocolError, match=f"the server closed the connection, {when}"):
+                await request.result()
+        assert len({request.error for request in requests}) == 3
+        await wait_all_tasks_blocked()
+        assert_unharmed(client.pool)
+
+
+async def test_what_has_arrived_whole_can_be_read_though_the_connection_has_ended(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"x")
+    async with Client(nursery) as client:
+        opened = [client.open("POST"), client.open("POST", content=content)]
+        peer = await client.peer()
+        for _ in opened:
+            stream_id, _ = await peer.head()
+            await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
+        responses = [await each.result() for each in opened]
+        await peer.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert content.closed
+        for response in responses:
+            assert await response.aread() == b"whole"
+            assert response.extensions["trailing_headers"] == [(b"a", b"b")]
+        assert_unharmed(client.pool)
+
+
+@both_schemes
+async def test_a_connection_that_breaks_gives_each_error_its_cause(
+    nursery: trio.Nursery, secure: bool
+) -> None:
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        for _ in range(3):
+            await peer.head()
+        reset(ScriptedPeer(peer.stream))
+
+    pool, url = await serve_h2(nursery, serve, secure=secure)
+    async with pool:
+        requests = [Running(nursery, functools.partial(pool.request, "POST", url)) for _ in range(3)]
+        errors = set()
+        for request in requests:
+            with pytest.raises(ReadError, match="without a response") as info:
+                await request.result()
+            assert isinstance(info.value.__cause__, trio.BrokenResourceError)
+            errors.add(info.value)
+        assert len(errors) == 3
+
+
+async def test_a_get_on_a_reused_connection_is_sent_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    events = Events()
+    async with Client(nursery) as client:
+        first = await ready(client)
+        get = client.request(extensions={"trace": events})
+        post = client.request("POST")
+        for _ in range(2):
+            await first.head()
+        await first.stream.aclose()
+        second = await client.peer()
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await post.result()
+        stream_id, headers = await second.head()
+        assert (stream_id, headers[b":method"]) == (1, b"GET")
+        await second.respond(stream_id)
+        assert (await get.result()).status == 200
+        assert len(client.connector.dialled) == 2
+    assert events.names.count("connection.retry.started") == 1
+
+
+async def test_it_is_sent_again_only_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client)
+        request = client.request()
+        for _ in range(2):
+            await peer.head()
+            await peer.stream.aclose()
+            if len(client.connector.dialled) == 1:
+                peer = await client.peer()
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await request.result()
+        assert len(client.connector.dialled) == 2
+
+
+async def test_a_request_whose_response_has_begun_is_not_sent_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        peer = await ready(client)
+        request = client.request()
+        stream_id, _ = await peer.head()
+        peer.h2.send_headers(stream_id, [(b":status", b"103")])
+        await peer.flush()
+        await peer.stream.aclose()
+        with pytest.raises(RemoteProtocolError, match="in the middle of the response"):
+            await request.result()
+        assert len(client.connector.dialled) == 1
+
+
+def stop_receiving(peer: H2Peer) -> None:
+    """From now on the client's sends fail, while it is still being sent to."""
+    stream: Any = peer.stream
+    stream.receive_stream.close()
+
+
+async def test_an_answer_is_read_though_the_request_could_not_be_sent(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"first")
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content)
+        waiting = client.request("POST")
+        peer = await client.peer()
+        for _ in range(2):
+            stream_id, headers = await peer.head()
+            if b"content-length" not in headers:
+                upload_id = stream_id
+        stop_receiving(peer)
+        content.go.set()
+        await wait_all_tasks_blocked()
+        await peer.respond(upload_id, 413, body=b"too much")
+        response = await request.result()
+        assert (response.status, response.content) == (413, b"too much")
+        # The connection takes nothing more.
+        with pytest.raises(WriteError) as info:
+            await waiting.result()
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
+        await trio.sleep(2)
+        assert_unharmed(client.pool)
+
+
+async def test_last_words_are_waited_for_only_a_moment(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"first")
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content)
+        peer = await client.peer()
+        await peer.head()
+        stop_receiving(peer)
+        content.go.set()
+        started = trio.current_time()
+        with pytest.raises(WriteError, match="without a response"):
+            await request.result()
+        assert trio.current_time() - started == pytest.approx(1)
+        await wait_all_tasks_blocked()
+        assert_unharmed(client.pool)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_an_upload_that_waits_gets_the_error_of_the_connection(
+    nursery: trio.Nursery, autojump_clock: MockClock, traced: bool
+) -> None:
+    content = Gated(b"x")
+    events = Events() if traced else None
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content, extensions={"trace": events})
+        peer = await client.peer()
+        await received_on(peer, (await peer.head())[0], 1)
+        await peer.stream.aclose()
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await request.result()
+        assert content.closed
+    if events is not None:
+        assert "http2.send_request_body.failed" in events.names
+
+
+async def test_a_request_that_is_refused_while_its_handler_takes_its_time_is_sent_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def handler(name: str, info: dict[str, Any]) -> None:
+        if name == "http2.send_request_body.started":
+            await trio.sleep(5)
+
+    async with Client(nursery) as client:
+        request = client.request("POST", content=b"x" * 100_000, extensions={"trace": handler})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.REFUSED_STREAM))
+        stream_id, _, body = await peer.request()
+        assert len(body) == 100_000
+        await peer.respond(stream_id)
+        assert (await request.result()).extensions["stream_id"] == 3
+
+
+async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery) -> None:
+    peers = []
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.respond((await peer.head())[0], end=False)
+        peers.append(peer)
+        await trio.sleep_forever()
+
+    pool, url = await serve_h2(nursery, serve, secure=False)
+    async with pool:
+        response = await pool.handle_async_request(Request("GET", url))
+        while not pool.connections[0].settings_received.is_set():  # type: ignore[attr-defined]
+            await trio.lowlevel.checkpoint()
+        # The next request is sent before anybody could have read that there is nobody any more.
+        reset(ScriptedPeer(peers[0].stream))
+        with pytest.raises((NetworkError, RemoteProtocolError), match="without a response"):
+            await pool.request("POST", url)
+        with pytest.raises((NetworkError, RemoteProtocolError), match="in the middle of the response"):
+            await response.aread()
+        await response.aclose()
+
+
+async def test_frames_on_a_stream_that_was_refused_do_no_harm(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        kept = client.request()
+        first = await client.peer()
+        kept_id, _ = await first.head()
+        refused = client.request(path="refused")
+        refused_id, _ = await first.head()
+        # In one piece: the request has not noticed yet.
+        early = head(first, refused_id, [(b":status", b"103")])
+        await first.send_frame(GoAwayFrame(0, kept_id), early, head(first, refused_id, OK))
+        second = await client.peer()
+        stream_id, headers = await second.head()
+        assert headers[b":path"] == b"/refused"
+        # And again, now that it has.
+        await first.send_frame(data(refused_id, b"x"), head(first, refused_id, [(b"a", b"b")], "END_STREAM"))
+        await first.send_frame(head(first, kept_id, OK), data(kept_id, b"kept", "END_STREAM"))
+        assert (await kept.result()).content == b"kept"
+        await second.respond(stream_id, body=b"again")
+        assert (await refused.result()).content == b"again"
+
+
+# -- Closing the pool.
+
+
+async def test_closing_the_pool_ends_what_is_under_way(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    content = Gated(b"first")
+    async with Client(nursery, max_connections=1) as client:
+        upload = client.open("POST", content=content)
+        peer = await client.peer({SettingCodes.MAX_CONCURRENT_STREAMS: 3})
+        await peer.head()
+        mute = client.request("POST")
+        await peer.head()
+        reading = client.request("POST")
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"some", end=False)
+        waiting = client.request("POST")
+        await wait_all_tasks_blocked()
+        assert client.pool.statistics().waiting == 1
+        await client.pool.aclose()
+        for request, when in (
+            (upload, "without"),
+            (mute, "without"),
+            (reading, "in the middle of"),
+        ):
+            with pytest.raises(ReadError, match=f"the connection was closed, {when}"):
+                await request.result()
+        with pytest.raises(ConnectionNotAvailable):
+            await waiting.result()
+        assert content.closed
+        assert client.pool.connections == []
+        await peer.until_closed()
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_closing_the_pool_while_a_response_is_not_read(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        await peer.respond((await peer.head())[0], body=b"some", end=False)
+        response = await opened.result()
+        await client.pool.aclose()
+        body = aiter(response.aiter_stream())
+        assert await anext(body) == b"some"
+        with pytest.raises(ReadError, match="in the middle of the response"):
+            await anext(body)
+        await response.aclose()
+
+
+# -- What there is to see.
+
+
+async def test_connections_and_statistics(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    def seen() -> tuple[int, int, int, int]:
+        numbers = client.pool.statistics()
+        return numbers.open, numbers.active, numbers.idle, numbers.requests_served
+
+    async with Client(nursery) as client:
+        peer = await ready(client)
+        [connection] = client.pool.connections
+        start = "<HTTP2Connection 'http://example.com:80', HTTP/2"
+        assert repr(connection) == f"{start}, idle, 0 streams, 1 request>"
+        assert seen() == (1, 0, 1, 1)
+        requests, ids = [], []
+        for _ in range(2):
+            requests.append(client.open())
+            ids.append((await peer.head())[0])
+        assert repr(connection) == f"{start}, active, 2 streams, 3 requests>"
+        assert seen() == (1, 1, 0, 1)
+        await peer.respond(ids[0])
+        await (await requests[0].result()).aclose()
+        assert repr(connection) == f"{start}, active, 1 stream, 3 requests>"
+        assert seen() == (1, 1, 0, 2)
+        await peer.respond(ids[1])
+        await (await requests[1].result()).aclose()
+        assert seen() == (1, 0, 1, 3)
+        await client.pool.aclose()
+        assert repr(connection) == f"{start}, closed, 0 streams, 3 requests>"
+        assert seen() == (0, 0, 0, 3)
+
+
+# -- Trace.
+
+
+def both_ends(*names: str) -> list[str]:
+    return [f"{name}.{end}" for name in names for end in ("started", "complete")]
+
+
+EXCHANGE = both_ends(
+    "http2.send_request_headers",
+    "http2.send_request_body",
+    "http2.receive_response_headers",
+    "http2.receive_response_body",
+    "http2.response_closed",
+)
+FIRST_EXCHANGE = both_ends("connection.connect_tcp", "http2.send_connection_init") + EXCHANGE
+
+
+async def serve_all(peer: H2Peer) -> None:
+    """An ordinary server, which answers with the request's body, but for requests that are given up."""
+    await peer.start()
+    while not peer.ended:
+        with contextlib.suppress(EOFError, AssertionError, h2.exceptions.StreamClosedError):
+            stream_id, _, body = await peer.request()
+            await peer.respond(stream_id, body=body)
+
+
+async def test_the_events_of_a_request(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    pool, _ = h2_pool(nursery, serve_all)
+    async with pool:
+        first, second = Events(), Events()
+        for events in (first, second):
+            await pool.request("POST", URL, content=b"abc", extensions={"trace": events})
+    assert first.names == FIRST_EXCHANGE
+    assert second.names == EXCHANGE
+    for events, stream_id in ((first, 1), (second, 3)):
+        for name in ("send_request_headers", "send_request_body", "receive_response_headers"):
+            info = events.info(f"http2.{name}.started")
+            assert info.keys() == {"request", "stream_id"}
+            assert info["stream_id"] == stream_id
+        assert events.info("http2.receive_response_body.started")["stream_id"] == stream_id
+        assert events.info("http2.response_closed.started") == {"stream_id": stream_id}
+        assert events.info("http2.receive_response_headers.complete") == {"return_value": (200, [])}
+        for name in ("send_request_headers", "send_request_body", "receive_response_body", "response_closed"):
+            assert events.info(f"http2.{name}.complete") == {"return_value": None}
+    assert first.info("http2.send_connection_init.started").keys() == {"request"}
+
+
+async def test_concurrent_requests_with_a_handler_that_awaits_get_streams_of_their_own(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Slow(Events):
+        async def __call__(self, event: str, info: dict[str, Any]) -> None:
+            await super().__call__(event, info)
+            await trio.sleep(1)
+
+    handlers = [Slow(), Slow(), Slow()]
+    pool, connector = h2_pool(nursery, serve_all)
+    async with pool:
+        await pool.request("GET", URL)
+        requests = [
+            Running(
+                nursery,
+                functools.partial(
+                    pool.request, "POST", URL, content=b"%d" % index, extensions={"trace": handler}
+                ),
+            )
+            for index, handler in enumerate(handlers)
+        ]
+        for index, request in enumerate(requests):
+            assert (await request.result()).content == b"%d" % index
+        assert len(connector.dialled) == 1
+    ids = [{info["stream_id"] for _, info in handler.seen if "stream_id" in info} for handler in handlers]
+    assert sorted(map(list, ids)) == [[3], [5], [7]]
+
+
+@pytest.mark.parametrize("event", FIRST_EXCHANGE)
+async def test_a_handler_that_raises_ends_its_request_alone(
+    nursery: trio.Nursery, autojump_clock: MockClock, event: str
+) -> None:
+    async def handler(name: str, info: dict[str, Any]) -> None:
+        if name == event:
+            raise LookupError(name)
+
+    pool, connector = h2_pool(nursery, serve_all)
+    async with pool:
+        with pytest.raises(LookupError, match=event):
+            await pool.request("POST", URL, content=b"a", extensions={"trace": handler})
+        await wait_all_tasks_blocked()
+        # What was dialled is of use to the next request.
+        assert_unharmed(pool, idle=int(not event.startswith("connection.")))
+        assert (await pool.request("POST", URL, content=b"b")).content == b"b"
+        assert_unharmed(pool, idle=1)
+    assert len(connector.dialled) == 1 + (event.startswith("connection.connect_tcp.complete"))
+
+
+@pytest.mark.parametrize("event", FIRST_EXCHANGE)
+async def test_a_slow_handler_uses_up_no_timeout(
+    nursery: trio.Nursery, autojump_clock: MockClock, event: str
+) -> None:
+    async def handler(name: str, info: dict[str, Any]) -> None:
+        if name == event:
+            await trio.sleep(100)
+
+    timeout = {"connect": 1, "read": 1, "write": 1, "pool": 1}
+    pool, _ = h2_pool(nursery, serve_all)
+    async with pool:
+        response = await pool.request("GET", URL, extensions={"trace": handler, "timeout": timeout})
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("before", ["send_request_headers.complete", "send_request_body.started"])
+async def test_the_connection_ends_while_a_handler_takes_its_time(
+    nursery: trio.Nursery, autojump_clock: MockClock, before: str
+) -> None:
+    async def handler(name: str, info: dict[str, Any]) -> None:
+        if name == f"http2.{before}":
+            await trio.sleep(5)
+
+    content = Gated(b"x")
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content, extensions={"trace": handler})
+        peer = await client.peer()
+        await peer.head()
+        await peer.stream.aclose()
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await request.result()
+        assert_unharmed(client.pool)
+
+
+async def test_the_order_of_an_upload_and_its_response(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    events = Events()
+    pool, _ = h2_pool(nursery, serve_all)
+    async with pool:
+        await pool.request("POST", URL, content=[b"a", b"b"], extensions={"trace": events})
+    assert events.names == FIRST_EXCHANGE
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_the_order_of_an_early_answer(
+    nursery: trio.Nursery, autojump_clock: MockClock, stuck: bool
+) -> None:
+    events = Events()
+    content = Gated(b"x")
+    async with Client(nursery) as client:
+        opened = client.open("POST", content=content, extensions={"trace": events})
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"early")
+        response = await opened.result()
+        if not stuck:
+            content.go.set()
+            await wait_all_tasks_blocked()
+        await response.aread()
+    names = [name.removeprefix("http2.") for name in events.names[4:]]
+    sent = "send_request_body.failed" if stuck else "send_request_body.complete"
+    assert names[:5] == [
+        "send_request_headers.started",
+        "send_request_headers.complete",
+        "send_request_body.started",
+        "receive_response_headers.started",
+        "receive_response_headers.complete",
+    ]
+    assert sorted(names[5:]) == sorted(
+        [
+            sent,
+            *both_ends("receive_response_body"),
+            *both_ends("response_closed"),
+        ]
+    )
+
+
+async def test_failures_are_in_the_trace(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    events = Events()
+    async with Client(nursery) as client:
+        request = client.request(extensions={"trace": events})
+        peer = await client.peer()
+        await peer.send_frame(head(peer, (await peer.head())[0], [(b":status", b"0")]))
+        with pytest.raises(RemoteProtocolError) as info:
+            await request.result()
+        assert events.info("http2.receive_response_headers.failed") == {"exception": info.value}
+
+        events = Events()
+        request = client.request(extensions={"trace": events})
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"some", end=False)
+        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.CANCEL))
+        with pytest.raises(RemoteProtocolError) as info:
+            await request.result()
+        assert events.info("http2.receive_response_body.failed") == {"exception": info.value}
+        assert events.names[-2:] == both_ends("http2.response_closed")
+
+
+async def test_the_failure_of_an_upload_is_in_the_trace(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    events = Events()
+    error = KeyError("mine")
+
+    def content() -> Iterator[bytes]:
+        yield b"x"
+        raise error
+
+    async with Client(nursery) as client:
+        request = client.request("POST", content=content(), extensions={"trace": events})
+        await client.peer()
+        with pytest.raises(KeyError) as info:
+            await request.result()
+        assert info.value is error
+    assert events.info("http2.send_request_body.failed") == {"exception": error}
+
+
+async def test_the_log_hides_secrets(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "trio_exchange.http2")
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        await peer.respond((await peer.head())[0], 200, [(b"set-cookie", b"private"), (b"a", b"public")])
+        await request.result()
+    messages = [record.getMessage() for record in caplog.records]
+    assert {record.name for record in caplog.records} == {"trio_exchange.http2"}
+    assert len([message for message in messages if message.startswith("http2.")]) == len(EXCHANGE) + 2
+    assert any("public" in message for message in messages)
+    assert not any("private" in message for message in messages)
+
+
+async def test_where_nobody_looks_nothing_is_reported(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def report(*args: Any) -> None:
+        raise AssertionError("reported")
+
+    monkeypatch.setattr(Tracer, "report", report)
+    pool, _ = h2_pool(nursery, serve_all)
+    async with pool:
+        assert (await pool.request("POST", URL, content=[b"a"])).content == b"a"
