@@ -37,10 +37,16 @@ class Nginx:
     folder: Path
     http_port: int
     https_port: int
+    http2_port: int
 
     @property
     def http_url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def http2_url(self) -> str:
+        """For HTTP/2 without TLS; that with TLS is at `https_url`, beside HTTP/1.1."""
+        return f"http://127.0.0.1:{self.http2_port}"
 
     @property
     def https_url(self) -> str:
@@ -97,12 +103,13 @@ def running_nginx() -> Iterator[Nginx]:
 
 def _fill(folder: Path) -> None:
     (folder / "temp").mkdir()
-    _write_certificates(folder)
+    write_certificates(folder)
     _write_files(folder / "files")
     shutil.copy(CONFIGURATION, folder / "nginx.conf")
 
 
-def _write_certificates(folder: Path) -> None:
+def write_certificates(folder: Path) -> None:
+    """Write `ca.pem`, and what a server needs as `server.pem`."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     certificate = authority.issue_cert(*SERVER_NAMES)
@@ -111,16 +118,16 @@ def _write_certificates(folder: Path) -> None:
 
 def _write_files(files: Path) -> None:
     files.mkdir()
-    _write_random(files / "1k", KIB)
-    _write_random(files / "1m", MIB)
-    _write_random(files / "100m", 100 * MIB)
+    write_random(files / "1k", KIB)
+    write_random(files / "1m", MIB)
+    write_random(files / "100m", 100 * MIB)
     (files / "text").write_bytes(b"a line of text that compresses well\n" * 1000)
     included = '<!--#include virtual="/1k" --><!--#include virtual="/1m" -->'
     for page in ("chunked.html", "until-close.html", "trailers.html"):
         (files / page).write_text(included)
 
 
-def _write_random(path: Path, size: int) -> None:
+def write_random(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for offset in range(0, size, MIB):
             file.write(os.urandom(min(MIB, size - offset)))
@@ -128,7 +135,7 @@ def _write_random(path: Path, size: int) -> None:
 
 def _start(folder: Path) -> Nginx:
     for _ in range(STARTS):
-        server = _launch(folder, *_free_ports(2))
+        server = _launch(folder, *free_ports(3))
         if _is_listening(server):
             return server
         server.stop()
@@ -137,20 +144,21 @@ def _start(folder: Path) -> Nginx:
     raise NginxError(f"nginx did not start:\n{server.error_log()}{_read(folder / 'output')}")
 
 
-def _launch(folder: Path, http_port: int, https_port: int) -> Nginx:
+def _launch(folder: Path, http_port: int, https_port: int, http2_port: int) -> Nginx:
     # A failed attempt may have left its sockets behind, which would make every later one fail.
     for leftover in (*folder.glob("*.sock"), *folder.glob("*.log")):
         leftover.unlink()
     (folder / "listen.conf").write_text(
         f"listen 127.0.0.1:{http_port} backlog=4096;\n"
-        f"listen 127.0.0.1:{https_port} ssl backlog=4096;\n"
+        f"listen 127.0.0.1:{https_port} ssl http2 backlog=4096;\n"
+        f"listen 127.0.0.1:{http2_port} http2 backlog=4096;\n"
         "listen unix:http.sock;\n"
     )
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             _command(folder), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    return Nginx(process, folder, http_port, https_port)
+    return Nginx(process, folder, http_port, https_port, http2_port)
 
 
 def _command(folder: Path) -> list[str]:
@@ -183,7 +191,8 @@ def _is_listening(server: Nginx) -> bool:
     return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
     # All are held at once, so that no two are the same.
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
