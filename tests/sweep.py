@@ -139,6 +139,7 @@ class World:
         client_context: TLS for the origin's certificate.
         pause: A time in which everybody else comes to a rest, in seconds.
         tolerated: What may happen to others' requests.
+        origin: Where the scenario's requests go.
     """
 
     network: Network
@@ -148,6 +149,7 @@ class World:
     client_context: ssl.SSLContext
     pause: float
     tolerated: tuple[type[Exception], ...]
+    origin: str
 
 
 @contextlib.asynccontextmanager
@@ -164,12 +166,14 @@ class Scenario:
         setting: A context manager around it: what the pool is like.
         failures: What dialling fails with first.
         options: For the pool.
+        origin: Where the requests go.
     """
 
     run: Callable[[World], Awaitable[object]]
     setting: Callable[[World], contextlib.AbstractAsyncContextManager[None]] = nothing_special
     failures: Iterable[type[Exception]] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    origin: str = "http://origin.example"
 
 
 class Interruption(enum.Enum):
@@ -269,6 +273,7 @@ class Run:
                             self.client_context,
                             0.1 if self.sockets else 1,
                             () if interruption is Interruption.CANCEL else (ExchangeError,),
+                            self.scenario.origin,
                         )
                         await self._play(world, trigger, interruption)
                     assert pool.connections == []
@@ -313,7 +318,7 @@ class Run:
 
 async def assert_works(world: World) -> None:
     """The pool is as good as new."""
-    response = await world.pool.request("GET", "http://origin.example/after")
+    response = await world.pool.request("GET", f"{world.origin}/after")
     assert response.status == 200
     for _ in range(100):
         if not world.pool.statistics().closing:
@@ -322,6 +327,8 @@ async def assert_works(world: World) -> None:
     numbers = world.pool.statistics()
     assert (numbers.active, numbers.closing) == (0, 0)
     assert numbers.idle >= 1
+    # Nothing is held of what the connections can carry.
+    assert {held.used for held in world.pool._scheduler._held.values()} == {0}
     assert_nothing_under_way(world.pool)
     if world.network.listeners is None:
         assert world.network.open == numbers.open
