@@ -782,7 +782,9 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._receivable -= size
         if self._receivable < 0:
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
-        self._uncredited += size - len(data)
+        if size > len(data):
+            # Nobody will take the padding.
+            self._credit(size - len(data))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
         elif self._left is not None and len(data) > self._left:
@@ -804,14 +806,12 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     def take_end(self) -> None:
         """The end of the response."""
         self.received_end = True
-        if not self._has_head:
-            self._malformed(RemoteProtocolError("the server ended the stream without a response"))
-        elif self._left:
+        if self._left:
             self._malformed(RemoteProtocolError(f"the response's body ends {self._left} bytes early"))
-        elif self._failure is None:
-            self._put(None)
-            if self.sent_end:
-                self._finish()
+            return
+        self._put(None)
+        if self.sent_end:
+            self._finish()
 
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
         """The stream has been reset."""
@@ -862,9 +862,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._arrived.set()
 
     def _put(self, item: Head | bytes | bytearray | Headers | None) -> None:
-        if self._failure is None:
-            self._inbox.append(item)
-            self._arrived.set()
+        self._inbox.append(item)
+        self._arrived.set()
 
     def _put_data(self, data: bytes) -> None:
         """Join data to what is unread: many tiny pieces would take many times their size in memory."""
@@ -879,10 +878,9 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     # -- Receiving.
 
     async def _receive(self, timeout: float | None) -> Any:
-        if not self._inbox:
-            if self._failure is not None:
-                raise self._failure
-            await timed(timeout, ReadTimeout, self._arrived.wait)
+        if self._failure is not None:
+            raise self._failure
+        await timed(timeout, ReadTimeout, self._arrived.wait)
         return True
 
     def _feed(self, received: Any) -> None:
@@ -891,8 +889,6 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     async def _next(self) -> Any:
         self._was_awaited = not self._inbox
         while not self._inbox:
-            if self._failure is not None:
-                raise self._failure
             await self._wait()
         return self._inbox.popleft()
 
@@ -948,15 +944,20 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def _consumed(self, size: int) -> None:
         """Let the server send on; if the user was faster than the server, more than before."""
+        grows = self._was_awaited and self._window < _LARGEST_WINDOW
+        if self._credit(size) and grows:
+            self._window *= 2
+            self._credit(self._window // 2)
+
+    def _credit(self, size: int) -> bool:
+        """Open the window by so much, unless it is little or of no use. Whether it was done."""
         self._uncredited += size
         if self.received_end or self.is_over or self._uncredited < self._window // 2:
-            return
-        credit, self._uncredited = self._uncredited, 0
-        if self._was_awaited and not self._inbox and self._window < _LARGEST_WINDOW:
-            credit += self._window
-            self._window *= 2
-        self._receivable += credit
-        self._connection.flush(window_update(self.id_on_wire, credit))
+            return False
+        self._receivable += self._uncredited
+        self._connection.flush(window_update(self.id_on_wire, self._uncredited))
+        self._uncredited = 0
+        return True
 
     # -- The end.
 
