@@ -930,3 +930,35 @@ async def test_housekeeping_closes_no_connection_that_is_used_meanwhile(
             assert results.errors == []
             assert len(connector.dialled) == 1
             assert_unharmed(pool, idle=1)
+
+
+async def test_a_crash_of_a_connections_task_is_reported_at_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A connector's stream that raises what no stream may raise."""
+
+    class Crashing(MemoryConnector):
+        async def connect_tcp(self, *args: Any, **kwargs: Any) -> trio.abc.Stream:
+            stream = await super().connect_tcp(*args, **kwargs)
+            assert isinstance(stream, trio.StapledStream)
+
+            async def crash() -> None:
+                raise RuntimeError("no stream raises this")
+
+            stream.receive_stream.receive_some_hook = crash
+            return stream
+
+    async with trio.open_nursery() as nursery:
+        connector = Crashing(nursery, mute)
+        with pytest.raises(ExceptionGroup) as raised:  # noqa: PT012 - it comes out of the whole block
+            async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
+                with pytest.raises(ReadError):
+                    await pool.request("GET", URL)
+                await trio.testing.wait_all_tasks_blocked()
+                assert_unharmed(pool)
+        assert raised.group_contains(RuntimeError, match="no stream raises this")
+
+
+async def mute(peer: ScriptedPeer) -> None:
+    while await peer.receive_some():
+        pass
