@@ -251,7 +251,7 @@ class Exchange(CollectableStream, Generic[C]):
         """Wait for something from the server for at most `timeout` seconds."""
         raise NotImplementedError
 
-    def _feed(self, received: Any) -> None:
+    def _feed(self, data: Any) -> None:
         """Take note of what was received before the response's head."""
         raise NotImplementedError
 

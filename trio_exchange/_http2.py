@@ -883,7 +883,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         await timed(timeout, ReadTimeout, self._arrived.wait)
         return True
 
-    def _feed(self, received: Any) -> None:
+    def _feed(self, data: Any) -> None:
         """What arrives is in the inbox already."""
 
     async def _next(self) -> Any:

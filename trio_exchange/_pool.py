@@ -587,7 +587,7 @@ class _Supervisor:
             raise
         except BaseExceptionGroup as exc:
             cancelled, crash = exc.split(trio.Cancelled)
-            self._crash = self._crash or crash
+            self._crash = self._crash or _bare(crash)
             if cancelled is not None:
                 raise cancelled from None
         except BaseException as exc:
@@ -674,6 +674,13 @@ def stream(
         Request(method, url, headers=headers, content=content, extensions=extensions),
         own_pool=True,
     )
+
+
+def _bare(error: BaseException | None) -> BaseException | None:
+    """An exception that is alone in its groups, without them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _pool_closed() -> ConnectionNotAvailable:
