@@ -1,6 +1,7 @@
 """The project's jobs: `nox -l` lists them, `nox -s NAME` runs one.
 
-A session needs nothing but pip and a package index; only `interop` and `bench` need nginx as well.
+A session needs nothing but pip and a package index; only `bench` needs nginx as well, and `interop` nginx,
+nghttpd and nghttpx.
 """
 
 from __future__ import annotations
@@ -171,10 +172,13 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[OLDEST])
 def interop(session: nox.Session) -> None:
-    """Run the tests against real servers. It needs nginx, and fails without it."""
-    if not shutil.which("nginx", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"):
-        session.error("nginx is not installed: on Debian, apt-get install nginx-light.")
-    session.install("-e.", *group("test"))
+    """Run the tests against real servers. It needs nginx, nghttpd and nghttpx, and fails without them."""
+    packages = {"nginx": "nginx-light", "nghttpd": "nghttp2-server", "nghttpx": "nghttp2-proxy"}
+    path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
+    for program, package in packages.items():
+        if not shutil.which(program, path=path):
+            session.error(f"{program} is not installed: on Debian, apt-get install {package}.")
+    session.install("-e.", *group("test"), *group("servers"))
     # With this set, a server that is missing or will not start is a failure, never a skip.
     session.env["TRIO_EXCHANGE_REQUIRE_SERVERS"] = "1"
     run_tests(session, "-m", "interop")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
 from .nginx import Nginx, find_nginx, running_nginx
+from .process import Process, missing
 
 REQUIRE_SERVERS = "TRIO_EXCHANGE_REQUIRE_SERVERS"
 NGINX_LOG = pytest.StashKey[int]()
@@ -39,10 +40,24 @@ def own_nginx() -> Iterator[Nginx]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], None]:
+    """Skips, or fails, where a server program is missing."""
+
+    def check(program: str) -> None:
+        _require(missing(program))
+
+    return check
+
+
 def _require_nginx() -> None:
-    if find_nginx() is not None:
+    if find_nginx() is None:
+        _require("nginx is not installed (Debian: apt-get install nginx-light)")
+
+
+def _require(message: str | None) -> None:
+    if message is None:
         return
-    message = "nginx is not installed (Debian: apt-get install nginx-light)"
     if os.environ.get(REQUIRE_SERVERS) == "1":
         pytest.fail(f"{message}, and {REQUIRE_SERVERS}=1 demands it")
     pytest.skip(message)
@@ -54,12 +69,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        for server in _servers_of(item):
-            log = server.error_log()[item.stash.get(NGINX_LOG, 0) :]
-            report.sections.append(("nginx error log", log))
+        for name, server in getattr(item, "funcargs", {}).items():
+            if isinstance(server, Nginx) and name != "shared_nginx":
+                log = server.error_log()[item.stash.get(NGINX_LOG, 0) :]
+                report.sections.append(("nginx error log", log))
+            elif isinstance(server, Process):
+                report.sections.append((f"the end of what {name} said", server.error_log()[-5000:]))
     return report
-
-
-def _servers_of(item: pytest.Item) -> list[Nginx]:
-    arguments = getattr(item, "funcargs", {})
-    return [arguments[name] for name in ("nginx", "own_nginx") if name in arguments]
