@@ -67,13 +67,18 @@ class Process:
             self.process.wait()
 
 
+def find(program: str) -> str | None:
+    # Debian keeps servers in a folder that is on the path of administrators only.
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+
+
 def missing(program: str) -> str | None:
     """What is missing that `program` could run, and where it comes from."""
     if program == "hypercorn":
         if importlib.util.find_spec("hypercorn") is not None:
             return None
         return "hypercorn is not installed (PyPI: hypercorn)"
-    if shutil.which(program):
+    if find(program) is not None:
         return None
     return f"{program} is not installed (Debian: apt-get install {PROGRAMS[program]})"
 
@@ -144,7 +149,7 @@ def running_nghttpd(*options: str, tls: bool = True) -> contextlib.AbstractConte
     """It serves files, and sends an upload back; every response with a body has a trailer."""
 
     def command(port: int) -> list[str]:
-        common = ["nghttpd", "-a", "127.0.0.1", "-d", "files", "--echo-upload", *options]
+        common = [find("nghttpd") or "nghttpd", "-a", "127.0.0.1", "-d", "files", "--echo-upload", *options]
         common += ["--trailer", "x-served-by: interop"]
         return [*common, str(port), "key.pem", "server.pem"] if tls else [*common, "--no-tls", str(port)]
 
@@ -155,7 +160,8 @@ def running_nghttpx(backend: int, protocol: str, *options: str) -> contextlib.Ab
     """It passes everything on to a server on loopback that speaks `h2` or `http/1.1`."""
 
     def command(port: int) -> list[str]:
-        frontend = ["nghttpx", "--conf", "nghttpx.conf", "-f", f"127.0.0.1,{port}", *options]
+        program = find("nghttpx") or "nghttpx"
+        frontend = [program, "--conf", "nghttpx.conf", "-f", f"127.0.0.1,{port}", *options]
         return [*frontend, "-b", f"127.0.0.1,{backend};;proto={protocol}", "key.pem", "server.pem"]
 
     return running(command, files={"nghttpx.conf": "workers=1\nno-ocsp=yes\n"})
