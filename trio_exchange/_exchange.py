@@ -15,6 +15,7 @@ honours cancellation.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Owner:
     start_soon: Callable[[Callable[[], Awaitable[None]]], None]
 
 
-class HTTPConnection:
+class HTTPConnection(abc.ABC):
     """An established connection, whatever it speaks."""
 
     http_version: ClassVar[str]
@@ -144,38 +145,39 @@ class HTTPConnection:
             self.owner.closing(self)
             self._end_exchanges()
 
+    @abc.abstractmethod
     async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
         """Send a request and receive the head of its response.
 
         The pool has granted this; in whatever way the exchange ends, the grant is given back.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def readiness(self) -> Readiness:
         """Whether the connection can take the request that it was granted to."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def still_open(self) -> bool:
         """Whether what has arrived on an idle connection is harmless."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decline(self) -> None:
         """Give back a grant, since the connection is of no use for it."""
-        raise NotImplementedError
 
     async def _live(self) -> None:
         """Do what the connection's task does while the connection is open."""
         await self._close_requested.wait()
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
         """Send what is to be sent before the end."""
 
+    @abc.abstractmethod
     def _is_active(self) -> bool:
-        raise NotImplementedError
+        """Whether it carries an exchange."""
 
+    @abc.abstractmethod
     def _end_exchanges(self) -> None:
         """The connection has been marked for closing, maybe with exchanges under way."""
-        raise NotImplementedError
 
 
 C = TypeVar("C", bound=HTTPConnection)
@@ -209,7 +211,7 @@ class TracePoints:
         self.response_closed: str = f"{protocol}.response_closed"
 
 
-class Exchange(CollectableStream, Generic[C]):
+class Exchange(CollectableStream, abc.ABC, Generic[C]):
     """One request and its response; also the response's body, an asynchronous iterator of bytes."""
 
     points: ClassVar[TracePoints]
@@ -239,45 +241,45 @@ class Exchange(CollectableStream, Generic[C]):
 
     # -- What the protocols do differently.
 
+    @abc.abstractmethod
     async def _send_request(self) -> None:
         """Send the head, and the body or begin to."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _receive_response(self) -> Response:
         """Receive the head, and make the response of it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _receive(self, timeout: float | None) -> Any:
         """Wait for something from the server for at most `timeout` seconds."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _feed(self, data: Any) -> None:
         """Take note of what was received before the response's head."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _next_head(self) -> Head:
         """The next head, of whatever kind."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _next_chunk(self, checkpoint: bool) -> bytes | None:
         """The next piece of the body, None for its end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _skip_rest(self) -> None:
         """Take the rest of the response if it has arrived, and is little."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _is_clean(self) -> bool:
         """Whether both sides have done all that they had to."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _release(self, *, clean: bool) -> None:
         """Give the connection back."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         """Find the error to raise for a request without response, and what may be done about it."""
-        raise NotImplementedError
 
     def _info(self) -> dict[str, Any]:
         """What a trace point tells of the exchange when it starts."""

@@ -352,10 +352,10 @@ class ConnectionPool:
             grant = await self._grant(turn)
             if grant is CONNECT:
                 return await self._connect(turn, tracer)
-            assert isinstance(grant, HTTPConnection)
-            if await self._is_usable(grant):
-                return grant
-            grant.decline()
+            connection: HTTPConnection = grant
+            if await self._is_usable(connection):
+                return connection
+            connection.decline()
 
     async def _grant(self, turn: _Turn) -> Any:
         self._check_open()
