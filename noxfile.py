@@ -22,6 +22,7 @@ nox.options.sessions = ["lint", "types", "tests", "coverage"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 PROJECT = nox.project.load_toml("pyproject.toml")
 WITHOUT_SERVERS = ("-m", "not interop")
+SIDE_BY_SIDE = ("-n", "auto")
 
 
 def group(name: str) -> list[str]:
@@ -103,7 +104,7 @@ def tests(session: nox.Session) -> None:
 def tests_on(session: nox.Session) -> None:
     """Run the tests on this one Python."""
     session.install("-e.", *group("test"))
-    run_tests(session, *WITHOUT_SERVERS)
+    run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
 
 
 for _version, _python in PYTHONS.items():
@@ -115,7 +116,7 @@ def tests_lowest(session: nox.Session) -> None:
     """Run the tests on the oldest Python, each core dependency at its lower bound."""
     session.install("-e.", *lowest(), *group("test"))
     session.log(f"CPython {OLDEST} with {', '.join(lowest())}")
-    run_tests(session, *WITHOUT_SERVERS)
+    run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
 
 
 @nox.session(python=PYTHONS[OLDEST])

@@ -32,6 +32,7 @@ class H2Peer:
         frames: All frames that the client has sent, as they were received.
         events: Events not taken yet.
         ended: Whether the client has closed the connection.
+        unparsed: The beginning of a frame whose end was not received yet.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -42,7 +43,7 @@ class H2Peer:
         self.frames: list[Frame] = []
         self.events: list[h2.events.Event] = []
         self.ended = False
-        self._unparsed = b""
+        self.unparsed = b""
         self._preface_left = len(PREFACE)
 
     async def start(self, settings: dict[SettingCodes, int] | None = None) -> None:
@@ -117,16 +118,16 @@ class H2Peer:
 
     def note(self, data: bytes) -> None:
         """Take note of the frames in what was received, without giving it to h2."""
-        self._unparsed += data
+        self.unparsed += data
         if self._preface_left:
-            self._unparsed, self._preface_left = self._unparsed[self._preface_left :], 0
-        while len(self._unparsed) >= 9:
-            frame, length = Frame.parse_frame_header(memoryview(self._unparsed[:9]))
-            if len(self._unparsed) < 9 + length:
+            self.unparsed, self._preface_left = self.unparsed[self._preface_left :], 0
+        while len(self.unparsed) >= 9:
+            frame, length = Frame.parse_frame_header(memoryview(self.unparsed[:9]))
+            if len(self.unparsed) < 9 + length:
                 break
-            frame.parse_body(memoryview(self._unparsed[9 : 9 + length]))
+            frame.parse_body(memoryview(self.unparsed[9 : 9 + length]))
             self.frames.append(frame)
-            self._unparsed = self._unparsed[9 + length :]
+            self.unparsed = self.unparsed[9 + length :]
 
     async def event(self, kind: type[E], stream_id: int | None = None) -> E:
         """Wait for an event; earlier ones of other kinds stay in `events`.

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+import h2.connection
 import h2.events
 import hpack
 import pytest
@@ -15,6 +16,7 @@ import trio.testing
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import (
+    DataFrame,
     GoAwayFrame,
     PingFrame,
     RstStreamFrame,
@@ -28,6 +30,7 @@ from tests.h2peer import H2Peer, h2_pool
 from tests.peers import DELIVERIES, assert_unharmed, client_context, make_tls, serve_tcp
 from trio_exchange import (
     ConnectionPool,
+    Connector,
     ExchangeError,
     ReadError,
     ReadTimeout,
@@ -1196,3 +1199,116 @@ def test_a_read_timeout_is_what_ends_a_mute_server() -> None:
                 await fetch(pool, extensions={"timeout": {"read": 5}})
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# -- What takes luck to meet.
+
+
+async def test_an_end_that_only_the_kernel_knows_of_is_seen_before_a_request() -> None:
+    """No task has run between the server's closing and the request."""
+    theirs: list[trio.socket.SocketType] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            await ordinary(H2Peer(stream))
+        await stream.aclose()
+
+    class Pairs(Connector):
+        async def connect_tcp(self, host: str, port: int, **_: Any) -> trio.abc.Stream:
+            ours, other = trio.socket.socketpair()
+            theirs.append(other)
+            nursery.start_soon(serve, trio.SocketStream(other))
+            return trio.SocketStream(ours)
+
+    async with (
+        trio.open_nursery() as nursery,
+        ConnectionPool(http1=False, http2=True, connector=Pairs()) as pool,
+    ):
+        assert await fetch(pool) == b"GET "
+        theirs[0].close()
+        assert await fetch(pool, "POST", content=b"again") == b"POST again"
+        assert len(theirs) == 2
+        await until(lambda: pool.statistics().open == 1)
+
+
+async def test_whatever_h2_makes_of_what_it_is_given_is_the_servers_fault(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(connection: h2.connection.H2Connection, data: bytes) -> list[h2.events.Event]:
+        if connection.config.client_side:
+            raise IndexError("what nobody thought of")
+        return receive_data(connection, data)
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.until_closed()
+        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.PROTOCOL_ERROR]
+
+    receive_data = h2.connection.H2Connection.receive_data
+    monkeypatch.setattr(h2.connection.H2Connection, "receive_data", stumble)
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, serve)
+        async with pool:
+            with pytest.raises(RemoteProtocolError, match="what nobody thought of") as raised:
+                await pool.request("GET", URL)
+            assert isinstance(raised.value.__cause__, IndexError)
+
+
+async def test_a_reset_of_a_stream_that_was_refused_is_no_news(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refuse(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _, _ = await peer.request()
+        # In one piece, so that the request hears of both at once.
+        await peer.send_frame(GoAwayFrame(0, 0), RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
+        await peer.until_closed()
+
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, in_turn(refuse, ordinary))
+        async with pool:
+            assert await fetch(pool, "POST", content=b"once") == b"POST once"
+            assert len(connector.dialled) == 2
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+async def test_closing_waits_a_moment_for_what_is_being_sent(
+    autojump_clock: trio.testing.MockClock, resumes: bool
+) -> None:
+    """A server that has stopped reading gets a whole frame and a GOAWAY, if it goes on soon."""
+    stopped = trio.Event()
+    peers: list[H2Peer] = []
+
+    async def serve(scripted: ScriptedPeer) -> None:
+        peer = H2Peer(scripted.stream)
+        peers.append(peer)
+        await peer.start()
+        await peer.head()
+        stopped.set()
+        await trio.sleep(0.4 if resumes else FOREVER)
+        await peer.until_closed()
+
+    async with trio.open_nursery() as nursery:
+        connector = MemoryConnector(nursery, serve, stream_pair=trio.testing.lockstep_stream_pair)
+        async with (
+            ConnectionPool(http1=False, http2=True, connector=connector) as pool,
+            trio.open_nursery() as inner,
+        ):
+            inner.start_soon(fetch_in_vain, pool)
+            await stopped.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            await pool.aclose()
+            assert trio.current_time() - began == pytest.approx(0.4 if resumes else 0.5)
+        if not resumes:
+            nursery.cancel_scope.cancel()
+    if resumes:
+        assert peers[0].ended
+        assert peers[0].sent(DataFrame)
+        assert isinstance(peers[0].frames[-1], GoAwayFrame)
+        assert not peers[0].unparsed
+
+
+async def fetch_in_vain(pool: ConnectionPool) -> None:
+    with pytest.raises(ReadError):
+        await pool.request("POST", URL, content=bytes(200_000))
