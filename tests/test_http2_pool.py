@@ -961,3 +961,110 @@ async def test_a_crash_of_a_connections_task_is_reported_at_the_end(
 async def mute(peer: ScriptedPeer) -> None:
     while await peer.receive_some():
         pass
+
+
+# -- Resets that the server has not read.
+
+
+async def cancel_requests(pool: ConnectionPool, count: int) -> None:
+    """Make requests at once, and cancel all of them when they have been sent."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(pool.request, "GET", URL)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def test_resets_count_as_streams_until_a_ping_shows_that_they_were_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    reads = trio.Event()
+
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 20})
+        for _ in range(15):
+            await peer.head()
+        await reads.wait()
+        while True:
+            stream_id, _ = await peer.head()
+            await peer.respond(stream_id)
+
+    peers: list[H2Peer] = []
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, serve, max_connections=1)
+        async with pool:
+            await cancel_requests(pool, 15)
+            results = Results(pool, nursery)
+            await results.make(20)
+            # 15 resets, of which the first 10 don't count.
+            assert pool.statistics().waiting == 5
+            reads.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert results.statuses == [200] * 20
+            assert len(peers[0].sent(PingFrame)) == 1
+            assert len(connector.dialled) == 1
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_few_resets_are_not_asked_about(autojump_clock: trio.testing.MockClock) -> None:
+    origin = Origin(hold=True)
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, origin)
+        async with pool:
+            await cancel_requests(pool, 10)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(origin.peers[0].sent(RstStreamFrame)) == 10
+            assert not origin.peers[0].sent(PingFrame)
+
+
+async def test_more_resets_than_an_answer_has_confirmed_are_asked_about_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 100})
+        # Not one PING is answered, until all resets have been sent.
+        while len(peer.sent(RstStreamFrame)) < 45:
+            await peer.listen()
+        for number in (1, 2):
+            while len(peer.sent(PingFrame)) < number:
+                await peer.listen()
+            await peer.send_frame(PingFrame(0, peer.sent(PingFrame)[-1].opaque_data, flags=["ACK"]))
+        while await peer.listen():
+            pass
+
+    peers: list[H2Peer] = []
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, serve, max_connections=1)
+        async with pool:
+            with trio.move_on_after(1):
+                await pool.request("GET", URL)
+            await cancel_requests(pool, 22)
+            await cancel_requests(pool, 22)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(peers[0].sent(PingFrame)) == 2
+            # As many as the server allows: all were confirmed.
+            await cancel_requests(pool, 100)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(peers[0].sent(HeadersFrame)) == 145
+
+
+async def test_a_server_that_answers_no_ping_still_gets_one_request_at_a_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 3})
+        while await peer.listen():
+            pass
+
+    peers: list[H2Peer] = []
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, serve, max_connections=1)
+        async with pool:
+            for count in range(1, 41):
+                with trio.move_on_after(1):
+                    await pool.request("GET", URL)
+                assert len(peers[0].sent(HeadersFrame)) == count
+            assert len(connector.dialled) == 1

@@ -107,6 +107,10 @@ _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
 # How many of the streams left early are remembered, for what still arrives on them.
 _MOST_LEFT = 1000
+# How many resets a server may not have read yet before each counts as a stream that is still open. To one
+# that reads hundreds of requests and their resets at once, the client looks like an attacker.
+_MOST_UNREAD_RESETS = 10
+_RESETS_READ = b"resets?!"
 # How long sending may go on when the connection is to be closed.
 _LAST_SEND = 0.5
 # How long reading goes on when nothing can be sent any more.
@@ -148,8 +152,11 @@ class HTTP2Connection(HTTPConnection):
         self._h2 = _new_h2(settings)
         self._exchanges = 0
         self._streams: dict[int, HTTP2Exchange] = {}
-        # Streams that were reset on this side, in the order of that.
-        self._left: dict[int, None] = {}
+        # Streams that were reset on this side, in the order of that, and how much may still arrive on each.
+        self._left: dict[int, int] = {}
+        # Resets that the server may not have read yet, and how many its answer to a PING will confirm.
+        self._unread_resets = 0
+        self._asked_for = 0
         self._draining = False
         # What the server has said of the reason why it closes the connection.
         self._farewell = ""
@@ -427,24 +434,47 @@ class HTTP2Connection(HTTPConnection):
             reset: How to reset the stream, None if it has ended by itself.
         """
         if stream_id is not None:
-            self._streams.pop(stream_id, None)
+            exchange = self._streams.pop(stream_id)
             if reset is not None and not self.will_close:
-                self._reset(stream_id, reset)
+                self._reset(stream_id, reset, exchange.receivable)
                 self.flush()
         self._exchanges -= 1
         if self._draining and not self._exchanges:
             self.close_soon()
         self.owner.released(self)
 
-    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+    def _reset(self, stream_id: int, code: ErrorCodes, receivable: int) -> None:
         # It may have ended in the frame that is being worked on.
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self._h2.reset_stream(stream_id, code)
         # Were it kept, h2 would give up the connection for a late informational response.
         self._h2._closed_streams[stream_id] = self._h2.streams.pop(stream_id).closed_by
-        self._left[stream_id] = None
+        self._left[stream_id] = receivable
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
+        self._unread_resets += 1
+        self._heed_resets()
+
+    def _heed_resets(self) -> None:
+        if self._unread_resets > _MOST_UNREAD_RESETS:
+            if not self._asked_for:
+                self._asked_for = self._unread_resets
+                self._h2.ping(_RESETS_READ)
+            self._tell_capacity()
+
+    def _take_ping_ack(self, event: h2.events.PingAckReceived) -> None:
+        if event.ping_data == _RESETS_READ:
+            self._unread_resets -= self._asked_for
+            self._asked_for = 0
+            self._heed_resets()
+            self._tell_capacity()
+
+    def _tell_capacity(self) -> None:
+        if not self._draining:
+            limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
+            # One is always left, even if the server does not answer.
+            unread = min(max(0, self._unread_resets - _MOST_UNREAD_RESETS), max(0, limit - 1))
+            self.owner.capacity_changed(self, limit - unread)
 
     def _drain(self) -> None:
         """Take no more requests, and close after the last."""
@@ -501,9 +531,12 @@ class HTTP2Connection(HTTPConnection):
         if exchange is None or exchange.received_end or exchange.is_over:
             if frame.stream_id not in self._left:
                 return False
-            # It counts, though nobody wants it (RFC 9113, 5.1).
+            # It counts, though nobody wants it (RFC 9113, 5.1). What was sent before the reset was seen is
+            # no offence.
             self._uncredited += frame.length
-            self._patience.spend(self._last_received)
+            self._left[frame.stream_id] -= frame.length
+            if not frame.length or self._left[frame.stream_id] < 0:
+                self._patience.spend(self._last_received)
             return True
         self._uncredited += frame.length
         ends = frame.flags & END_STREAM
@@ -580,9 +613,8 @@ class HTTP2Connection(HTTPConnection):
                 del self._h2.remote_settings[code]
         first = not self.settings_received.is_set()
         self.settings_received.set()
-        if not self._draining and (first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings):
-            limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
-            self.owner.capacity_changed(self, limit)
+        if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:
+            self._tell_capacity()
         self._progress.unpark_all()
 
     def _take_window(self, _: h2.events.WindowUpdated) -> None:
@@ -623,7 +655,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._to_send: int | None = None
         # The stream's window: its size, how much of it the server has not used, and how much is free again.
         self._window = _WINDOW
-        self._receivable = _WINDOW
+        self.receivable = _WINDOW
         # Whether the user was there before what was taken last.
         self._was_awaited = False
         self._uncredited = 0
@@ -779,8 +811,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     def take_data(self, data: bytes, size: int) -> None:
         """A piece of the body, and by how much it has used the stream's window."""
-        self._receivable -= size
-        if self._receivable < 0:
+        self.receivable -= size
+        if self.receivable < 0:
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         if size > len(data):
             # Nobody will take the padding.
@@ -954,7 +986,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self._uncredited += size
         if self.received_end or self.is_over or self._uncredited < self._window // 2:
             return False
-        self._receivable += self._uncredited
+        self.receivable += self._uncredited
         self._connection.flush(window_update(self.id_on_wire, self._uncredited))
         self._uncredited = 0
         return True
@@ -1124,6 +1156,7 @@ _EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {
     h2.events.StreamReset: HTTP2Connection._take_reset,
     h2.events.RemoteSettingsChanged: HTTP2Connection._take_settings,
     h2.events.WindowUpdated: HTTP2Connection._take_window,
+    h2.events.PingAckReceived: HTTP2Connection._take_ping_ack,
 }
 
 
