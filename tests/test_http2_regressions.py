@@ -60,3 +60,59 @@ async def test_small_frames_in_flight_to_streams_that_were_left_are_no_flood(
         assert (await pool.request("POST", "http://a.example")).status == 200
         assert len(peers) == 1
         assert not peers[0].sent(GoAwayFrame)
+
+
+async def test_a_response_closed_by_another_task_ends_a_read(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The read waited for ever."""
+
+    async def answer_and_wait(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, answer_and_wait)
+    async with pool:
+        response = await pool.handle_async_request(Request("GET", "http://a.example"))
+
+        async def read() -> None:
+            with pytest.raises(ReadError, match="the stream was closed"):
+                await response.read_without_checkpoint()
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as readers:
+                readers.start_soon(read)
+                await wait_all_tasks_blocked()
+                await response.aclose()
+
+
+async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A second read, after the iterator's error had come out of the first, waited for ever."""
+    answered = trio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"begin"
+        await answered.wait()
+        raise KeyError("the iterator's own")
+
+    async def answer_and_wait(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, answer_and_wait)
+    async with pool:
+        request = Request("POST", "http://a.example", content=content())
+        response = await pool.handle_async_request(request)
+        answered.set()
+        with pytest.raises(KeyError, match="the iterator's own"):
+            await anext(response.stream)
+        with trio.fail_after(10):
+            with pytest.raises(ReadError, match="the stream was closed"):
+                await anext(response.stream)
+        await response.aclose()

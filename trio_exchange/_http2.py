@@ -92,7 +92,7 @@ from ._trace import Tracer, traced
 
 # A stream's window at first, and at most; and the connection's, which has to be well above.
 _WINDOW = 256 * 1024
-_LARGEST_WINDOW = 8 * 1024 * 1024
+_LARGEST_WINDOW = 256 * 1024
 _CONNECTION_WINDOW = 2 * _LARGEST_WINDOW
 # How much may wait to be sent before data has to wait.
 _HIGH_WATER = 64 * 1024
@@ -1046,6 +1046,9 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     def _release(self, *, clean: bool) -> None:
         reset = None if clean or self.is_over else self._reset_code
         self.is_over = True
+        if not clean:
+            # Nothing will arrive for a task that waits, or asks again.
+            self._fail(ReadError("the stream was closed"))
         self._connection.leave(self.stream_id, reset)
 
     def _explain(self, exc: ExchangeError) -> ExchangeError:
