@@ -1,6 +1,6 @@
 """Faults of HTTP/2 that were found, each with a test that showed it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -109,10 +109,41 @@ async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
     async with pool:
         request = Request("POST", "http://a.example", content=content())
         response = await pool.handle_async_request(request)
+        body = aiter(response.stream)
         answered.set()
         with pytest.raises(KeyError, match="the iterator's own"):
-            await anext(response.stream)
+            await anext(body)
         with trio.fail_after(10):
             with pytest.raises(ReadError, match="the stream was closed"):
-                await anext(response.stream)
+                await anext(body)
         await response.aclose()
+
+
+@pytest.mark.parametrize("sizes", [[2**32 - 1], [65536, 100, 0, 8192], [0], [100, 50], [100, 100], [4096]])
+async def test_the_table_of_sent_headers_is_bounded(
+    nursery: trio.Nursery, autojump_clock: MockClock, sizes: list[int]
+) -> None:
+    """A server that offered a large one got one, and every request became slower than the one before."""
+    updated: list[int] = []
+
+    async def change_and_serve(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        for size in sizes:
+            peer.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
+            await peer.flush()
+        await peer.respond(stream_id)
+        for _ in range(200):
+            stream_id, headers, _ = await peer.request()
+            assert headers[b"x-large"] == b"%d" % stream_id * 20
+            updated.append(peer.h2.decoder.header_table_size)
+            await peer.respond(stream_id)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, change_and_serve)
+    async with pool:
+        await pool.request("GET", "http://a.example")
+        for number in range(200):
+            stream_id = 2 * number + 3
+            await pool.request("GET", "http://a.example", headers={"x-large": b"%d" % stream_id * 20})
+    assert set(updated) == {min(sizes[-1], 4096)}

@@ -105,6 +105,8 @@ _MOST_IN_FRAME = 64 * 1024
 # How many streams are opened at once, however many the server allows: h2 counts them one by one.
 _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
+# How large the table of headers sent before may become (RFC 7541, 4.2).
+_HEADER_TABLE_SIZE = 4096
 # How many of the streams left early are remembered, for what still arrives on them.
 _MOST_LEFT = 1000
 # How many resets a server may not have read yet before each counts as a stream that is still open. To one
@@ -611,11 +613,24 @@ class HTTP2Connection(HTTPConnection):
             if not isinstance(code, SettingCodes):
                 # Unknown ones are ignored (RFC 9113, 6.5.2); h2 would keep them all.
                 del self._h2.remote_settings[code]
+        if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
+            self._limit_header_table()
         first = not self.settings_received.is_set()
         self.settings_received.set()
         if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:
             self._tell_capacity()
         self._progress.unpark_all()
+
+    def _limit_header_table(self) -> None:
+        """Use no more of what the server offers than it had to offer; every header is looked for in it."""
+        encoder = self._h2.encoder
+        encoder.header_table_size = min(encoder.header_table_size, _HEADER_TABLE_SIZE)
+        # Of several changes, only the smallest and the last are to be told (RFC 7541, 4.2).
+        last = encoder.header_table_size
+        smallest = min(encoder.table_size_changes, default=last)
+        encoder.table_size_changes = [smallest, last] if smallest < last else [last]
+        # A size that is set twice is no change to hpack, which then forgets the first.
+        encoder.header_table.resized = True
 
     def _take_window(self, _: h2.events.WindowUpdated) -> None:
         self._progress.unpark_all()
