@@ -147,3 +147,29 @@ async def test_the_table_of_sent_headers_is_bounded(
             stream_id = 2 * number + 3
             await pool.request("GET", "http://a.example", headers={"x-large": b"%d" % stream_id * 20})
     assert set(updated) == {min(sizes[-1], 4096)}
+
+
+@pytest.mark.parametrize("how", ["end of the block", "aclose"])
+async def test_an_iterator_that_goes_on_after_its_last_byte_does_not_hold_the_pool(
+    nursery: trio.Nursery, autojump_clock: MockClock, how: str
+) -> None:
+    """Leaving the pool waited for it for ever."""
+    ended = trio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        try:
+            yield b"all"
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    pool, _ = h2_pool(nursery, serve)
+    async with pool:
+        request = Request("POST", "http://a.example", headers={"Content-Length": "3"}, content=content())
+        response = await pool.handle_async_request(request)
+        assert response.status == 200
+        assert not ended.is_set()
+        if how == "aclose":
+            await pool.aclose()
+    assert ended.is_set()
+    await response.aclose()

@@ -67,13 +67,14 @@ class Owner:
         released: One request has left the connection.
         capacity_changed: The connection can carry so many requests at once from now on.
         closing: The connection is marked for closing.
-        start_soon: Starts a task that lives at most as long as the pool, in the caller's context.
+        start_upload: Starts an upload's task, which lives at most as long as the pool, in the caller's
+            context.
     """
 
     released: Callable[[HTTPConnection], None]
     capacity_changed: Callable[[HTTPConnection, int], None]
     closing: Callable[[HTTPConnection], None]
-    start_soon: Callable[[Callable[[], Awaitable[None]]], None]
+    start_upload: Callable[[Upload], None]
 
 
 class HTTPConnection(abc.ABC):
@@ -321,7 +322,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
             write_timeout=self._timeouts.write,
             continue_timeout=self._connection.settings.expect_continue_timeout,
         )
-        self._connection.owner.start_soon(self._upload.run)
+        self._connection.owner.start_upload(self._upload)
 
     async def _wait(self) -> Any:
         """Wait for the server, or for the end of the upload, for which it returns None."""

@@ -45,6 +45,7 @@ from ._scheduler import CONNECT, Limits, Scheduler, Ticket
 from ._streams import Readiness
 from ._timeouts import Budget, Timeouts, check_seconds, parse_timeouts
 from ._trace import Tracer, traced, tracer_for
+from ._uploads import Upload
 
 _HOUSEKEEPING_INTERVAL = 1.0
 # How long closing waits for those who dial to notice.
@@ -173,10 +174,12 @@ class ConnectionPool:
         self._scheduler: Scheduler[HTTPConnection] = Scheduler(limits, self._may_share)
         self._supervisor = _Supervisor()
         self._owner = Owner(
-            self._released, self._capacity_changed, self._scheduler.closing, self._supervisor.start_soon
+            self._released, self._capacity_changed, self._scheduler.closing, self._start_upload
         )
         # Those who dial: the scope that ends it, and what is set when it has ended.
         self._diallers: dict[trio.CancelScope, trio.Event] = {}
+        # One may outlast its exchange, where the iterator has more to do after the content's last byte.
+        self._uploads: set[Upload] = set()
         self._work = trio.Event()
         self._opened = 0
         self._served = 0
@@ -224,6 +227,8 @@ class ConnectionPool:
             scope.cancel()
         for connection in list(self._scheduler):
             connection.close_soon()
+        for upload in self._uploads:
+            upload.cancel()
         self._work.set()
 
     async def _dialling_ended(self) -> None:
@@ -440,6 +445,16 @@ class ConnectionPool:
             self._scheduler.closed(connection)
 
     # -- What connections tell.
+
+    def _start_upload(self, upload: Upload) -> None:
+        self._uploads.add(upload)
+        self._supervisor.start_soon(self._carry, upload)
+
+    async def _carry(self, upload: Upload) -> None:
+        try:
+            await upload.run()
+        finally:
+            self._uploads.discard(upload)
 
     def _released(self, connection: HTTPConnection) -> None:
         self._scheduler.released(connection, trio.current_time())
