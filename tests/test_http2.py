@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -2286,6 +2287,64 @@ async def test_frames_on_a_stream_that_was_refused_do_no_harm(
         assert (await kept.result()).content == b"kept"
         await second.respond(stream_id, body=b"again")
         assert (await refused.result()).content == b"again"
+
+
+# -- Latency.
+
+
+async def test_a_download_over_a_link_with_latency_is_not_held_down_by_windows(
+    autojump_clock: MockClock,
+) -> None:
+    """With the window of the beginning it would take 128 round trips."""
+    round_trip, size = 0.2, 32 * 2**20
+
+    async def serve(scripted: ScriptedPeer) -> None:
+        peer = H2Peer(scripted.stream)
+        await peer.start()
+        stream_id, _, _ = await peer.request()
+        await peer.respond(stream_id, end=False)
+        left = size
+        while left:
+            room = min(left, peer.h2.local_flow_control_window(stream_id), peer.h2.max_outbound_frame_size)
+            if room:
+                left -= room
+                peer.h2.send_data(stream_id, bytes(room), end_stream=not left)
+                await peer.flush()
+            else:
+                await peer.receive()
+        await peer.until_closed()
+
+    def distant_pair() -> tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]:
+        ours, near = trio.testing.memory_stream_pair()
+        far, theirs = trio.testing.memory_stream_pair()
+        nursery.start_soon(carry, near, far, round_trip / 2)
+        nursery.start_soon(carry, far, near, round_trip / 2)
+        return ours, theirs
+
+    async with trio.open_nursery() as nursery:
+        connector = MemoryConnector(nursery, serve, stream_pair=distant_pair)
+        async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
+            response = await pool.request("GET", URL)
+            assert len(response.content) == size
+            assert trio.current_time() < 16 * round_trip
+
+
+async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, delay: float) -> None:
+    """Hand on what arrives, each piece so much later."""
+    arrived, due = trio.open_memory_channel[tuple[float, bytes]](math.inf)
+
+    async def take() -> None:
+        async with arrived:
+            async for data in source:
+                arrived.send_nowait((trio.current_time() + delay, bytes(data)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        async for when, data in due:
+            await trio.sleep_until(when)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await sink.send_all(data)
+        await sink.send_eof()
 
 
 # -- Closing the pool.

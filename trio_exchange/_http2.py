@@ -92,7 +92,7 @@ from ._trace import Tracer, traced
 
 # A stream's window at first, and at most; and the connection's, which has to be well above.
 _WINDOW = 256 * 1024
-_LARGEST_WINDOW = 256 * 1024
+_LARGEST_WINDOW = 8 * 1024 * 1024
 _CONNECTION_WINDOW = 2 * _LARGEST_WINDOW
 # How much may wait to be sent before data has to wait.
 _HIGH_WATER = 64 * 1024
