@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_exchange import ReadError, Request, Response
@@ -173,3 +173,27 @@ async def test_an_iterator_that_goes_on_after_its_last_byte_does_not_hold_the_po
             await pool.aclose()
     assert ended.is_set()
     await response.aclose()
+
+
+async def test_resets_before_the_first_settings_allow_no_more_at_once(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """After a dozen of them the connection took requests as if the server had set no limit."""
+    peers: list[H2Peer] = []
+
+    async def say_nothing(peer: H2Peer) -> None:
+        peers.append(peer)
+        while await peer.listen():
+            pass
+
+    pool, _ = h2_pool(nursery, say_nothing, max_connections=1)
+    async with pool:
+        for _ in range(15):
+            with trio.move_on_after(1):
+                await pool.request("GET", "http://a.example")
+        async with trio.open_nursery() as requests:
+            for _ in range(3):
+                requests.start_soon(pool.request, "GET", "http://a.example")
+            await wait_all_tasks_blocked()
+            assert len(peers[0].sent(HeadersFrame)) == 16
+            requests.cancel_scope.cancel()

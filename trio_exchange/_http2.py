@@ -472,7 +472,8 @@ class HTTP2Connection(HTTPConnection):
             self._tell_capacity()
 
     def _tell_capacity(self) -> None:
-        if not self._draining:
+        # Before the server has said how many it takes, it is asked one thing at a time.
+        if self.settings_received.is_set() and not self._draining:
             limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
             # One is always left, even if the server does not answer.
             unread = min(max(0, self._unread_resets - _MOST_UNREAD_RESETS), max(0, limit - 1))
