@@ -123,7 +123,9 @@ def tests_lowest(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Run the tests and hold their coverage at 100 % of lines and branches."""
     session.install("-e.", *group("test"))
-    session.run("coverage", "run", "-m", "pytest", *WITHOUT_SERVERS, *session.posargs)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *WITHOUT_SERVERS, *SIDE_BY_SIDE, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
 
