@@ -36,6 +36,7 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
     Response,
+    WriteError,
 )
 from trio_exchange._http2 import HTTP2Connection
 from trio_exchange._http2_frames import Patience
@@ -1312,3 +1313,52 @@ async def test_closing_waits_a_moment_for_what_is_being_sent(
 async def fetch_in_vain(pool: ConnectionPool) -> None:
     with pytest.raises(ReadError):
         await pool.request("POST", URL, content=bytes(200_000))
+
+
+async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What one request still gets, another one that is not answered waits for, but not for long."""
+    broken = trio.Event()
+
+    class Breaking(MemoryConnector):
+        async def connect_tcp(self, *args: Any, **options: Any) -> trio.abc.Stream:
+            stream = await super().connect_tcp(*args, **options)
+            assert isinstance(stream, trio.StapledStream)
+            streams.append(stream)
+            return stream
+
+    async def fail() -> None:
+        broken.set()
+        raise trio.BrokenResourceError("the cable was cut")
+
+    async def serve(scripted: ScriptedPeer) -> None:
+        await scripted.start_tls(tls_with_alpn())
+        peer = H2Peer(scripted.stream)
+        await peer.start()
+        stream_id, _, _ = await peer.request()
+        await broken.wait()
+        await peer.respond(stream_id, body=b"last words")
+        while await peer.listen():
+            pass
+
+    async def get(pool: ConnectionPool) -> None:
+        contents.append(await fetch(pool, url=url))
+
+    url = "https://127.0.0.1/"
+    streams: list[Any] = []
+    contents: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+        connector = Breaking(nursery, serve)
+        async with ConnectionPool(make_tls().client, http2=True, connector=connector) as pool:
+            nursery.start_soon(get, pool)
+            await trio.testing.wait_all_tasks_blocked()
+            streams[0].send_stream.send_all_hook = fail
+            began = trio.current_time()
+            with pytest.raises(WriteError, match="the cable was cut") as raised:
+                await fetch(pool, "POST", url=url, content=b"lost")
+            assert isinstance(raised.value.__cause__, trio.BrokenResourceError)
+            assert trio.current_time() - began == pytest.approx(1)
+            assert contents == [b"last words"]
+            await trio.testing.wait_all_tasks_blocked()
+            assert_unharmed(pool)
