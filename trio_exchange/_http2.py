@@ -8,9 +8,9 @@ Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
 - the *requesters'* tasks run the exchanges, and their uploads.
 
 All of them change the state of h2 in synchronous steps only, and then `flush`, before which nothing but a
-trace handler is awaited. So bytes leave in the order in which h2 made them, and a cancelled request can't tear
-a frame. To open a stream, allocating its id and making its HEADERS are one such step, since ids must appear on
-the wire in their order.
+trace handler is awaited. So bytes leave in the order in which h2 made them, and a cancelled request can't
+tear a frame. To open a stream, allocating its id and making its HEADERS are one such step, since ids must
+appear on the wire in their order.
 
 *Exchanges.* The reader puts heads, data and the end into an exchange's `_inbox` and wakes it. A
 stream whose sides have not both ended when its exchange does is reset, and its place is free at once. What
