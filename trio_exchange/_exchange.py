@@ -308,6 +308,13 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
             await self._abandon()
             raise
 
+    async def _trace_sent_body(self) -> None:
+        """Trace a body that went out with the head, for which nothing remains to be done."""
+        if self._tracer is not None:
+            name = self.points.send_request_body
+            await self._tracer.report(f"{name}.started", self._info())
+            await self._tracer.report(f"{name}.complete", {"return_value": None})
+
     async def _begin_upload(self, send: Callable[[memoryview | None], Awaitable[None]]) -> None:
         """Let the body be sent, piece by piece and then None for its end, while the answer is awaited."""
         if self._tracer is not None:

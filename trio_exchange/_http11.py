@@ -258,7 +258,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             data += _to_wire(self._h11, _END)
         await traced(tracer, self.points.send_request_headers, info, self._send_or_note, data)
         if not body_follows:
-            await traced(tracer, self.points.send_request_body, info, _nothing)
+            await self._trace_sent_body()
         else:
             await self._begin_upload(self._send_piece)
 
@@ -491,7 +491,3 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
         self._prepared.failure = error
         return error
-
-
-async def _nothing() -> None:
-    """What remains to be done for a body that went out with the head."""

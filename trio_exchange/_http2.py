@@ -715,8 +715,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if body_follows:
             self._to_send = content_length(headers)
             await self._begin_upload(self._send_piece)
-        elif tracer is not None:
-            await traced(tracer, self.points.send_request_body, self._info(), _nothing)
+        else:
+            await self._trace_sent_body()
 
     def _open(self, headers: Headers, body: bytes, *, end: bool) -> None:
         self.stream_id = self._connection.open(self, headers, body, end_stream=end)
@@ -737,9 +737,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         connection.flush()
         await timed(self._timeouts.read, ReadTimeout, connection.settings_received.wait)
         if connection.will_close:
-            failure = connection.failure
-            self._failure = type(failure)(f"{failure}, before the request was sent")
-            self._failure.__cause__ = failure.__cause__
+            self._failure = _own(connection.failure, "before the request was sent")
             raise self._failure
         if not connection.extended_connect_enabled:
             raise LocalProtocolError(
@@ -893,9 +891,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 self._upload.cancel()
             return
         when = "in the middle of the response" if self._answered else "without a response"
-        own = type(failure)(f"{failure}, {when}")
-        own.__cause__ = failure.__cause__
-        self._fail(own)
+        self._fail(_own(failure, when))
 
     def _malformed(self, failure: RemoteProtocolError) -> None:
         self._answered = True
@@ -1164,8 +1160,11 @@ def _leave_unchecked(_: Any) -> None:
     """What h2 would check, and exchanges do themselves."""
 
 
-async def _nothing() -> None:
-    """What remains to be done for a body that went out with the head."""
+def _own(failure: ExchangeError, when: str) -> ExchangeError:
+    """A failure of the connection as one exchange's own error."""
+    own = type(failure)(f"{failure}, {when}")
+    own.__cause__ = failure.__cause__
+    return own
 
 
 _EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {
