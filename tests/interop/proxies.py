@@ -1,0 +1,163 @@
+"""Real proxies on loopback, each in a folder of its own, and the ways through them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from .process import Process, find, running
+
+# The password has a colon, which is where careless code splits it.
+USER = "user"
+PASSWORD = "pass:word"
+USERINFO = "user:pass%3Aword"
+# tinyproxy can't have one.
+PLAIN_PASSWORD = "password"
+PLAIN_USERINFO = "user:password"
+
+#: What the rules of squid and of tinyproxy forbid, and which port those of danted.
+FORBIDDEN_HOST = "forbidden.test"
+FORBIDDEN_PORT = 9
+
+Running = contextlib.AbstractContextManager[Process]
+
+
+def template(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
+
+
+# -- The servers.
+
+
+def running_squid() -> Running:
+    """It listens for anybody, for who knows the password, and for anybody with TLS."""
+
+    def command(port: int, *_: int) -> list[str]:
+        # Its shared memory has the service's name.
+        return [find("squid") or "squid", "-N", "-n", f"interop{port}", "-f", "squid.conf"]
+
+    files = {name: template(name) for name in ("squid.conf", "squid-password.sh")}
+    return running(command, scheme="http", files=files, ports=3, as_nobody=True)
+
+
+def running_tinyproxy(*options: str) -> Running:
+    """Options are lines of its configuration."""
+
+    def command(_: int) -> list[str]:
+        return [find("tinyproxy") or "tinyproxy", "-d", "-c", "tinyproxy.conf"]
+
+    configuration = "\n".join((template("tinyproxy.conf"), *options))
+    files = {"tinyproxy.conf": configuration, "forbidden": f"^{FORBIDDEN_HOST}$\n"}
+    return running(command, scheme="http", files=files, as_nobody=True)
+
+
+def running_danted() -> Running:
+    """SOCKS4 and SOCKS5."""
+
+    def command(_: int) -> list[str]:
+        return [find("danted") or "danted", "-f", "danted.conf", "-p", "danted.pid"]
+
+    return running(command, scheme="socks5", files={"danted.conf": template("danted.conf")}, as_nobody=True)
+
+
+def running_microsocks(*options: str) -> Running:
+    """SOCKS5."""
+
+    def command(port: int) -> list[str]:
+        return [find("microsocks") or "microsocks", "-i", "127.0.0.1", "-p", str(port), *options]
+
+    return running(command, scheme="socks5", as_nobody=True)
+
+
+def running_v2ray() -> Running:
+    """SOCKS4, SOCKS4a and SOCKS5; on the second port SOCKS5 with a password.
+
+    It agrees to everything at once, and dials then.
+    """
+
+    def command(*_: int) -> list[str]:
+        return [find("v2ray") or "v2ray", "-config", "v2ray.json"]
+
+    files = {"v2ray.json": template("v2ray.json")}
+    return running(command, scheme="socks4a", files=files, ports=2, as_nobody=True)
+
+
+def running_haproxy(backend: int) -> Running:
+    """TLS before the proxy on a port of loopback; on the second port HTTP/2 too."""
+
+    def command(*_: int) -> list[str]:
+        return [find("haproxy") or "haproxy", "-db", "-f", "haproxy.cfg"]
+
+    files = {"haproxy.cfg": template("haproxy.cfg").replace("$backend", str(backend))}
+    return running(command, files=files, ports=2, as_nobody=True)
+
+
+def running_nghttpx_proxy(backend: int) -> Running:
+    """HTTP/2 and HTTP/1.1 with TLS before the proxy on a port of loopback."""
+
+    def command(port: int) -> list[str]:
+        program = [find("nghttpx") or "nghttpx", "--conf", "nghttpx.conf", "--http2-proxy"]
+        return [*program, "-f", f"127.0.0.1,{port}", "-b", f"127.0.0.1,{backend}", "key.pem", "server.pem"]
+
+    files = {"nghttpx.conf": "workers=1\nno-ocsp=yes\n"}
+    return running(command, files=files, as_nobody=True)
+
+
+# -- All of them.
+
+
+class Servers:
+    """Each server, started when it is first asked for.
+
+    Args:
+        stack: Ends them.
+        require: Skips, or fails, where a program is missing.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, require: Callable[[str], None]) -> None:
+        self._stack = stack
+        self._require = require
+
+    def _start(self, program: str, server: Callable[[], Running]) -> Process:
+        self._require(program)
+        return self._stack.enter_context(server())
+
+    @cached_property
+    def squid(self) -> Process:
+        return self._start("squid", running_squid)
+
+    @cached_property
+    def tinyproxy(self) -> Process:
+        return self._start("tinyproxy", running_tinyproxy)
+
+    @cached_property
+    def tinyproxy_password(self) -> Process:
+        return self._start("tinyproxy", lambda: running_tinyproxy(f"BasicAuth {USER} {PLAIN_PASSWORD}"))
+
+    @cached_property
+    def danted(self) -> Process:
+        return self._start("danted", running_danted)
+
+    @cached_property
+    def microsocks(self) -> Process:
+        return self._start("microsocks", running_microsocks)
+
+    @cached_property
+    def microsocks_password(self) -> Process:
+        return self._start("microsocks", lambda: running_microsocks("-u", USER, "-P", PASSWORD))
+
+    @cached_property
+    def v2ray(self) -> Process:
+        return self._start("v2ray", running_v2ray)
+
+    @cached_property
+    def haproxy(self) -> Process:
+        """Before squid's port with a password."""
+        return self._start("haproxy", lambda: running_haproxy(self.squid.ports[1]))
+
+    @cached_property
+    def nghttpx(self) -> Process:
+        """Before squid's port without a password."""
+        return self._start("nghttpx", lambda: running_nghttpx_proxy(self.squid.port))
