@@ -86,7 +86,7 @@ def _to_proxy(name: str, value: str) -> Proxy:
         # Neither the value nor an error about it is shown, as credentials may be anywhere in it.
         raise ValueError(
             f"the environment variable {name} must be a proxy's URL, [SCHEME://][USER:PASSWORD@]HOST[:PORT], "
-            "with the scheme http, https, socks4, socks4a, socks5 or socks5h and credentials that this can carry"
+            "with the scheme http, https, socks4, socks4a, socks5 or socks5h, and credentials that fit it"
         )
     return proxy
 
