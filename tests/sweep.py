@@ -328,7 +328,7 @@ async def assert_works(world: World) -> None:
     assert (numbers.active, numbers.closing) == (0, 0)
     assert numbers.idle >= 1
     # Nothing is held of what the connections can carry.
-    assert {held.used for held in world.pool._scheduler._held.values()} == {0}
+    assert {held.used for held in world.pool._dispatcher.scheduler._held.values()} == {0}
     assert_nothing_under_way(world.pool)
     if world.network.listeners is None:
         assert world.network.open == numbers.open

@@ -23,11 +23,13 @@ PROJECT = PACKAGE.parent
 ORDER = [
     "_exceptions",
     "_models",
+    "_environment",
     "_timeouts",
     "_trace",
     "_streams",
     "_tls",
     "_connectors",
+    "_socks",
     "_routes",
     "_uploads",
     "_exchange",
@@ -36,6 +38,9 @@ ORDER = [
     "_http2_frames",
     "_http2",
     "_scheduler",
+    "_supervisor",
+    "_dispatcher",
+    "_proxies",
     "_pool",
     "testing",
     "__init__",
@@ -68,6 +73,7 @@ PUBLIC = [
     "WriteError",
     "WriteTimeout",
     "default_ssl_context",
+    "proxy_from_environment",
     "request",
     "stream",
 ]
@@ -78,9 +84,16 @@ PUBLIC = [
 
 @functools.cache
 def imports_of(module: str) -> frozenset[str]:
-    """The modules that a module of the package imports, ours by their bare names."""
+    """The modules that a module of the package imports when it runs, ours by their bare names."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    return frozenset(name for node in ast.walk(tree) for name in _imported_by(node))
+    return frozenset(name for node in _walk_what_runs(tree) for name in _imported_by(node))
+
+
+def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
+    yield tree
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from _walk_what_runs(node)
 
 
 def _imported_by(node: ast.AST) -> Iterator[str]:
@@ -106,13 +119,13 @@ def test_a_module_imports_only_from_those_above_it(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_only_the_pool_imports_the_scheduler(module: str) -> None:
-    assert ("_scheduler" in imports_of(module)) == (module == "_pool")
+def test_only_the_pool_and_its_dispatcher_import_the_scheduler(module: str) -> None:
+    assert ("_scheduler" in imports_of(module)) == (module in ("_pool", "_dispatcher"))
 
 
 @pytest.mark.parametrize("module", ["_exchange", "_http11", "_http2_headers", "_http2_frames", "_http2"])
 def test_http_knows_neither_pool_nor_scheduler(module: str) -> None:
-    assert not imports_of(module) & {"_pool", "_scheduler"}
+    assert not imports_of(module) & {"_pool", "_dispatcher", "_scheduler", "_proxies", "_socks"}
 
 
 def test_no_protocol_knows_another() -> None:
@@ -134,6 +147,7 @@ def test_the_scheduler_is_pure() -> None:
         ("h2", {"_http2", "_http2_frames"}),
         ("hpack", {"_http2", "_http2_headers"}),
         ("idna", {"_models"}),
+        ("socksio", {"_socks"}),
     ],
 )
 def test_who_imports_a_protocol(package: str, modules: set[str]) -> None:

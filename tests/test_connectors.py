@@ -19,7 +19,8 @@ from trio_exchange import (
     PoolTimeout,
     RemoteProtocolError,
 )
-from trio_exchange._connectors import Dialling, SocketOption, backoff, dial
+from trio_exchange._connectors import Attempt, Direct, SocketOption, backoff
+from trio_exchange._timeouts import Budget
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import Dialled, MemoryConnector, ScriptedPeer
 
@@ -303,9 +304,9 @@ async def test_the_traced_streams_only_inform(
 
 async def test_dialling_without_a_pool(nursery: trio.Nursery) -> None:
     connector = MemoryConnector(nursery, respond)
-    connection = await dial(Dialling(connector), "h", 1, None, None, Tracer(None, log=False))
-    assert connection.stream is connection.transport
-    await connection.stream.aclose()
+    attempt = Attempt(Budget(None, ConnectTimeout), Tracer(None, log=False))
+    transport = await Direct(connector).connect("h", 1, attempt)
+    await transport.aclose()
     assert connector.dialled == [Dialled(("h", 1), {})]
 
 

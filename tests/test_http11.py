@@ -769,12 +769,12 @@ async def test_an_early_answer_to_a_client_that_waits(
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_full_duplex(nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool) -> None:
     async def echo(peer: ScriptedPeer) -> None:
-        while True:
-            await peer.receive_head()
-            await peer.send(CHUNKED)
-            while chunk := await peer.receive_chunk():
-                await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            await peer.send(b"0\r\n\r\n")
+        await peer.receive_head()
+        await peer.send(CHUNKED)
+        while chunk := await peer.receive_chunk():
+            await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        await peer.send(b"0\r\n\r\n")
+        await drain(peer)
 
     server = await serve_tcp(nursery, echo, tls=tls)
     size = 12 * MEGABYTE

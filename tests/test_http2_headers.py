@@ -103,9 +103,31 @@ def test_connect() -> None:
         block_of("CONNECT", content=b"x", extensions={"target": b"example.org:443"})
 
 
-@pytest.mark.parametrize("target", [b"http://example.com/", b"example.com:80", b"a"])
+@pytest.mark.parametrize(
+    ("method", "target", "path"),
+    [
+        ("GET", b"http://origin.example:81/a?b", b"/a?b"),
+        ("GET", b"http://origin.example:81", b"/"),
+        ("GET", b"http://origin.example:81?b", b"/?b"),
+        ("OPTIONS", b"http://origin.example:81", b"*"),
+        ("OPTIONS", b"http://origin.example:81/", b"/"),
+        ("OPTIONS", b"http://user@origin.example:81?b", b"/?b"),
+    ],
+)
+def test_a_target_in_absolute_form_is_what_a_proxy_is_asked_for(
+    method: str, target: bytes, path: bytes
+) -> None:
+    assert block_of(method, "https://proxy.example", extensions={"target": target})[:4] == [
+        (b":method", method.encode()),
+        (b":authority", b"origin.example:81"),
+        (b":scheme", b"http"),
+        (b":path", path),
+    ]
+
+
+@pytest.mark.parametrize("target", [b"example.com:80", b"a", b"http:", b"http:///a"])
 def test_a_target_that_http2_has_no_place_for(target: bytes) -> None:
-    with pytest.raises(LocalProtocolError, match="must begin with"):
+    with pytest.raises(LocalProtocolError, match="must be a path"):
         block_of(extensions={"target": target})
 
 

@@ -37,6 +37,7 @@ from trio_exchange import (
     UnsupportedProtocol,
     WriteError,
 )
+from trio_exchange._exchange import HTTPConnection
 from trio_exchange._streams import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -948,6 +949,7 @@ async def test_what_tls_says_while_idle_does_no_harm(
     async with ConnectionPool(late.client) as pool:
         await pool.request("GET", late.url)
         [connection] = pool.connections
+        assert isinstance(connection, HTTPConnection)
         late.say.set()
         await until_noticed(pool)
         assert connection.readiness() is Readiness.READABLE

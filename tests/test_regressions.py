@@ -14,7 +14,6 @@ import trio.testing
 from trio_exchange import (
     ConnectionPool,
     Connector,
-    Proxy,
     ReadError,
     RemoteProtocolError,
     Request,
@@ -361,9 +360,3 @@ def test_a_transport_left_to_garbage_collection_closes_its_descriptor_once() -> 
             await stream.aclose()
 
     trio.run(main)
-
-
-def test_what_this_version_can_not_do_is_said_at_once() -> None:
-    ConnectionPool(http1=True, http2=False, proxy=None)
-    with pytest.raises(ValueError, match="this version does not use proxies"):
-        ConnectionPool(proxy=Proxy("http://proxy.example:3128"))

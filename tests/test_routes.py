@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from trio_exchange import Origin, Request, UnsupportedProtocol, default_ssl_context
-from trio_exchange._routes import Route, route_for, tls_settings
+from trio_exchange import Origin, Proxy, Request, UnsupportedProtocol, default_ssl_context
+from trio_exchange._connectors import Connector, Direct
+from trio_exchange._routes import TCP, Endpoint, Route, route_for, route_to
+
+NOWHERE = Direct(Connector())
 
 
 def route(url: str, **extensions: Any) -> Route:
@@ -84,17 +87,37 @@ def test_a_url_without_host(url: str) -> None:
         route(url)
 
 
+@pytest.mark.parametrize(
+    ("proxy", "expected"),
+    [
+        ("http://user@p", Route(b"http", b"p", 80, None, to_proxy=True)),
+        ("https://p:8443/", Route(b"https", b"p", 8443, "p", to_proxy=True)),
+        ("https://[::1]", Route(b"https", b"::1", 443, "::1", to_proxy=True)),
+    ],
+)
+def test_the_route_to_a_proxy(proxy: str, expected: Route) -> None:
+    assert route_to(Proxy(proxy)) == expected
+    assert route(expected.origin.scheme.decode() + "://p") != expected
+
+
+def test_what_is_not_http_is_not_shared() -> None:
+    """Though it may be to where HTTP/2 is known to be spoken."""
+    endpoint = Endpoint(NOWHERE, http1=False, http2=True)
+    assert endpoint.may_share(route("http://h"))
+    assert not endpoint.may_share(Route(TCP, b"h", 80, None))
+
+
 def test_a_routes_origin() -> None:
     assert route("wss://h/x", sni_hostname="y").origin == Origin(b"wss", b"h", 443)
 
 
 def test_no_tls_for_a_plain_route() -> None:
-    assert tls_settings(route("http://h"), ssl.create_default_context(), ("http/1.1",)) is None
+    assert Endpoint(NOWHERE, ssl.create_default_context()).tls_settings(route("http://h")) is None
 
 
 def test_the_pools_context_is_used() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    settings = tls_settings(route("https://h"), context, ("http/1.1",))
+    settings = Endpoint(NOWHERE, context).tls_settings(route("https://h"))
     assert settings is not None
     assert settings.context is context
     assert settings.server_hostname == "h"
@@ -102,9 +125,9 @@ def test_the_pools_context_is_used() -> None:
 
 
 def test_without_a_context_each_offer_has_a_default_one_of_its_own() -> None:
-    first = tls_settings(route("https://h"), None, ("http/1.1",))
-    second = tls_settings(route("https://g"), None, ("http/1.1",))
-    other = tls_settings(route("https://h"), None, ("h2", "http/1.1"))
+    first = Endpoint(NOWHERE).tls_settings(route("https://h"))
+    second = Endpoint(NOWHERE).tls_settings(route("https://g"))
+    other = Endpoint(NOWHERE, http2=True).tls_settings(route("https://h"))
     assert first is not None
     assert second is not None
     assert other is not None

@@ -5,6 +5,7 @@ model travels in `extensions`, both ways. The README describes them.
 """
 
 from ._connectors import Connector
+from ._environment import proxy_from_environment
 from ._exceptions import (
     ConnectError,
     ConnectionNotAvailable,
@@ -57,6 +58,7 @@ __all__ = [
     "WriteError",
     "WriteTimeout",
     "default_ssl_context",
+    "proxy_from_environment",
     "request",
     "stream",
 ]

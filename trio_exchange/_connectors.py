@@ -1,16 +1,21 @@
-"""Establishing connections: dialling, TLS, and trying again.
+"""Establishing connections: ways to get somewhere, TLS, and trying again.
 
-Dialling is done in the requester's task, so that its trace handlers are awaited inline and its cancel
-scopes end it. What `dial` returns is an established connection that the caller owns; when `dial` raises,
-or is cancelled, there is no socket left.
+Theory of operation. A `Way` leads to any host and port: `Direct` dials, and every proxy is a way that is
+built on the way to the proxy, so that a chain of proxies is a chain of ways. All of it is done in the
+requester's task, so that its trace handlers are awaited inline and its cancel scopes end it.
+
+An `Attempt` is what the steps of one try have in common: a budget of time, spent on the network and not on
+trace handlers; who is told; and what was opened. When an attempt fails, or is cancelled, what it has opened
+is closed. What a successful one returns belongs to the caller.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import trio
 
@@ -19,6 +24,8 @@ from ._streams import NOT_RAW, NetworkStream, Transport
 from ._timeouts import Budget
 from ._tls import TLSSettings, start_tls
 from ._trace import Tracer, traced
+
+T = TypeVar("T")
 
 #: Arguments of `setsockopt`: level, option, and a value, or None and a length.
 SocketOption: TypeAlias = tuple[int, int, int | bytes] | tuple[int, int, None, int]
@@ -87,25 +94,6 @@ def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | N
 
 
 @dataclass(frozen=True)
-class Dialling:
-    """How a pool reaches the network.
-
-    Attributes:
-        connector: Dials.
-        retries: How often to try again.
-        local_address: To connect from.
-        uds: Path of the unix socket that stands for every TCP address.
-        socket_options: For the connected socket.
-    """
-
-    connector: Connector
-    retries: int = 0
-    local_address: str | None = None
-    uds: str | None = None
-    socket_options: Sequence[SocketOption] | None = None
-
-
-@dataclass(frozen=True)
 class Connection:
     """An established connection.
 
@@ -118,23 +106,80 @@ class Connection:
     stream: trio.abc.Stream
 
 
-async def dial(
-    dialling: Dialling,
-    host: str,
-    port: int,
-    tls: TLSSettings | None,
-    timeout: float | None,
-    tracer: Tracer | None,
-) -> Connection:
-    """Establish a connection, TLS included, trying again as often as the pool is told.
+class Attempt:
+    """One try to establish a connection.
 
     Args:
-        dialling: The pool's settings.
-        host: Whom to connect to.
-        port: And where.
-        tls: With which TLS settings, None for none.
-        timeout: Seconds for one attempt as a whole, None for no limit.
+        budget: The time that its steps may take in all.
+        tracer: Who is told of each.
+
+    Attributes:
+        budget: As given.
+        tracer: As given.
+    """
+
+    def __init__(self, budget: Budget, tracer: Tracer | None) -> None:
+        self.budget = budget
+        self.tracer = tracer
+        self._opened: list[Transport] = []
+
+    async def step(
+        self, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]], *args: Any
+    ) -> T:
+        """Await `operation(*args)` as a trace point, for at most what is left of the budget.
+
+        What the operation opens has to have an owner before it returns, since the handler that is told so
+        may raise.
+
+        Raises:
+            ConnectTimeout: There is no time left.
+        """
+        info["timeout"] = self.budget.limit
+        return await traced(self.tracer, name, info, self.budget.spend, operation, *args)
+
+    def own(self, stream: trio.abc.Stream) -> Transport:
+        """Make a transport of a stream, and see to its closing if the attempt fails."""
+        transport = Transport(stream)
+        self._opened.append(transport)
+        return transport
+
+    async def give_up(self) -> None:
+        """Close what was opened."""
+        for transport in reversed(self._opened):
+            # It is closed all the same; what matters is why.
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
+                await trio.aclose_forcefully(transport)
+
+
+Establish: TypeAlias = Callable[[Attempt], Awaitable[Connection]]
+
+
+async def establish_once(budget: Budget, tracer: Tracer | None, establish: Establish) -> Connection:
+    """Establish a connection, or leave nothing open.
+
+    Args:
+        budget: For the attempt.
         tracer: Who is told.
+        establish: Does it.
+    """
+    attempt = Attempt(budget, tracer)
+    try:
+        return await establish(attempt)
+    except BaseException:
+        await attempt.give_up()
+        raise
+
+
+async def establish_persistently(
+    retries: int, timeout: float | None, tracer: Tracer | None, establish: Establish
+) -> Connection:
+    """Establish a connection, trying again if it fails.
+
+    Args:
+        retries: How often to try again.
+        timeout: Seconds for each attempt, None for no limit.
+        tracer: Who is told.
+        establish: Makes an attempt.
 
     Raises:
         ConnectError: The last attempt failed.
@@ -143,11 +188,10 @@ async def dial(
     delays = backoff()
     attempt = 0
     while True:
-        budget = Budget(timeout, ConnectTimeout)
         try:
-            return await _attempt(dialling, host, port, tls, budget, timeout, tracer)
+            return await establish_once(Budget(timeout, ConnectTimeout), tracer, establish)
         except (ConnectError, ConnectTimeout) as exc:
-            if attempt >= dialling.retries:
+            if attempt >= retries:
                 raise
             attempt += 1
             delay = next(delays)
@@ -164,91 +208,107 @@ def backoff() -> Iterator[float]:
         delay *= 2
 
 
-async def _attempt(
-    dialling: Dialling,
-    host: str,
-    port: int,
-    tls: TLSSettings | None,
-    budget: Budget,
-    timeout: float | None,
-    tracer: Tracer | None,
-) -> Connection:
-    made: list[Transport] = []
-    try:
-        return await _establish(dialling, host, port, tls, budget, timeout, tracer, made)
-    except BaseException:
-        for transport in made:
-            # It is closed all the same; what matters is why.
-            with contextlib.suppress(OSError, trio.BrokenResourceError):
-                await trio.aclose_forcefully(transport)
-        raise
+class Way(abc.ABC):
+    """A way to connect to hosts."""
+
+    @abc.abstractmethod
+    async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+        """Connect to a host, without TLS.
+
+        Args:
+            host: Name or address; an IPv6 address may have a zone.
+            port: Port number.
+            attempt: Of which this is a step, or several; it owns what is opened.
+
+        Raises:
+            ConnectError: No connection could be established.
+            ConnectTimeout: The attempt has no time left.
+        """
 
 
-async def _establish(
-    dialling: Dialling,
-    host: str,
-    port: int,
-    tls: TLSSettings | None,
-    budget: Budget,
-    timeout: float | None,
-    tracer: Tracer | None,
-    made: list[Transport],
-) -> Connection:
-    """Dial, then start TLS.
+class Direct(Way):
+    """The way without proxies, as the pool was told to dial.
 
-    Each step's stream is kept before its trace point ends, in `made` or in a local name, so that it has
-    an owner when the handler raises. What the trace shows is a view of it.
+    Args:
+        connector: Dials.
+        local_address: To connect from.
+        uds: Path of the unix socket that stands for every TCP address.
+        socket_options: For the connected socket.
     """
 
-    async def connect() -> NetworkStream:
-        made.append(Transport(await _dial_stream(dialling, host, port)))
-        return NetworkStream(made[0], refusal=NOT_RAW)
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        local_address: str | None = None,
+        uds: str | None = None,
+        socket_options: Sequence[SocketOption] | None = None,
+    ) -> None:
+        self._connector = connector
+        self._uds = uds
+        self._local_address = local_address
+        self._socket_options = socket_options
 
-    info: dict[str, Any] = {"timeout": timeout, "socket_options": dialling.socket_options}
-    if dialling.uds is None:
-        name = "connection.connect_tcp"
-        info = {"host": host, "port": port, "local_address": dialling.local_address, **info}
-    else:
-        name = "connection.connect_unix_socket"
-        info = {"path": dialling.uds, **info}
-    await traced(tracer, name, info, budget.spend, connect)
-    transport = made[0]
-    if tls is None:
-        return Connection(transport, transport)
-    encrypted: list[trio.abc.Stream] = []
+    async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+        """Dial."""
+        transports: list[Transport] = []
 
-    async def encrypt() -> NetworkStream:
-        encrypted.append(await start_tls(transport, tls))
-        return NetworkStream(encrypted[0], refusal=NOT_RAW)
+        async def connect() -> NetworkStream:
+            transports.append(attempt.own(await self._dial(host, port)))
+            return NetworkStream(transports[0], refusal=NOT_RAW)
 
-    info = {
-        "ssl_context": tls.context,
-        "server_hostname": tls.server_hostname,
-        "timeout": timeout,
-    }
-    await traced(tracer, "connection.start_tls", info, budget.spend, encrypt)
-    return Connection(transport, encrypted[0])
+        if self._uds is None:
+            name = "connection.connect_tcp"
+            info = {"host": host, "port": port, "local_address": self._local_address}
+        else:
+            name = "connection.connect_unix_socket"
+            info = {"path": self._uds}
+        info["socket_options"] = self._socket_options
+        await attempt.step(name, info, connect)
+        return transports[0]
 
-
-async def _dial_stream(dialling: Dialling, host: str, port: int) -> trio.abc.Stream:
-    given = {
-        name: value
-        for name in ("local_address", "socket_options")
-        if (value := getattr(dialling, name)) is not None
-    }
-    try:
-        if dialling.uds is None:
-            return await dialling.connector.connect_tcp(host, port, **given)
-        given.pop("local_address", None)
-        return await dialling.connector.connect_unix_socket(dialling.uds, **given)
-    except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
-        where = f"{host}:{port}" if dialling.uds is None else dialling.uds
-        raise ConnectError(f"could not connect to {where}: {_reason(exc)}") from exc
+    async def _dial(self, host: str, port: int) -> trio.abc.Stream:
+        given: dict[str, Any] = {}
+        if self._socket_options is not None:
+            given["socket_options"] = self._socket_options
+        try:
+            if self._uds is not None:
+                return await self._connector.connect_unix_socket(self._uds, **given)
+            if self._local_address is not None:
+                given["local_address"] = self._local_address
+            return await self._connector.connect_tcp(host, port, **given)
+        except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
+            where = f"{host}:{port}" if self._uds is None else self._uds
+            raise ConnectError(f"could not connect to {where}: {reason_of(exc)}") from exc
 
 
-def _reason(exc: BaseException) -> str:
+def reason_of(exc: BaseException) -> str:
     """What lies at the bottom: Trio reports its attempts at several addresses as a group."""
     cause = exc.__cause__
     if isinstance(cause, BaseExceptionGroup):
         return "; ".join(str(inner) for inner in cause.exceptions)
     return str(exc) or type(exc).__name__
+
+
+async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, attempt: Attempt) -> Connection:
+    """Start TLS.
+
+    Args:
+        transport: The connection so far; the attempt owns it.
+        tls: What to ask for, and what to accept.
+        trace_point: The step's name.
+        attempt: Of which this is a step.
+
+    Raises:
+        ConnectError: The handshake failed.
+        ConnectTimeout: The attempt has no time left.
+    """
+    encrypted: list[trio.abc.Stream] = []
+
+    async def handshake() -> NetworkStream:
+        encrypted.append(await start_tls(transport, tls))
+        return NetworkStream(encrypted[0], refusal=NOT_RAW)
+
+    info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
+    await attempt.step(trace_point, info, handshake)
+    return Connection(transport, encrypted[0])

@@ -8,6 +8,11 @@ through unchanged.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._models import Response
+
 __all__ = [
     "ConnectError",
     "ConnectTimeout",
@@ -44,7 +49,25 @@ class ConnectionNotAvailable(ExchangeError):
 
 
 class ProxyError(ExchangeError):
-    """A proxy refused or failed to carry the request."""
+    """A proxy refused or failed to open a tunnel.
+
+    Attributes:
+        response: The answer of an HTTP proxy that refused, with the first 64 KiB of its content; else None.
+        reply_code: The code of a SOCKS proxy that refused, else None.
+        meaning: What that code means, else None.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        response: Response | None = None,
+        reply_code: int | None = None,
+        meaning: str | None = None,
+    ) -> None:
+        super().__init__(*args)
+        self.response: Response | None = response
+        self.reply_code: int | None = reply_code
+        self.meaning: str | None = meaning
 
 
 class UnsupportedProtocol(ExchangeError):
@@ -113,6 +136,13 @@ def mark_unanswered(error: ExchangeError, *, unsent: bool) -> None:
 def mark_refused(error: ExchangeError) -> None:
     """Note on `error` that the server did not act on the request (RFC 9113, 8.7)."""
     error._refused = True
+
+
+def mark_alike(error: ExchangeError, other: ExchangeError) -> None:
+    """Note on `error` what was noted on `other`, in whose place it is raised."""
+    error._unanswered = other._unanswered
+    error._unsent = other._unsent
+    error._refused = other._refused
 
 
 def may_resend(error: ExchangeError, *, idempotent: bool, reused: bool) -> bool:

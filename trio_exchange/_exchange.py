@@ -1,6 +1,6 @@
 """What connections have in common whatever they speak, and so have exchanges.
 
-Theory of operation. An `HTTPConnection` lives as long as its task, `run`, which is also what closes it.
+Theory of operation. An `OwnedConnection` lives as long as its task, `run`, which is also what closes it.
 Everybody else only *marks*: `close_soon` is synchronous, can be called in any state and from any task, and
 is all that a failing or cancelled request has to do. So there is always exactly one place where the socket
 is closed, and it is reached however a request ends.
@@ -71,14 +71,14 @@ class Owner:
             context.
     """
 
-    released: Callable[[HTTPConnection], None]
-    capacity_changed: Callable[[HTTPConnection, int], None]
-    closing: Callable[[HTTPConnection], None]
+    released: Callable[[OwnedConnection], None]
+    capacity_changed: Callable[[OwnedConnection, int], None]
+    closing: Callable[[OwnedConnection], None]
     start_upload: Callable[[Upload], None]
 
 
-class HTTPConnection(abc.ABC):
-    """An established connection, whatever it speaks."""
+class OwnedConnection(abc.ABC):
+    """An established connection, and the task that closes it."""
 
     http_version: ClassVar[str]
 
@@ -95,11 +95,11 @@ class HTTPConnection(abc.ABC):
         self._close_requested = trio.Event()
 
     def __repr__(self) -> str:
-        about = f"{self.http_version}, {self.state}, {self._details()}"
+        about = ", ".join((self.http_version, self.state, *self._details()))
         return f"<{type(self).__name__} {str(self.origin)!r}, {about}>"
 
-    def _details(self) -> str:
-        return "1 request" if self.requests == 1 else f"{self.requests} requests"
+    def _details(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def state(self) -> str:
@@ -146,6 +146,45 @@ class HTTPConnection(abc.ABC):
             self.owner.closing(self)
             self._end_exchanges()
 
+    def raw_stream(self, received: bytes = b"") -> NetworkStream:
+        """The stream for a user of its own, beginning with what was received already."""
+        self.transport.defer_errors = False
+        if not self._plain:
+            return NetworkStream(self.stream, received=received, on_close=self.close_soon)
+        # Trio's own stream has the checks for misuse that the transport leaves out.
+        received += self.transport.take_unread()
+        return NetworkStream(self.transport.stream, received=received, on_close=self.close_soon)
+
+    async def _live(self) -> None:
+        """Do what the connection's task does while the connection is open."""
+        await self._close_requested.wait()
+
+    async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
+        """Send what is to be sent before the end."""
+
+    @abc.abstractmethod
+    def _is_active(self) -> bool:
+        """Whether it is being used."""
+
+    def _end_exchanges(self) -> None:  # noqa: B027 - there may never be one
+        """The connection has been marked for closing, maybe with exchanges under way."""
+
+
+class RawConnection(OwnedConnection):
+    """A connection that is all its user's, who speaks whatever it is."""
+
+    http_version = "no HTTP"
+
+    def _is_active(self) -> bool:
+        return True
+
+
+class HTTPConnection(OwnedConnection):
+    """An established connection that carries exchanges."""
+
+    def _details(self) -> tuple[str, ...]:
+        return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
+
     @abc.abstractmethod
     async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
         """Send a request and receive the head of its response.
@@ -164,21 +203,6 @@ class HTTPConnection(abc.ABC):
     @abc.abstractmethod
     def decline(self) -> None:
         """Give back a grant, since the connection is of no use for it."""
-
-    async def _live(self) -> None:
-        """Do what the connection's task does while the connection is open."""
-        await self._close_requested.wait()
-
-    async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
-        """Send what is to be sent before the end."""
-
-    @abc.abstractmethod
-    def _is_active(self) -> bool:
-        """Whether it carries an exchange."""
-
-    @abc.abstractmethod
-    def _end_exchanges(self) -> None:
-        """The connection has been marked for closing, maybe with exchanges under way."""
 
 
 C = TypeVar("C", bound=HTTPConnection)

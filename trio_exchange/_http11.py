@@ -34,7 +34,7 @@ from ._exceptions import (
 )
 from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
 from ._models import Headers, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain
+from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain, watch
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
@@ -96,14 +96,11 @@ class HTTP11Connection(HTTPConnection):
             self.close_soon()
 
     def readiness(self) -> Readiness:
-        """What the kernel knows about the idle connection."""
-        readiness = self.transport.peek()
+        """What is known about the idle connection without waiting."""
+        readiness = watch(self.stream)
         if self._plain and readiness is Readiness.READABLE:
             # Nothing may come before a request was sent.
             return Readiness.CLOSED
-        if isinstance(self.stream, trio.SSLStream) and readiness is Readiness.QUIET:
-            # What came along with the last response and was not decrypted yet, Trio has no name for.
-            return Readiness.READABLE if self.stream._incoming.pending else Readiness.QUIET
         return readiness
 
     def decline(self) -> None:
@@ -195,16 +192,6 @@ class HTTP11Connection(HTTPConnection):
             raise WriteError(explain(exc)) from exc
         if self.transport.send_error is not None:
             raise WriteError(str(self.transport.send_error)) from self.transport.send_error
-
-    def raw_stream(self) -> NetworkStream:
-        """The stream, with the bytes beyond HTTP, for its user."""
-        self.transport.defer_errors = False
-        return NetworkStream(
-            # Trio's own stream has the checks for misuse that the transport leaves out.
-            self.transport.stream if self._plain else self.stream,
-            received=self.h11.trailing_data[0],
-            on_close=self.close_soon,
-        )
 
 
 _END = h11.EndOfMessage()
@@ -365,10 +352,16 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         response.extensions = {
             "http_version": version,
             "reason_phrase": reason,
-            "network_stream": self._connection.raw_stream() if raw else self._connection.info,
+            "network_stream": self._network_stream(raw),
             "trailing_headers": self._trailers,
         }
         return response
+
+    def _network_stream(self, raw: bool) -> NetworkStream:
+        if not raw:
+            return self._connection.info
+        # The bytes beyond HTTP are its user's.
+        return self._connection.raw_stream(self._h11.trailing_data[0])
 
     def _frame_body(self, status: int, headers: Headers) -> None:
         """Find out whether the body is of known length (RFC 9112, 6.3)."""

@@ -87,7 +87,7 @@ from ._http2_frames import (
 )
 from ._http2_headers import check_fields, content_length, request_headers, response_head
 from ._models import Headers, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, check_max_bytes, explain
+from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
@@ -182,9 +182,9 @@ class HTTP2Connection(HTTPConnection):
         self._writable = Wakeup()
         self._progress = trio.lowlevel.ParkingLot()
 
-    def _details(self) -> str:
+    def _details(self) -> tuple[str, ...]:
         streams = "1 stream" if self._exchanges == 1 else f"{self._exchanges} streams"
-        return f"{streams}, {super()._details()}"
+        return (streams, *super()._details())
 
     # -- What the pool does.
 
@@ -1042,6 +1042,14 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 self._consumed(len(data))
                 return data
 
+    def peek(self) -> Readiness:
+        """What the next `receive` would find."""
+        if self._inbox:
+            return Readiness.CLOSED if self._inbox[0] is None else Readiness.READABLE
+        if self._failure is not None or self._connection.transport.peek() is Readiness.CLOSED:
+            return Readiness.CLOSED
+        return Readiness.QUIET
+
     def end_tunnel(self) -> None:
         """End a tunnel, by resetting it if the other side has not ended."""
         if not self.was_closed:
@@ -1087,7 +1095,7 @@ class _OneAtATime:
         self._busy = False
 
 
-class Tunnel(trio.abc.HalfCloseableStream):
+class Tunnel(Watchable, trio.abc.HalfCloseableStream):
     """A stream of HTTP/2 as a stream of Trio, after a 2xx answer to CONNECT (RFC 9113, 8.5).
 
     Attributes:
@@ -1102,6 +1110,10 @@ class Tunnel(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         return f"<Tunnel on stream {self._exchange.stream_id} over {self.transport_stream!r}>"
+
+    def peek(self) -> Readiness:
+        """What has arrived and was not received."""
+        return self._exchange.peek()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes; `b""` when the other side has ended."""

@@ -14,7 +14,7 @@ from hpack import NeverIndexedHeaderTuple
 
 from ._exceptions import LocalProtocolError, RemoteProtocolError
 from ._exchange import Head
-from ._models import Headers, Prepared
+from ._models import Headers, Prepared, split_absolute
 
 # RFC 9113, 8.2.2. Host has become :authority.
 _OF_THE_CONNECTION = frozenset(
@@ -62,8 +62,16 @@ def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
             # Whatever Host says, which may be the proxy.
             return block if b"/" in target else [block[0], (b":authority", target)]
         block.append((b":protocol", prepared.protocol))
+    absolute = split_absolute(target)
+    if absolute is not None:
+        # A request to a proxy (RFC 9113, 8.3.1); for what the absolute form leaves out see RFC 9110, 7.1.
+        scheme, block[1], target = absolute[0], (b":authority", absolute[1]), absolute[2]
+        if target.startswith(b"?") or not target:
+            target = b"*" if method == b"OPTIONS" and not target else b"/" + target
     if not target.startswith(b"/") and target != b"*":
-        raise LocalProtocolError(f"the target of a request over HTTP/2 must begin with '/', not {target!r}")
+        raise LocalProtocolError(
+            f"the target of a request over HTTP/2 must be a path, '*' or an absolute URL, not {target!r}"
+        )
     return [*block, (b":scheme", _SCHEMES.get(scheme, scheme)), (b":path", target)]
 
 

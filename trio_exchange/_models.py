@@ -43,6 +43,15 @@ HeaderTypes: TypeAlias = (
 ContentTypes: TypeAlias = bytes | bytearray | memoryview | AsyncIterable[bytes] | Iterable[bytes]
 
 DEFAULT_PORTS = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
+PROXY_PORTS = {
+    b"http": 80,
+    b"https": 443,
+    b"socks4": 1080,
+    b"socks4a": 1080,
+    b"socks5": 1080,
+    b"socks5h": 1080,
+}
+_PORTS = {**DEFAULT_PORTS, **PROXY_PORTS}
 
 # RFC 9110, 9.2.2.
 IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -290,7 +299,7 @@ class URL:
     @property
     def origin(self) -> Origin:
         """The URL's origin, with the scheme's own port where the URL named none."""
-        return Origin(self.scheme, self.host, self.port or DEFAULT_PORTS.get(self.scheme, 0))
+        return Origin(self.scheme, self.host, self.port or _PORTS.get(self.scheme, 0))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, URL) and self._parts == other._parts
@@ -589,25 +598,36 @@ class Response:
 class Proxy:
     """A proxy's address and how to speak with it.
 
+    `http` and `https` proxies are asked for tunnels (CONNECT), and given requests to forward. `socks4`
+    and `socks5` proxies are given an address that is looked up here, `socks4a` and `socks5h` proxies the
+    name; for them the `socksio` package is needed (the extra `trio-exchange[socks]`).
+
     Args:
         url: Where the proxy listens; its userinfo, if any, is the default for `auth`.
-        auth: User name and password, sent as Basic credentials (RFC 7617) to the proxy alone.
-        headers: Sent to the proxy.
-        ssl_context: For the TLS connection to an `https` proxy.
+        auth: User name and password, for the proxy alone: sent as Basic credentials (RFC 7617), with SOCKS5
+            by its own method (RFC 1929). SOCKS4 has only the user name.
+        headers: Sent to the proxy, with CONNECT and with what it forwards. A request's own headers of the
+            same name go first.
+        ssl_context: For the TLS connection to an `https` proxy; None for `default_ssl_context()`. The pool
+            writes its ALPN offer to it.
+        http2: Whether to speak HTTP/2 with an `https` proxy that offers it (ALPN), so that tunnels share
+            connections to it.
 
     Attributes:
         url: `URL`, without userinfo.
         auth: Pair of bytes, or None.
         headers: List of pairs of bytes, with Proxy-Authorization first where there is `auth`.
         ssl_context: As given.
+        http2: As given.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: The URL's authority can't be parsed.
-        LocalProtocolError: See `URL`.
+        ValueError: The URL's authority can't be parsed, its scheme is none of a proxy's, it has no host, or
+            the credentials can't be sent to such a proxy.
+        LocalProtocolError: A header can't be sent; or see `URL`.
     """
 
-    __slots__ = ("auth", "headers", "ssl_context", "url")
+    __slots__ = ("auth", "headers", "http2", "ssl_context", "url")
 
     def __init__(
         self,
@@ -615,6 +635,8 @@ class Proxy:
         auth: tuple[bytes | str, bytes | str] | None = None,
         headers: HeaderTypes | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        *,
+        http2: bool = False,
     ) -> None:
         self.url: URL
         if isinstance(url, URL):
@@ -623,24 +645,66 @@ class Proxy:
         else:
             userinfo, scheme, host, port, target = _parse_url(url)
             self.url = URL(scheme=scheme, host=host, port=port, target=target)
+        if self.url.scheme not in PROXY_PORTS:
+            schemes = ", ".join(scheme.decode() for scheme in PROXY_PORTS)
+            raise ValueError(
+                f"a proxy's scheme must be one of {schemes}, not {self.url.scheme.decode('latin-1')!r}"
+            )
+        if not self.url.host:
+            raise ValueError("a proxy's URL must have a host")
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
+        if not isinstance(http2, bool):
+            raise TypeError(f"http2 must be True or False, not {http2!r}")
         if auth is None and userinfo is not None:
             user, _, password = userinfo.partition(b":")
             auth = (_unquote(user), _unquote(password))
         self.auth: tuple[bytes, bytes] | None = None
         self.headers: Headers = _to_headers(headers)
         self.ssl_context: ssl.SSLContext | None = ssl_context
+        self.http2: bool = http2
         if auth is not None:
             user, password = _to_pair("auth must be a pair of user name and password", auth)
             self.auth = (
                 _to_bytes("the proxy's user name", user),
                 _to_bytes("the proxy's password", password),
             )
+            _check_credentials(self.url.scheme, *self.auth)
             credentials = base64.b64encode(b"%b:%b" % self.auth)
             self.headers.insert(0, (b"Proxy-Authorization", b"Basic " + credentials))
+        _check_proxy_headers(self.headers)
 
     def __repr__(self) -> str:
         user = "" if self.auth is None else ", auth=(user and password hidden)"
         return f"Proxy({str(self.url.origin)!r}{user})"
+
+
+def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
+    """Check that credentials can be sent to a proxy; they are secret, so that no error shows them."""
+    match scheme:
+        case b"socks4" | b"socks4a":
+            if password:
+                raise ValueError("SOCKS4 has no passwords, only user names")
+            if b"\0" in user:
+                raise ValueError("a user name for SOCKS4 can't have a zero byte")
+        case b"socks5" | b"socks5h":
+            # RFC 1929, 2; but servers are known that have users without password.
+            if not 0 < len(user) < 256 or len(password) > 255:
+                raise ValueError("user name and password for SOCKS5 must each be 1 to 255 bytes long")
+        case _:
+            # RFC 7617, 2.
+            if b":" in user:
+                raise ValueError("a user name for an HTTP proxy can't have a colon")
+
+
+def _check_proxy_headers(headers: Headers) -> None:
+    """Check what is added to requests that have been checked."""
+    for name, value in headers:
+        _check_header(name, value)
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            raise LocalProtocolError(
+                f"a proxy's headers can't have {name!r}, which a request's content decides"
+            )
 
 
 def _unquote(text: bytes) -> bytes:
@@ -793,12 +857,7 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
         )
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:
-        if not _TOKEN.fullmatch(name):
-            raise LocalProtocolError(f"a header's name must be a token, not {name!r}")
-        if not _FIELD_VALUE.fullmatch(value):
-            raise LocalProtocolError(
-                f"the value of the header {name!r} has control characters, or white space at an end"
-            )
+        _check_header(name, value)
         match name.lower():
             case b"host":
                 _check_single(name, has_host)
@@ -826,6 +885,20 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
     return headers, expects_continue and body != b""
 
 
+def _check_header(name: bytes, value: bytes) -> None:
+    """Check a header field.
+
+    Raises:
+        LocalProtocolError: It can't be sent.
+    """
+    if not _TOKEN.fullmatch(name):
+        raise LocalProtocolError(f"a header's name must be a token, not {name!r}")
+    if not _FIELD_VALUE.fullmatch(value):
+        raise LocalProtocolError(
+            f"the value of the header {name!r} has control characters, or white space at an end"
+        )
+
+
 def _check_single(name: bytes, has_it: bool) -> None:
     if has_it:
         raise LocalProtocolError(f"a request can have only one header {name!r}")
@@ -838,15 +911,32 @@ def _check_content_length(value: bytes, body: bytes | None) -> None:
         raise LocalProtocolError(f"Content-Length is {int(value)}, but the content is {len(body)} bytes long")
 
 
+def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Split a target in absolute form (RFC 9112, 3.2.2).
+
+    Returns:
+        Scheme, authority without userinfo, and path and query as they are; None if it has another form.
+    """
+    absolute = None if target.startswith((b"/", b"*")) else _URL.match(target)
+    if absolute is None or not absolute[1] or not absolute[2]:
+        return None
+    scheme, authority, path, query = absolute.groups()
+    return scheme, authority.rpartition(b"@")[2], path + (query or b"")
+
+
 def _host_header(request: Request) -> bytes:
     """The Host header's value (RFC 9112, 3.2): the authority of the target, where that has one."""
     url, target = request.url, request.url.target
-    if not target.startswith((b"/", b"*")):
-        if request.method == b"CONNECT" and b"/" not in target:
-            return target
-        absolute = _URL.match(target)
-        if absolute is not None and absolute[2]:
-            return bytes(absolute[2].rpartition(b"@")[2])
+    if request.method == b"CONNECT" and not target.startswith((b"/", b"*")) and b"/" not in target:
+        return target
+    absolute = split_absolute(target)
+    if absolute is not None:
+        return absolute[1]
+    return authority_of(url)
+
+
+def authority_of(url: URL) -> bytes:
+    """Host and port of a URL as they are sent, the port only if it isn't the scheme's (RFC 9110, 4.2.3)."""
     if url.port is None or url.port == DEFAULT_PORTS.get(url.scheme):
         return bracketed(url.host)
     return b"%b:%d" % (bracketed(url.host), url.port)

@@ -1,13 +1,24 @@
-"""From a request to its route: which connections can carry it, and how a new one is made."""
+"""From a request to its route: which connections can carry it, and how a new one is made.
+
+A `Route` is the key under which connections are shared. An `Endpoint` is what all routes of one kind have
+in common, to origins or to a proxy: how to get there, with which TLS, and what may be spoken there.
+"""
 
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import trio
+
+from ._connectors import Attempt, Connection, Way, encrypt
 from ._exceptions import UnsupportedProtocol
-from ._models import DEFAULT_PORTS, Origin, Request
+from ._models import DEFAULT_PORTS, Origin, Proxy, Request
 from ._tls import TLSSettings, default_context_for
+
+#: The scheme of routes for who speaks something else than HTTP.
+TCP = b"tcp"
 
 _SECURE = frozenset((b"https", b"wss"))
 
@@ -19,6 +30,7 @@ class Route(NamedTuple):
     host: bytes
     port: int
     server_hostname: str | None
+    to_proxy: bool = False
 
     @property
     def origin(self) -> Origin:
@@ -27,7 +39,7 @@ class Route(NamedTuple):
 
 
 def route_for(request: Request) -> Route:
-    """The route of a request.
+    """The route of a request, if it is sent to its origin.
 
     Raises:
         UnsupportedProtocol: The URL's scheme is missing or unknown.
@@ -44,15 +56,20 @@ def route_for(request: Request) -> Route:
         raise ValueError(f"the URL has no host: {bytes(url)!r}")
     server_hostname = None
     if url.scheme in _SECURE:
-        server_hostname = _server_hostname(request)
+        server_hostname = _server_hostname(url.host, request.extensions.get("sni_hostname"))
     return Route(url.scheme, url.host, url.port or default_port, server_hostname)
 
 
-def _server_hostname(request: Request) -> str:
+def route_to(proxy: Proxy) -> Route:
+    """The route of what is sent to a proxy itself."""
+    origin = proxy.url.origin
+    server_hostname = _server_hostname(origin.host) if origin.scheme in _SECURE else None
+    return Route(origin.scheme, origin.host, origin.port, server_hostname, to_proxy=True)
+
+
+def _server_hostname(host: bytes, sni_hostname: object = None) -> str:
     """The name to ask for and verify: without the root's dot and a zone, which are not part of it."""
-    name = request.extensions.get("sni_hostname")
-    if name is None:
-        name = request.url.host.partition(b"%")[0]
+    name = host.partition(b"%")[0] if sni_hostname is None else sni_hostname
     if isinstance(name, bytes):
         name = name.decode("latin-1")
     if not isinstance(name, str):
@@ -63,18 +80,61 @@ def _server_hostname(request: Request) -> str:
     return name
 
 
-def tls_settings(
-    route: Route, ssl_context: ssl.SSLContext | None, alpn: tuple[str, ...]
-) -> TLSSettings | None:
-    """The TLS of a new connection, None for none.
+@dataclass(frozen=True)
+class Endpoint:
+    """What routes of one kind lead to.
 
-    Args:
-        route: Where to.
-        ssl_context: The pool's, or None for the default.
-        alpn: The protocols that the pool speaks.
+    Attributes:
+        way: How to get there.
+        ssl_context: For TLS, None for the default. The offer is written to it.
+        http1: Whether to speak HTTP/1.1 there.
+        http2: Whether to speak HTTP/2 there.
+        tls_trace_point: What the TLS handshake is called in traces.
     """
-    if route.server_hostname is None:
-        return None
-    if ssl_context is None:
-        ssl_context = default_context_for(alpn)
-    return TLSSettings(ssl_context, route.server_hostname, alpn)
+
+    way: Way
+    ssl_context: ssl.SSLContext | None = None
+    http1: bool = True
+    http2: bool = False
+    tls_trace_point: str = "connection.start_tls"
+
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        """What is offered to servers (RFC 7301), by the registered names, the best first."""
+        return ("h2",) * self.http2 + ("http/1.1",) * self.http1
+
+    def tls_settings(self, route: Route) -> TLSSettings | None:
+        """The TLS of a new connection, None for none."""
+        if route.server_hostname is None:
+            return None
+        ssl_context = self.ssl_context
+        if ssl_context is None:
+            ssl_context = default_context_for(self.alpn)
+        return TLSSettings(ssl_context, route.server_hostname, self.alpn)
+
+    async def connect(self, route: Route, attempt: Attempt) -> Connection:
+        """Establish a connection, TLS included.
+
+        Raises:
+            ConnectError: It could not be established.
+            ConnectTimeout: The attempt has no time left.
+            ProxyError: A proxy on the way refused or failed.
+        """
+        tls = self.tls_settings(route)
+        transport = await self.way.connect(route.host.decode("ascii"), route.port, attempt)
+        if tls is None:
+            return Connection(transport, transport)
+        return await encrypt(transport, tls, self.tls_trace_point, attempt)
+
+    def may_share(self, route: Route) -> bool:
+        """Whether connections might turn out to carry several requests at once."""
+        if route.scheme == TCP:
+            return False
+        return self.http2 and (not self.http1 or route.server_hostname is not None)
+
+    def speaks_http2(self, connection: Connection) -> bool:
+        """Whether HTTP/2 is spoken on a new connection."""
+        if not (self.http1 and self.http2):
+            return self.http2
+        tls = connection.stream
+        return isinstance(tls, trio.SSLStream) and tls.selected_alpn_protocol() == "h2"

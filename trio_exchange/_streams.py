@@ -20,6 +20,7 @@ about any connection. It carries the bytes that were read along with the respons
 
 from __future__ import annotations
 
+import abc
 import enum
 import select
 import socket
@@ -69,15 +70,37 @@ class Readiness(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Transport(trio.abc.Stream):
-    """A dialled stream, with attempts that don't wait where it is a socket.
+class Watchable(trio.abc.Stream):
+    """A stream that knows what has arrived."""
+
+    @abc.abstractmethod
+    def peek(self) -> Readiness:
+        """What receiving would find, without waiting."""
+
+
+def watch(stream: trio.abc.Stream) -> Readiness:
+    """What receiving from a stream would find, or in the layers below; quiet is also what is not known."""
+    match stream:
+        case Watchable():
+            return stream.peek()
+        case NetworkStream():
+            return watch(stream._stream)
+        case trio.SSLStream():
+            readiness = watch(stream.transport_stream)
+            # What was received and not decrypted yet, Trio has no name for.
+            pending = readiness is Readiness.QUIET and stream._incoming.pending
+            return Readiness.READABLE if pending else readiness
+    return Readiness.QUIET
+
+
+class Transport(Watchable):
+    """The stream that a connection runs on, with attempts that don't wait where it is a socket.
 
     Attributes:
-        stream: The stream as it was dialled.
+        stream: The stream as it was dialled, or as a proxy handed it over.
         probing: If not 0, receiving may not wait, nor be done so many times: a peer that always has more
             to say would otherwise be listened to for ever.
         defer_errors: Whether a failed send is kept in `send_error`.
-        send_error: The first failure of a send, if it was kept.
         bytes_sent: How many bytes the stream has accepted, at most.
     """
 
@@ -85,16 +108,26 @@ class Transport(trio.abc.Stream):
         self.stream: trio.abc.Stream = stream
         self.probing: int = 0
         self.defer_errors = False
-        self.send_error: trio.BrokenResourceError | None = None
         self.bytes_sent: int = 0
+        self._send_error: trio.BrokenResourceError | None = None
+        self._unread = b""
         self._socket: socket.socket | None = None
         self._trio_socket: Any = None
         self._poll: select.poll | None = None
-        if isinstance(stream, trio.SocketStream):
-            self._trio_socket = inner = stream.socket
-            self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
-            self._socket.setblocking(False)
-            self._poll = _poll_for_reading(inner.fileno())
+        bottom = stream
+        while isinstance(bottom, NetworkStream):
+            self._unread += bottom._received
+            bottom._received = b""
+            bottom = bottom._stream
+        self._below = _transport_below(bottom)
+        if isinstance(bottom, trio.SocketStream):
+            self._use_socket(bottom.socket)
+
+    def _use_socket(self, inner: trio.socket.SocketType) -> None:
+        self._trio_socket = inner
+        self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
+        self._socket.setblocking(False)
+        self._poll = _poll_for_reading(inner.fileno())
 
     def __repr__(self) -> str:
         return f"<Transport over {self.stream!r}>"
@@ -102,6 +135,18 @@ class Transport(trio.abc.Stream):
     def __del__(self) -> None:
         # Lest both socket objects close the same descriptor, which may be another's by then.
         self._forget_socket()
+
+    @property
+    def send_error(self) -> trio.BrokenResourceError | None:
+        """The first failure of a send, here or below, if it was kept."""
+        if self._send_error is None and self._below is not None:
+            return self._below.send_error
+        return self._send_error
+
+    def take_unread(self) -> bytes:
+        """What was received by whoever had the stream before, and is still to be read."""
+        unread, self._unread = self._unread, b""
+        return unread
 
     def _open_socket(self) -> socket.socket:
         """The second socket object, if its file descriptor still is what it was made for."""
@@ -148,7 +193,7 @@ class Transport(trio.abc.Stream):
         except trio.BrokenResourceError as exc:
             if not self.defer_errors:
                 raise
-            self.send_error = self.send_error or exc
+            self._send_error = self._send_error or exc
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the stream may accept data."""
@@ -172,8 +217,20 @@ class Transport(trio.abc.Stream):
         if data is not None:
             return data
         if self.probing:
-            raise WouldBlock
+            return await self._probe_below(size)
         return await self.receive_later(size)
+
+    async def _probe_below(self, size: int) -> bytes:
+        if self._socket is not None or watch(self.stream) is Readiness.QUIET:
+            raise WouldBlock
+        if self._below is None:
+            return bytes(await self.stream.receive_some(size))
+        # What has arrived there may be no data, or less than a record.
+        self._below.probing = self.probing
+        try:
+            return bytes(await self.stream.receive_some(size))
+        finally:
+            self._below.probing = 0
 
     def receive_nowait(self, size: int) -> bytes | None:
         """Receive what is there, `b""` at the end of the stream, None if nothing is there or known.
@@ -182,6 +239,8 @@ class Transport(trio.abc.Stream):
             trio.BrokenResourceError: The connection is broken.
             trio.ClosedResourceError: It was closed on this side.
         """
+        if self._unread:
+            return self._read_unread(size)
         if self._socket is None:
             return None
         try:
@@ -192,7 +251,10 @@ class Transport(trio.abc.Stream):
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
 
     async def receive_later(self, size: int) -> bytes:
-        """Receive after `receive_nowait` found nothing."""
+        """Receive, waiting before it is tried."""
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            return self._read_unread(size)
         if self._socket is None:
             return bytes(await self.stream.receive_some(size))
         data = None
@@ -201,10 +263,17 @@ class Transport(trio.abc.Stream):
             data = self.receive_nowait(size)
         return data
 
+    def _read_unread(self, size: int) -> bytes:
+        data = self._unread[:size]
+        self._unread = self._unread[size:]
+        return data
+
     def peek(self) -> Readiness:
-        """What the kernel knows of the connection; a stream that is no socket is always quiet."""
+        """What the kernel knows of the connection, or the layers below."""
+        if self._unread:
+            return Readiness.READABLE
         if self._socket is None:
-            return Readiness.QUIET
+            return watch(self.stream)
         try:
             sock = self._open_socket()
             # A poll that finds nothing is cheaper than a receive that is refused.
@@ -455,6 +524,15 @@ def check_max_bytes(max_bytes: object) -> None:
         raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
+
+
+def _transport_below(stream: Any) -> Transport | None:
+    """The nearest transport below a stream."""
+    while stream is not None:
+        if isinstance(stream, Watchable):
+            return stream if isinstance(stream, Transport) else None
+        stream = _below(stream)
+    return None
 
 
 def _below(stream: Any) -> Any:

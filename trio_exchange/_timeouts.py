@@ -117,12 +117,16 @@ _WAITED_FOR: dict[type[TimeoutException], str] = {
 
 
 class Budget:
-    """A limit on the sum of several operations, not counting what happens between them."""
+    """A limit on the sum of several operations, not counting what happens between them.
 
-    __slots__ = ("_error", "_limit", "_spent")
+    Attributes:
+        limit: Seconds for all of them, None for no limit.
+    """
+
+    __slots__ = ("_error", "_spent", "limit")
 
     def __init__(self, seconds: float | None, error: type[TimeoutException]) -> None:
-        self._limit = seconds
+        self.limit = seconds
         self._error = error
         self._spent = 0.0
 
@@ -132,12 +136,12 @@ class Budget:
         Raises:
             TimeoutException: When nothing is left.
         """
-        if self._limit is None:
+        if self.limit is None:
             return await operation(*args)
         started = trio.current_time()
         try:
-            with trio.move_on_after(max(0.0, self._limit - self._spent)):
+            with trio.move_on_after(max(0.0, self.limit - self._spent)):
                 return await operation(*args)
         finally:
             self._spent += trio.current_time() - started
-        raise self._error(f"{_WAITED_FOR[self._error]} within {self._limit:g} seconds")
+        raise self._error(f"{_WAITED_FOR[self._error]} within {self.limit:g} seconds")

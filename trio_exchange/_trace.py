@@ -9,7 +9,8 @@ Nothing is paid where nobody looks: without a handler and with logging off a req
 all, and `traced` is one extra call.
 
 The log shows the same events, on one logger for each protocol (`trio_exchange.connection`,
-`trio_exchange.http11`, `trio_exchange.http2`), with the values of headers that carry credentials hidden.
+`trio_exchange.proxy`, `trio_exchange.socks`, `trio_exchange.http11`, `trio_exchange.http2`), with the values
+of headers that carry credentials hidden.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ T = TypeVar("T")
 #: What the `trace` extension holds: an asynchronous function of the event's name and its info.
 TraceHandler: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
 
-_LOGGERS = {name: logging.getLogger(f"trio_exchange.{name}") for name in ("connection", "http11", "http2")}
+_LOGGERS = {
+    name: logging.getLogger(f"trio_exchange.{name}")
+    for name in ("connection", "proxy", "socks", "http11", "http2")
+}
 
 _SECRET_HEADERS = frozenset(
     (b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"set-cookie2")

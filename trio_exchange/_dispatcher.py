@@ -1,0 +1,303 @@
+"""Bringing requests to connections.
+
+Theory of operation.
+
+*Decisions* are the scheduler's. All that this module adds is waiting: for a ticket's grant, for the
+establishing of a connection, for the exchange. A ticket's grant and its cancellation exclude each other,
+because the waiting task is woken by the grant itself.
+
+*Ownership.* A connection is closed by its own task and by nobody else; requests only mark it. Its task is
+started, in the pool's context, in the same step that creates it. While it is being established it belongs
+to the requester's task, in a scope that the dispatcher knows so that `stop` can end it.
+
+*Housekeeping* is one task, once a second while there are connections: it closes idle connections that
+have expired, or that the kernel knows to be closed.
+
+A pool has one dispatcher for its requests, and one for each proxy that is asked for tunnels: a tunnel is the
+answer to a request, and what carries it a connection like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import trio
+
+from ._connectors import Attempt, Connection, Establish
+from ._exceptions import ConnectionNotAvailable, ExchangeError, may_resend
+from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
+from ._http2 import HTTP2Connection
+from ._http11 import HTTP11Connection
+from ._models import Prepared, Response
+from ._routes import TCP, Endpoint, Route
+from ._scheduler import CONNECT, Limits, Scheduler, Ticket
+from ._streams import Readiness
+from ._supervisor import Supervisor, pool_closed
+from ._timeouts import Budget
+from ._trace import Tracer, traced
+from ._uploads import Upload
+
+_HOUSEKEEPING_INTERVAL = 1.0
+# How long closing waits for those who dial to notice.
+_DIALLING_GRACE = 1.0
+
+
+class Turn:
+    """One request's way to a connection, over however many grants it takes.
+
+    Args:
+        route: Where to.
+        waiting: The time that it may wait for a grant.
+        establish: How a connection is established where it has to be.
+        tracer: Who is told.
+    """
+
+    __slots__ = ("begun", "establish", "route", "ticket", "tracer", "waiting")
+
+    def __init__(
+        self,
+        route: Route,
+        waiting: Budget,
+        establish: Callable[[Establish], Awaitable[Connection]],
+        tracer: Tracer | None,
+    ) -> None:
+        self.route = route
+        self.waiting = waiting
+        self.establish = establish
+        self.tracer = tracer
+        wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+        self.ticket: Ticket[OwnedConnection] = Ticket(route, wake)
+        self.begun = False
+
+
+class Dispatcher:
+    """The connections of a pool to one end, and the requests that want one.
+
+    Args:
+        endpoint_for: What a route leads to.
+        limits: How many connections there may be.
+        settings: For them.
+        supervisor: Whose tasks they are.
+
+    Attributes:
+        scheduler: The connections, and who waits for them.
+        opened: How many connections were established.
+    """
+
+    def __init__(
+        self,
+        endpoint_for: Callable[[Route], Endpoint],
+        limits: Limits,
+        settings: Settings,
+        supervisor: Supervisor,
+    ) -> None:
+        self._endpoint_for = endpoint_for
+        self._settings = settings
+        self._supervisor = supervisor
+        self.scheduler: Scheduler[OwnedConnection] = Scheduler(limits, self._may_share)
+        self.opened: int = 0
+        self._owner = Owner(
+            self._released, self._capacity_changed, self.scheduler.closing, self._start_upload
+        )
+        # Those who dial: the scope that ends it, and what is set when it has ended.
+        self._diallers: dict[trio.CancelScope, trio.Event] = {}
+        # One may outlast its exchange, where the iterator has more to do after the content's last byte.
+        self._uploads: set[Upload] = set()
+        self._work = trio.Event()
+
+    def __iter__(self) -> Iterator[OwnedConnection]:
+        """The established connections, oldest first."""
+        return iter(self.scheduler)
+
+    # -- The end.
+
+    def stop(self) -> None:
+        """Refuse all requests, and close all connections. The supervisor is stopping."""
+        self.scheduler.refuse_all(pool_closed)
+        for scope in self._diallers:
+            scope.cancel()
+        for connection in list(self):
+            connection.close_soon()
+        for upload in self._uploads:
+            upload.cancel()
+        self._work.set()
+
+    async def stopped(self) -> None:
+        """Wait until all connections are closed.
+
+        Those who dial close their sockets; but they may run the user's code, which takes its time.
+        """
+        with trio.move_on_after(_DIALLING_GRACE):
+            for ended in list(self._diallers.values()):
+                await ended.wait()
+        for connection in list(self):
+            await connection.closed.wait()
+
+    # -- Requests.
+
+    async def exchange(
+        self, prepared: Prepared, turn: Turn, begin: Callable[[HTTPConnection], Awaitable[Response]]
+    ) -> Response:
+        """Send a request on a connection, and on a second one where that can do no harm.
+
+        Args:
+            prepared: The request.
+            turn: Its way to a connection.
+            begin: Makes the exchange on it.
+        """
+        connection: Any = await self.obtain(turn)
+        reused = connection.requests > 0
+        try:
+            return await begin(connection)
+        except ExchangeError as exc:
+            # A callback's error may have been marked by the request that the callback made.
+            is_its_own = exc is prepared.failure
+            if not (is_its_own and may_resend(exc, idempotent=prepared.idempotent, reused=reused)):
+                raise
+            if not prepared.body_can_be_sent_again:
+                raise
+            info = {"attempt": 1, "delay": 0.0, "exception": exc}
+        # A shared connection is read all the time, so that no other one can be dead and idle.
+        turn.ticket.fresh = isinstance(connection, HTTP11Connection)
+        await traced(turn.tracer, "connection.retry", info, trio.lowlevel.checkpoint)
+        connection = await self.obtain(turn)
+        return await begin(connection)
+
+    async def obtain(self, turn: Turn) -> OwnedConnection:
+        """Get a connection that is ready for an exchange, which must begin without an await between."""
+        while True:
+            grant = await self._grant(turn)
+            if grant is CONNECT:
+                return await self._connect(turn)
+            connection: HTTPConnection = grant
+            if await self._is_usable(connection):
+                return connection
+            connection.decline()
+
+    async def _grant(self, turn: Turn) -> Any:
+        self._supervisor.check_open()
+        ticket = turn.ticket
+        self.scheduler.request(ticket, trio.current_time(), first=turn.begun)
+        turn.begun = True
+        if ticket.grant is None:
+            await turn.waiting.spend(self._wait_for_grant, turn)
+        if isinstance(ticket.grant, ConnectionNotAvailable):
+            raise ticket.grant
+        return ticket.grant
+
+    async def _wait_for_grant(self, turn: Turn) -> None:
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self.scheduler.abandon(turn.ticket)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _is_usable(self, connection: HTTPConnection) -> bool:
+        match connection.readiness():
+            case Readiness.QUIET:
+                return True
+            case Readiness.CLOSED:
+                return False
+        try:
+            return await connection.still_open()
+        except BaseException:
+            connection.decline()
+            raise
+
+    # -- Connections.
+
+    async def _connect(self, turn: Turn) -> OwnedConnection:
+        route = turn.route
+        endpoint = self._endpoint_for(route)
+
+        async def connect(attempt: Attempt) -> Connection:
+            return await endpoint.connect(route, attempt)
+
+        scope = trio.CancelScope()
+        self._diallers[scope] = trio.Event()
+        try:
+            # The pool may have been closed since the grant.
+            self._supervisor.check_open()
+            established: Connection | None = None
+            with scope:
+                established = await turn.establish(connect)
+            if established is None:
+                raise pool_closed()
+            if self._supervisor.stopping:
+                # It was established all the same, and there may be no task left to own it.
+                await trio.aclose_forcefully(established.transport)
+                raise pool_closed()
+        except BaseException:
+            self.scheduler.not_connected(route)
+            raise
+        finally:
+            self._diallers.pop(scope).set()
+        connection = self._kind(route, endpoint, established)(
+            established, route.origin, self._settings, self._owner
+        )
+        shared = isinstance(connection, HTTP2Connection)
+        self.scheduler.connected(route, connection, shared=shared)
+        self.opened += 1
+        self._supervisor.start_in_pool_context(self._own, connection)
+        self._work.set()
+        return connection
+
+    def _kind(self, route: Route, endpoint: Endpoint, established: Connection) -> type[OwnedConnection]:
+        if route.scheme == TCP:
+            return RawConnection
+        return HTTP2Connection if endpoint.speaks_http2(established) else HTTP11Connection
+
+    def _may_share(self, route: Route) -> bool:
+        return self._endpoint_for(route).may_share(route)
+
+    async def _own(self, connection: OwnedConnection) -> None:
+        try:
+            await connection.run()
+        finally:
+            self.scheduler.closed(connection)
+
+    # -- What connections tell.
+
+    def _start_upload(self, upload: Upload) -> None:
+        self._uploads.add(upload)
+        self._supervisor.start_soon(self._carry, upload)
+
+    async def _carry(self, upload: Upload) -> None:
+        try:
+            await upload.run()
+        finally:
+            self._uploads.discard(upload)
+
+    def _released(self, connection: OwnedConnection) -> None:
+        self.scheduler.released(connection, trio.current_time())
+
+    def _capacity_changed(self, connection: OwnedConnection, capacity: int) -> None:
+        self.scheduler.capacity_changed(connection, capacity, trio.current_time())
+
+    # -- Housekeeping.
+
+    async def keep_house(self) -> None:
+        """The task that looks after idle connections."""
+        while True:
+            if not len(self.scheduler):
+                self._work = trio.Event()
+                await self._work.wait()
+            await trio.sleep(_HOUSEKEEPING_INTERVAL)
+            for connection in self.scheduler.expired(trio.current_time()):
+                self.scheduler.close(connection)
+            for connection in self.scheduler.idle:
+                await self._look_after(connection)
+
+    async def _look_after(self, connection: Any) -> None:
+        readiness = connection.readiness()
+        since = self.scheduler.idle_since(connection)
+        if readiness is Readiness.QUIET or since is None:
+            return
+        self.scheduler.hold(connection)
+        if readiness is Readiness.READABLE and await connection.still_open():
+            # What it was sent is no use of it, and does not put off its expiry.
+            self.scheduler.released(connection, since)
+        else:
+            connection.decline()

@@ -1,0 +1,242 @@
+"""Ways through proxies, and requests that a proxy forwards.
+
+Theory of operation. A proxy is no kind of connection, it is a `Way`: given a host and a port it comes back
+with a stream to there, and what is spoken on that is none of its business. Each way uses the one before it
+to get to its proxy, so that any proxies make a chain, and whatever can be spoken can be spoken at its end.
+
+A tunnel through an HTTP proxy is a request's answer (RFC 9110, 9.3.6): CONNECT is sent on a connection to the
+proxy, by a dispatcher like the one that sends the pool's own requests. Over HTTP/1.1 every tunnel takes a
+connection of its own, over HTTP/2 they share. These connections don't count among the pool's: each of the
+pool's needs no more than one of them, and if they waited for one another they might wait for ever.
+
+A request to an `http` origin needs no tunnel where the last proxy speaks HTTP: it is *forwarded*, sent to the
+proxy itself, with its target in absolute form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import trio
+
+from ._connectors import Attempt, Way, establish_once
+from ._dispatcher import Dispatcher, Turn
+from ._exceptions import ExchangeError, ProxyError, ReadError, RemoteProtocolError, mark_alike
+from ._exchange import HTTPConnection
+from ._models import Headers, Prepared, Proxy, Request, Response, authority_of, bracketed
+from ._routes import Endpoint, Route, route_to
+from ._streams import Transport
+from ._timeouts import Timeouts
+from ._trace import Tracer, log_enabled
+
+#: Makes a dispatcher for routes that lead to certain endpoints.
+NewDispatcher: TypeAlias = Callable[[Callable[[Route], Endpoint]], Dispatcher]
+
+# How much of a refusal's body is kept, and how many seconds it may take to come.
+_MOST_OF_BODY = 64 * 1024
+_BODY_GRACE = 2.0
+
+
+class Forwarding:
+    """How requests are sent to a proxy that forwards them.
+
+    Args:
+        proxy: The proxy.
+        endpoint: How to get there.
+
+    Attributes:
+        endpoint: As given.
+        route: Under which the connections are shared, whatever the requests' origins.
+    """
+
+    def __init__(self, proxy: Proxy, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.route = route_to(proxy)
+        self._headers = proxy.headers
+
+    def rewrite(self, prepared: Prepared) -> None:
+        """Give a request the form in which a proxy takes it (RFC 9112, 3.2.2), and the proxy's headers."""
+        target = prepared.target
+        if target.startswith(b"/"):
+            prepared.target = self._origin_of(prepared) + target
+        elif target == b"*":
+            # RFC 9112, 3.2.4.
+            prepared.target = self._origin_of(prepared)
+        if self._headers:
+            prepared.headers = merged(prepared.headers, self._headers)
+
+    def _origin_of(self, prepared: Prepared) -> bytes:
+        url = prepared.request.url
+        return b"%b://%b" % (url.scheme, authority_of(url))
+
+
+def merged(headers: Headers, more: Headers) -> Headers:
+    """Headers, with those of `more` whose names they don't have."""
+    names = {name.lower() for name, _ in headers}
+    return [*headers, *(pair for pair in more if pair[0].lower() not in names)]
+
+
+class Tunnels(Way):
+    """The way through an HTTP proxy, by CONNECT.
+
+    Args:
+        proxy: The proxy.
+        endpoint: How to get there.
+        new_dispatcher: Makes the dispatcher of the connections to it.
+
+    Attributes:
+        dispatcher: Of the connections to the proxy.
+    """
+
+    def __init__(self, proxy: Proxy, endpoint: Endpoint, new_dispatcher: NewDispatcher) -> None:
+        self._proxy = proxy
+        self._route = route_to(proxy)
+        self.dispatcher: Dispatcher = new_dispatcher(lambda _: endpoint)
+
+    async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+        """Ask the proxy for a tunnel.
+
+        Raises:
+            ProxyError: The proxy refused, or broke HTTP.
+        """
+        tunnel = _Tunnel(self._proxy, b"%b:%d" % (bracketed(host.encode("ascii")), port), attempt)
+        establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
+        turn = Turn(self._route, attempt.budget, establish, attempt.tracer)
+        await self.dispatcher.exchange(tunnel.prepared, turn, tunnel.open)
+        return tunnel.transport
+
+
+class _Tunnel:
+    """A tunnel that is asked for, and its stream once it is there."""
+
+    transport: Transport
+
+    def __init__(self, proxy: Proxy, target: bytes, attempt: Attempt) -> None:
+        self.prepared = Prepared(
+            Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
+        )
+        self._proxy = proxy
+        self._attempt = attempt
+        self._what = f"{target.decode('ascii')} through the proxy {proxy.url.origin}"
+
+    async def open(self, connection: HTTPConnection) -> Response:
+        """Make the exchange."""
+        responses: list[Response] = []
+        asked = False
+
+        async def ask() -> Any:
+            nonlocal asked
+            asked = True
+            responses.append(await self._ask(connection))
+            return _head(responses[0])
+
+        info = {"proxy": self._proxy, "target": self.prepared.target}
+        try:
+            await self._attempt.step("proxy.connect", info, ask)
+        except BaseException:
+            if not asked:
+                connection.decline()
+            raise
+        return responses[0]
+
+    async def _ask(self, connection: HTTPConnection) -> Response:
+        # The whole is one step for the handler, which must not be awaited while the time runs.
+        tracer = Tracer(None, log=True) if log_enabled() else None
+        try:
+            response = await connection.exchange(self.prepared, Timeouts(), tracer)
+        except ExchangeError as exc:
+            error = ProxyError(f"no tunnel to {self._what}: {exc}")
+            mark_alike(error, exc)
+            if exc is self.prepared.failure:
+                self.prepared.failure = error
+            raise error from exc
+        if not 200 <= response.status < 300:
+            raise await self._refusal(response)
+        self.transport = self._attempt.own(response.extensions["network_stream"])
+        return response
+
+    async def _refusal(self, response: Response) -> ProxyError:
+        try:
+            body = await _beginning_of_body(response)
+        finally:
+            await response.aclose()
+        extensions: dict[str, Any] = {
+            name: response.extensions[name]
+            for name in ("http_version", "reason_phrase", "stream_id")
+            if name in response.extensions
+        }
+        kept = Response(response.status, headers=response.headers, content=body, extensions=extensions)
+        await kept.aread()
+        reason = extensions.get("reason_phrase", b"").decode("latin-1")
+        return ProxyError(f"no tunnel to {self._what}: {response.status} {reason}".rstrip(), response=kept)
+
+
+async def _beginning_of_body(response: Response) -> bytes:
+    """What a proxy has to say, as far as it does so before long."""
+    body = b""
+    with trio.move_on_after(_BODY_GRACE), contextlib.suppress(ReadError, RemoteProtocolError):
+        async for chunk in response.aiter_stream():
+            body += chunk
+            if len(body) >= _MOST_OF_BODY:
+                break
+    return body[:_MOST_OF_BODY]
+
+
+def _head(response: Response) -> Any:
+    """What a trace point tells of an answer."""
+    extensions = response.extensions
+    return (
+        extensions["http_version"],
+        response.status,
+        extensions.get("reason_phrase", b""),
+        response.headers,
+    )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pool's proxies.
+
+    Attributes:
+        way: Through all of them.
+        forwarding: To the last, if it forwards requests.
+        dispatchers: Of the connections to proxies, the last proxy's first.
+    """
+
+    way: Way
+    forwarding: Forwarding | None
+    dispatchers: list[Dispatcher]
+
+
+def chain(proxies: Sequence[Proxy], direct: Way, new_dispatcher: NewDispatcher) -> Chain:
+    """Build the way through proxies, first hop first.
+
+    Raises:
+        ImportError: A proxy needs socksio, which is not installed.
+    """
+    result = Chain(direct, None, [])
+    for proxy in proxies:
+        result = _with_hop(result, proxy, new_dispatcher)
+    return result
+
+
+def _with_hop(before: Chain, proxy: Proxy, new_dispatcher: NewDispatcher) -> Chain:
+    if proxy.url.scheme.startswith(b"socks"):
+        return Chain(_socks(before.way, proxy), None, before.dispatchers)
+    endpoint = Endpoint(before.way, proxy.ssl_context, http2=proxy.http2, tls_trace_point="proxy.start_tls")
+    tunnels = Tunnels(proxy, endpoint, new_dispatcher)
+    return Chain(tunnels, Forwarding(proxy, endpoint), [tunnels.dispatcher, *before.dispatchers])
+
+
+def _socks(way: Way, proxy: Proxy) -> Way:
+    try:
+        from ._socks import SOCKS
+    except ImportError as exc:
+        raise ImportError(
+            "a SOCKS proxy needs the socksio package: pip install 'trio-exchange[socks]'", name=exc.name
+        ) from exc
+    return SOCKS(way, proxy)

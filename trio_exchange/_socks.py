@@ -1,0 +1,243 @@
+"""The way through a SOCKS proxy (RFC 1928 and 1929; SOCKS4 and 4A have no RFC).
+
+Theory of operation. socksio makes the messages and takes the replies apart, but a reply has to be given to
+it whole. So exactly as many bytes are received as a reply still lacks: however it is split, it is whole in
+the end, and no byte is taken of what follows it. Of a refusal only the code counts; what follows it some
+proxies send short.
+
+A `socks4` or `socks5` proxy is given an address. Where a name has several, they are tried one after the
+other, each on a connection of its own, since a SOCKS proxy ends a connection that it has refused to use.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any, NoReturn
+
+import socksio
+import trio
+from socksio import socks4, socks5
+
+from ._connectors import Attempt, Way, reason_of
+from ._exceptions import ConnectError, ProxyError
+from ._models import Proxy
+from ._streams import NOT_RAW, NetworkStream, Transport, explain
+
+_SOCKS4_MEANINGS = {
+    0x5B: "request rejected or failed",
+    0x5C: "the client's identd cannot be reached",
+    0x5D: "the client's identd reports another user",
+}
+# RFC 1928, 6.
+_SOCKS5_MEANINGS = {
+    1: "general SOCKS server failure",
+    2: "connection not allowed by ruleset",
+    3: "network unreachable",
+    4: "host unreachable",
+    5: "connection refused",
+    6: "TTL expired",
+    7: "command not supported",
+    8: "address type not supported",
+}
+_ADDRESS_LENGTHS = {1: 4, 4: 16}
+_NAME = 3
+
+
+class SOCKS(Way):
+    """The way through a SOCKS proxy.
+
+    Args:
+        way: To the proxy.
+        proxy: The proxy.
+    """
+
+    def __init__(self, way: Way, proxy: Proxy) -> None:
+        self._way = way
+        self._proxy = proxy
+        origin = proxy.url.origin
+        self._where = str(origin)
+        self._host = origin.host.decode("ascii")
+        self._port = origin.port
+        self._version = 4 if origin.scheme.startswith(b"socks4") else 5
+        self._looks_up = origin.scheme in (b"socks4", b"socks5")
+
+    async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+        """Connect to the proxy, and let it connect to the host.
+
+        Raises:
+            ProxyError: The proxy refused, or did not speak SOCKS.
+        """
+        # A zone means something on this machine only.
+        *addresses, last = await self._addresses(host.partition("%")[0], port, attempt)
+        for address in addresses:
+            try:
+                return await self._connect(address, port, attempt)
+            except ProxyError as exc:
+                if exc.reply_code is None:
+                    raise
+        return await self._connect(last, port, attempt)
+
+    async def _addresses(self, host: str, port: int, attempt: Attempt) -> list[str]:
+        """What may be asked for."""
+        if _is_address(host):
+            return [self._check_address(host)]
+        if not self._looks_up:
+            if len(host) > 255:
+                raise ConnectError(f"a name for SOCKS can't be longer than 255 bytes: {host[:50]!r}...")
+            return [host]
+        addresses: list[str] = []
+
+        async def look_up() -> list[str]:
+            addresses.extend(await self._look_up(host, port))
+            return addresses
+
+        await attempt.step("socks.getaddrinfo", {"host": host, "port": port}, look_up)
+        return addresses
+
+    def _check_address(self, address: str) -> str:
+        if self._version == 4 and ":" in address:
+            raise ConnectError(f"SOCKS4 knows only IPv4, so that it can't connect to {address}")
+        return address
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        family = socket.AF_INET if self._version == 4 else socket.AF_UNSPEC
+        try:
+            found = await trio.socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            raise ConnectError(f"could not look up {host}: {reason_of(exc)}") from exc
+        # The same address may be there several times, and an IPv6 address has its zone beside it.
+        return list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))
+
+    async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+        transport = await self._way.connect(self._host, self._port, attempt)
+
+        async def ask() -> NetworkStream:
+            conversation = _Conversation(transport, self._proxy, self._where)
+            if self._version == 4:
+                await conversation.connect_4(host, port)
+            else:
+                await conversation.connect_5(host, port)
+            return NetworkStream(transport, refusal=NOT_RAW)
+
+        info = {"proxy": self._proxy, "host": host, "port": port}
+        try:
+            await attempt.step("socks.connect", info, ask)
+        except ProxyError:
+            await trio.aclose_forcefully(transport)
+            raise
+        return transport
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class _Conversation:
+    """What is said to a proxy on one connection, and its replies."""
+
+    def __init__(self, transport: Transport, proxy: Proxy, where: str) -> None:
+        self._transport = transport
+        self._auth = proxy.auth
+        self._where = where
+
+    async def connect_4(self, host: str, port: int) -> None:
+        user = self._auth[0] if self._auth is not None else b""
+        # 4A is for names only.
+        kind = socks4.SOCKS4Request if _is_address(host) else socks4.SOCKS4ARequest
+        protocol = socks4.SOCKS4Connection(user)
+        protocol.send(kind.from_address(socks4.SOCKS4Command.CONNECT, (host, port), user))
+        await self._send(protocol)
+        reply = await self._receive(8)
+        # The version of the reply's format.
+        if reply[0] != 0:
+            self._not_socks(reply)
+        if reply[1] != 0x5A:
+            self._refused(f"connect to {host}:{port}", reply[1], _SOCKS4_MEANINGS)
+        self._take(protocol, reply)
+
+    async def connect_5(self, host: str, port: int) -> None:
+        protocol = socks5.SOCKS5Connection()
+        await self._authenticate(protocol)
+        address: Any = (host, port)
+        protocol.send(socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, address))
+        await self._send(protocol)
+        reply = await self._receive(2)
+        if reply[0] != 5:
+            self._not_socks(reply)
+        if reply[1] != 0:
+            self._refused(f"connect to {host}:{port}", reply[1], _SOCKS5_MEANINGS)
+        reply += await self._receive(2)
+        if reply[3] == _NAME:
+            reply += await self._receive(1)
+            length = reply[4]
+        else:
+            length = _ADDRESS_LENGTHS.get(reply[3], 0)
+        if not length:
+            self._not_socks(reply)
+        reply += await self._receive(length + 2)
+        if reply[3] != _NAME:
+            self._take(protocol, reply)
+
+    async def _authenticate(self, protocol: socks5.SOCKS5Connection) -> None:
+        methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]
+        if self._auth is not None:
+            methods.append(socks5.SOCKS5AuthMethod.USERNAME_PASSWORD)
+        protocol.send(socks5.SOCKS5AuthMethodsRequest(methods))
+        await self._send(protocol)
+        reply = await self._receive(2)
+        if reply[0] != 5:
+            self._not_socks(reply)
+        method = self._take(protocol, reply).method
+        if method not in methods:
+            wanted = "a user name and a password" if self._auth is None else "another authentication"
+            raise ProxyError(
+                f"the proxy {self._where} wants {wanted}",
+                reply_code=reply[1],
+                meaning="no acceptable methods",
+            )
+        if method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD and self._auth is not None:
+            protocol.send(socks5.SOCKS5UsernamePasswordRequest(*self._auth))
+            await self._send(protocol)
+            reply = await self._receive(2)
+            if not self._take(protocol, reply).success:
+                self._refused("authenticate", reply[1], {reply[1]: "wrong user name or password"})
+
+    async def _send(self, protocol: Any) -> None:
+        try:
+            await self._transport.send_all(protocol.data_to_send())
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ProxyError(f"the proxy {self._where} failed: {explain(exc)}") from exc
+
+    async def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                received = await self._transport.receive_some(size - len(data))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                raise ProxyError(f"the proxy {self._where} failed: {explain(exc)}") from exc
+            if not received:
+                raise ProxyError(f"the proxy {self._where} closed the connection without a whole reply")
+            data += received
+        return data
+
+    def _take(self, protocol: Any, reply: bytes) -> Any:
+        try:
+            return protocol.receive_data(reply)
+        except socksio.ProtocolError:
+            self._not_socks(reply)
+
+    def _not_socks(self, reply: bytes) -> NoReturn:
+        raise ProxyError(f"the proxy {self._where} does not speak this version of SOCKS: it sent {reply!r}")
+
+    def _refused(self, what: str, code: int, meanings: dict[int, str]) -> NoReturn:
+        meaning = meanings.get(code, "unassigned")
+        raise ProxyError(
+            f"the proxy {self._where} refused to {what}: {meaning} ({code})",
+            reply_code=code,
+            meaning=meaning,
+        )
