@@ -17,7 +17,6 @@ from ._exceptions import LocalProtocolError
 from ._models import URL, Proxy
 
 _VARIABLES = {b"http": "http_proxy", b"ws": "http_proxy", b"https": "https_proxy", b"wss": "https_proxy"}
-_PROXY_SCHEMES = frozenset((b"http", b"https", b"socks4", b"socks4a", b"socks5", b"socks5h"))
 
 # An IPv6 address has a port only after brackets, and is otherwise left whole.
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})")
@@ -82,18 +81,14 @@ def _to_proxy(name: str, value: str) -> Proxy:
     proxy: Proxy | None = None
     with contextlib.suppress(TypeError, ValueError, LocalProtocolError):
         proxy = Proxy(value if "://" in value else f"http://{value}")
-    if proxy is None or not _is_usable(proxy.url):
+    # A path comes of a slash in a password that should be percent-encoded, or of one missing after "http:".
+    if proxy is None or proxy.url.target != b"/":
         # Neither the value nor an error about it is shown, as credentials may be anywhere in it.
         raise ValueError(
             f"the environment variable {name} must be a proxy's URL, [SCHEME://][USER:PASSWORD@]HOST[:PORT], "
             "with the scheme http, https, socks4, socks4a, socks5 or socks5h, and credentials that fit it"
         )
     return proxy
-
-
-def _is_usable(url: URL) -> bool:
-    # A path comes of a slash in a password that should be percent-encoded, or of one missing after "http:".
-    return url.scheme in _PROXY_SCHEMES and url.host != b"" and url.target == b"/"
 
 
 def _is_exempt(url: URL) -> bool:
