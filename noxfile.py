@@ -1,7 +1,7 @@
 """The project's jobs: `nox -l` lists them, `nox -s NAME` runs one.
 
-A session needs nothing but pip and a package index; only `bench` needs nginx as well, and `interop` nginx,
-nghttpd and nghttpx.
+A session needs nothing but pip and a package index; only `bench` needs nginx and tinyproxy as well, and `interop`
+the programs in `SERVERS`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,18 @@ nox.options.sessions = ["lint", "types", "tests", "coverage"]
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 PROJECT = nox.project.load_toml("pyproject.toml")
+# The real servers and proxies of the interop tests, and the Debian packages that have them.
+SERVERS = {
+    "nginx": "nginx-light",
+    "nghttpd": "nghttp2-server",
+    "nghttpx": "nghttp2-proxy",
+    "squid": "squid-openssl",
+    "tinyproxy": "tinyproxy",
+    "haproxy": "haproxy",
+    "danted": "dante-server",
+    "microsocks": "microsocks",
+    "v2ray": "v2ray",
+}
 WITHOUT_SERVERS = ("-m", "not interop")
 SIDE_BY_SIDE = ("-n", "auto")
 
@@ -175,10 +187,9 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[OLDEST])
 def interop(session: nox.Session) -> None:
-    """Run the tests against real servers. It needs nginx, nghttpd and nghttpx, and fails without them."""
-    packages = {"nginx": "nginx-light", "nghttpd": "nghttp2-server", "nghttpx": "nghttp2-proxy"}
+    """Run the tests against real servers. It needs the programs in `SERVERS`, and fails without them."""
     path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
-    for program, package in packages.items():
+    for program, package in SERVERS.items():
         if not shutil.which(program, path=path):
             session.error(f"{program} is not installed: on Debian, apt-get install {package}.")
     session.install("-e.", *group("test"), *group("servers"))

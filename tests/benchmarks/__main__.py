@@ -5,9 +5,12 @@ import json
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..interop.nginx import running_nginx
+from ..interop.process import Process
+from ..interop.proxies import running_tinyproxy
 from .cases import CASES, CLIENTS, Case
 from .report import Report
 from .runner import FULL, QUICK, Result, run
@@ -52,8 +55,8 @@ def choose_cases(only: list[str] | None) -> list[Case]:
 def measure_all(cases: list[Case], options: argparse.Namespace) -> list[Result]:
     effort = QUICK if options.quick else FULL
     results = []
-    with running_nginx() as server:
-        for group in run(server, cases, options.clients, effort):
+    with running_nginx() as server, proxy_for(cases) as proxy:
+        for group in run(server, proxy, cases, options.clients, effort):
             results += group
             print(
                 f"measured {', '.join(dict.fromkeys(result.case for result in group))}",
@@ -61,6 +64,10 @@ def measure_all(cases: list[Case], options: argparse.Namespace) -> list[Result]:
                 flush=True,
             )
     return results
+
+
+def proxy_for(cases: list[Case]) -> AbstractContextManager[Process | None]:
+    return running_tinyproxy() if any(case.proxy for case in cases) else nullcontext()
 
 
 def raise_file_limit(cases: list[Case]) -> None:

@@ -38,6 +38,7 @@ class Case:
     tls: bool = False
     timeouts: bool = False
     http2: bool = False
+    proxy: bool = False
     clients: tuple[str, ...] = CLIENTS
 
     @property
@@ -54,6 +55,7 @@ class Work:
     case: Case
     url: str
     ca_file: str
+    proxy_url: str | None = None
 
     @property
     def module(self) -> str:
@@ -77,6 +79,7 @@ class Work:
 
 
 HTTP2_CLIENTS = (OURS, BARE, "httpcore2")
+PROXY_CLIENTS = (OURS, "httpcore2")
 
 CASES = (
     Case("get-1"),
@@ -92,7 +95,10 @@ CASES = (
     Case("get-1000", tasks=1000, connections=1000),
     Case("get-1000-over-50", tasks=1000, connections=50),
     Case("get-20-tls", tasks=20, connections=20, tls=True),
+    Case("tunnel-get-20-tls", tasks=20, connections=20, tls=True, proxy=True, clients=PROXY_CLIENTS),
     Case("download-100MiB", "download"),
+    Case("download-100MiB-tls", "download", tls=True),
+    Case("tunnel-download-100MiB-tls", "download", tls=True, proxy=True, clients=PROXY_CLIENTS),
     Case("upload-10MiB", "upload"),
     Case("h2-get-1", http2=True, clients=HTTP2_CLIENTS),
     Case("h2-get-20", tasks=20, http2=True, clients=HTTP2_CLIENTS),
@@ -141,6 +147,12 @@ TARGETS = (
     _against_httpcore2("get-1000", 15),
     Ratio("with / without timeouts", (OURS, "get-20-timeouts"), (OURS, "get-20"), at_most=1.15),
     Ratio("ours / aiohttp", (OURS, "download-100MiB"), ("aiohttp", "download-100MiB"), at_most=2),
+    Ratio("tunnel / without", (OURS, "tunnel-get-20-tls"), (OURS, "get-20-tls"), at_most=1.1),
+    Ratio(
+        "tunnel / without", (OURS, "tunnel-download-100MiB-tls"), (OURS, "download-100MiB-tls"), at_most=1.1
+    ),
+    _against_httpcore2("tunnel-get-20-tls", 2.5),
+    _against_httpcore2("tunnel-download-100MiB-tls", 1),
     _against_bare("h2-get-1", 1.4),
     _against_bare("h2-get-20", 1.4),
     _against_bare("h2-get-100", 1.4),

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from ..interop.nginx import Nginx
+from ..interop.process import Process
 from .cases import Case, Operation, Work
 from .loops import Sample
 
@@ -98,19 +99,20 @@ class Contestant:
 
 
 def run(
-    server: Nginx, cases: Sequence[Case], clients: Sequence[str], effort: Effort
+    server: Nginx, proxy: Process | None, cases: Sequence[Case], clients: Sequence[str], effort: Effort
 ) -> Iterator[list[Result]]:
     """The results group by group, as soon as each is there."""
     for _, group in groupby(cases, key=lambda case: case.group):
-        yield _run_group([work for case in group for work in _works(server, case, clients)], effort)
+        yield _run_group([work for case in group for work in _works(server, proxy, case, clients)], effort)
 
 
-def _works(server: Nginx, case: Case, clients: Sequence[str]) -> Iterator[Work]:
+def _works(server: Nginx, proxy: Process | None, case: Case, clients: Sequence[str]) -> Iterator[Work]:
     base = server.https_url if case.tls else server.http2_url if case.http2 else server.http_url
     url = base + PATHS[case.operation]
+    proxy_url = proxy.url if proxy is not None and case.proxy else None
     for client in clients:
         if client in case.clients:
-            yield Work(client, case, url, server.ca_file)
+            yield Work(client, case, url, server.ca_file, proxy_url)
 
 
 def _run_group(works: list[Work], effort: Effort) -> list[Result]:

@@ -17,8 +17,10 @@ LOOP = "trio"
 @asynccontextmanager
 async def open_client(work: Work) -> AsyncIterator[PooledClient]:
     context = ssl.create_default_context(cafile=work.ca_file)
+    proxy = None if work.proxy_url is None else trio_exchange.Proxy(work.proxy_url)
     async with trio_exchange.ConnectionPool(
         ssl_context=context,
+        proxy=proxy,
         max_connections=work.case.connections,
         http1=not work.case.http2,
         http2=work.case.http2,
