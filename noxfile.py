@@ -1,7 +1,7 @@
 """The project's jobs: `nox -l` lists them, `nox -s NAME` runs one.
 
-A session needs nothing but pip and a package index; only `bench` needs nginx and tinyproxy as well, and `interop`
-the programs in `SERVERS`.
+A session needs nothing but pip and a package index; only `bench` needs nginx and tinyproxy as well, and
+`interop` the programs in `SERVERS`.
 """
 
 from __future__ import annotations

@@ -257,13 +257,13 @@ class Direct(Way):
             transports.append(attempt.own(await self._dial(host, port)))
             return NetworkStream(transports[0], refusal=NOT_RAW)
 
+        info: dict[str, Any] = {"socket_options": self._socket_options}
         if self._uds is None:
             name = "connection.connect_tcp"
-            info = {"host": host, "port": port, "local_address": self._local_address}
+            info = {"host": host, "port": port, "local_address": self._local_address, **info}
         else:
             name = "connection.connect_unix_socket"
-            info = {"path": self._uds}
-        info["socket_options"] = self._socket_options
+            info = {"path": self._uds, **info}
         await attempt.step(name, info, connect)
         return transports[0]
 

@@ -161,7 +161,7 @@ class _Conversation:
         self._take(protocol, reply)
 
     async def connect_5(self, host: str, port: int) -> None:
-        protocol = socks5.SOCKS5Connection()
+        protocol: Any = socks5.SOCKS5Connection()
         await self._authenticate(protocol)
         address: Any = (host, port)
         protocol.send(socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, address))
@@ -183,7 +183,7 @@ class _Conversation:
         if reply[3] != _NAME:
             self._take(protocol, reply)
 
-    async def _authenticate(self, protocol: socks5.SOCKS5Connection) -> None:
+    async def _authenticate(self, protocol: Any) -> None:
         methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]
         if self._auth is not None:
             methods.append(socks5.SOCKS5AuthMethod.USERNAME_PASSWORD)
