@@ -118,7 +118,12 @@ def _to_pair(message: str, pair: Any) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def _to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
+def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy extensions; none are an empty dict.
+
+    Raises:
+        TypeError: They are not a mapping.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -461,7 +466,7 @@ class Request:
         self.url: URL = url if isinstance(url, URL) else _to_url(url)
         self.headers: Headers = _to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
-        self.extensions: dict[str, Any] = _to_extensions(extensions)
+        self.extensions: dict[str, Any] = to_extensions(extensions)
         target = self.extensions.get("target")
         if target is not None:
             self.url = URL(scheme=self.url.scheme, host=self.url.host, port=self.url.port)
@@ -524,7 +529,7 @@ class Response:
         self.status: int = status
         self.headers: Headers = _to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
-        self.extensions: dict[str, Any] = _to_extensions(extensions)
+        self.extensions: dict[str, Any] = to_extensions(extensions)
         self._content: bytes | None = None
         self._stream_taken = False
 

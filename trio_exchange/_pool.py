@@ -20,7 +20,7 @@ from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
 from ._exceptions import PoolTimeout
 from ._exchange import HTTPConnection, OwnedConnection, Settings
-from ._models import URL, ContentTypes, HeaderTypes, Prepared, Proxy, Request, Response
+from ._models import URL, ContentTypes, HeaderTypes, Prepared, Proxy, Request, Response, to_extensions
 from ._proxies import chain
 from ._routes import TCP, Endpoint, Route, route_for
 from ._scheduler import Limits
@@ -331,7 +331,7 @@ class ConnectionPool:
         origin = URL(scheme=TCP, host=host, port=port).origin
         if not (origin.host and origin.port):
             raise ValueError(f"a stream needs a host and a port, not {host!r} and {port!r}")
-        given = dict(extensions or {})
+        given = to_extensions(extensions)
         route = Route(origin.scheme, origin.host, origin.port, None)
         turn = self._turn(route, parse_timeouts(given), tracer_for(given))
         connection = await self._dispatcher.obtain(turn)
