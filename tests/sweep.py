@@ -192,14 +192,24 @@ def sweep(
     *,
     extensions: dict[str, Any] | None = None,
     sockets: bool = False,
+    moments: tuple[bool, ...] = (False, True),
 ) -> int:
     """Run a scenario once for each step, interrupted there, and check what it leaves behind.
+
+    Args:
+        scenario: What is interrupted.
+        script: The peers'.
+        client_context: For the pool.
+        interruption: What happens.
+        extensions: For the requests.
+        sockets: Whether connections are no streams in memory.
+        moments: Whether to interrupt after the step (False), before it (True), or both.
 
     Returns:
         The number of steps.
     """
     steps = 0
-    for before in (False, True):
+    for before in moments:
         for step in itertools.count(1):
             assert step < _MOST_STEPS
             run = Run(scenario, script, client_context, extensions or {}, sockets=sockets)
@@ -276,8 +286,7 @@ class Run:
                             self.scenario.origin,
                         )
                         await self._play(world, trigger, interruption)
-                    assert pool.connections == []
-                    assert network.open == 0
+                    assert_nothing_left(world)
                 # Also when all requests have ended, those that the pool did not wait for.
                 assert network.open == 0
                 assert_nothing_under_way(pool)
@@ -307,8 +316,7 @@ class Run:
                 world.network.closed = trigger.pulled
             if interruption is Interruption.CLOSE:
                 await pool.aclose()
-                assert pool.connections == []
-                assert world.network.open == 0
+                assert_nothing_left(world)
             if interruption is not Interruption.LEAVE:
                 await ended.wait()
         world.network.failures = []
@@ -330,13 +338,34 @@ async def assert_works(world: World) -> None:
     # Nothing is held of what the connections can carry.
     assert {held.used for held in world.pool._dispatcher.scheduler._held.values()} == {0}
     assert_nothing_under_way(world.pool)
-    if world.network.listeners is None:
+    if len(world.pool._dispatchers) > 1:
+        await assert_carriers_free(world)
+    elif world.network.listeners is None:
         assert world.network.open == numbers.open
+
+
+async def assert_carriers_free(world: World) -> None:
+    """When what ran through tunnels has been closed, nothing holds the connections that carried them."""
+    for dispatcher in world.pool._dispatchers:
+        assert {held.used for held in dispatcher.scheduler._held.values()} <= {0}
+        for connection in dispatcher.scheduler.idle:
+            dispatcher.scheduler.close(connection)
+        await dispatcher.stopped()
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+    assert_nothing_left(world)
+
+
+def assert_nothing_left(world: World) -> None:
+    assert [len(dispatcher.scheduler) for dispatcher in world.pool._dispatchers if dispatcher.scheduler] == []
+    assert world.network.open == 0
 
 
 def assert_nothing_under_way(pool: ConnectionPool) -> None:
     numbers = pool.statistics()
     assert (numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0)
+    schedulers = [dispatcher.scheduler for dispatcher in pool._dispatchers]
+    assert {(scheduler.connecting, scheduler.waiting) for scheduler in schedulers} == {(0, 0)}
 
 
 def forgiving(
