@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from trio_exchange import (
     ConnectError,
+    ConnectionNotAvailable,
     ConnectionPool,
     ConnectTimeout,
     LocalProtocolError,
@@ -25,6 +26,7 @@ from trio_exchange import (
     PoolTimeout,
     Proxy,
     ProxyError,
+    ReadError,
     RemoteProtocolError,
     Response,
 )
@@ -922,6 +924,72 @@ async def test_an_idle_tunnel_on_a_socket_is_used_again(nursery: trio.Nursery, l
         assert pool.statistics().connections_opened == 1
 
 
+@pytest.mark.parametrize("layers", LAYERS)
+async def test_an_answer_that_comes_before_the_request_was_sent_whole(
+    nursery: trio.Nursery, layers: str
+) -> None:
+    """The origin closes without having read it, so that sending fails below all layers."""
+    proxy_secure, origin_secure = LAYERS[layers]
+
+    async def refuse(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send_response(413, [(b"Connection", b"close")], b"too much")
+
+    script = proxied(secured(refuse) if origin_secure else refuse)
+    server = await serve_tcp(nursery, script, tls=proxy_tls().server if proxy_secure else None)
+    url = "https://example.com/" if origin_secure else "ws://example.com/"
+    proxy = Proxy(server.url, ssl_context=proxy_tls().client)
+    async with ConnectionPool(make_tls().client, proxy=proxy) as pool:
+        response = await pool.request("POST", url, content=LARGE * 20)
+        assert (response.status, response.content) == (413, b"too much")
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+
+
+async def test_information_about_a_connection_in_a_tunnel(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, proxied(secured(respond)), tls=proxy_tls().server)
+    proxy = Proxy(server.url, ssl_context=proxy_tls().client)
+    async with ConnectionPool(make_tls().client, proxy=proxy) as pool:
+        stream = (await pool.request("GET", ORIGIN)).extensions["network_stream"]
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", server.port)
+        assert stream.get_extra_info("ssl_object").server_hostname == "example.com"
+        assert stream.get_extra_info("is_readable") is False
+
+
+async def test_connect_through_tls_in_a_tunnel(nursery: trio.Nursery) -> None:
+    async def echo(peer: ScriptedPeer) -> None:
+        await peer.send(b"echo " + await peer.receive_some())
+
+    net = Net(nursery, proxied(secured(proxied(echo)), tls=True))
+    async with net.pool(secure_proxy()) as pool:
+        async with pool.stream("CONNECT", ORIGIN, extensions={"target": "far.example:1"}) as response:
+            stream = response.extensions["network_stream"]
+            await stream.write(b"x")
+            assert await read_exactly(stream, 6) == b"echo x"
+        await settled(net, pool)
+
+
+async def test_a_user_starts_tls_on_a_stream(nursery: trio.Nursery) -> None:
+    net = Net(nursery, proxied(secured(respond), tls=True))
+    async with net.pool(secure_proxy()) as pool:
+        stream = await pool.open_tcp_stream("example.com", 443)
+        encrypted = await stream.start_tls(make_tls().client, "example.com")
+        await encrypted.write(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        assert await read_exactly(encrypted, 15) == b"HTTP/1.1 200 OK"
+        await encrypted.aclose()
+        await settled(net, pool)
+
+
+async def test_a_pool_that_closes_closes_its_streams(nursery: trio.Nursery) -> None:
+    net = Net(nursery, proxied(mute, tls=True))
+    async with net.pool(secure_proxy()) as pool:
+        stream = await pool.open_tcp_stream("example.com", 443)
+        await pool.aclose()
+        assert net.open == 0
+        with pytest.raises(ReadError, match="the connection was closed"):
+            await stream.read()
+
+
 # -- Chains.
 
 
@@ -986,7 +1054,7 @@ async def test_a_chain_of_three(nursery: trio.Nursery) -> None:
     async with net.pool(*proxies) as pool:
         assert (await pool.request("GET", ORIGIN)).status == 200
         assert [len(list(dispatcher)) for dispatcher in pool._dispatchers] == [1, 1, 1, 1]
-        assert [str(list(dispatcher)[0].origin) for dispatcher in pool._dispatchers] == [
+        assert [str(next(iter(dispatcher)).origin) for dispatcher in pool._dispatchers] == [
             "https://example.com:443",
             "https://second.example:443",
             "http://[::1]:8080",
@@ -1065,6 +1133,7 @@ async def test_dialling_is_about_the_first_hop_alone(
 # -- Answers to CONNECT that grant the tunnel.
 
 
+# RFC 9110, 9.3.6: a 2xx has no content, whatever its head says of one.
 GRANTS = {
     "200": ESTABLISHED,
     "200 with a length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
@@ -1080,8 +1149,6 @@ GRANTS = {
     "1xx before": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     + ESTABLISHED,
 }
-
-# RFC 9110, 9.3.6: a 2xx has no content, whatever its head says of one.
 
 
 @pytest.mark.parametrize("name", GRANTS)
@@ -1124,6 +1191,28 @@ async def test_a_grant_and_tls_in_the_tunnel(
         for body in (b"a", b"b"):
             assert (await pool.request("POST", ORIGIN, content=body)).content == body
         await settled(net, pool, tunnels=1)
+
+
+@pytest.mark.parametrize("way", ["https", "chain"])
+async def test_what_follows_a_grant_at_once_below_other_layers(nursery: trio.Nursery, way: str) -> None:
+    async def grant(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(ESTABLISHED + b"220 ready\r\n")
+        assert await peer.receive_some() == b"QUIT"
+        await peer.send(b"221")
+
+    async def over_tls(peer: ScriptedPeer) -> None:
+        await peer.start_tls(proxy_tls().server)
+        await grant(peer)
+
+    net = Net(nursery, over_tls if way == "https" else proxied(over_tls))
+    async with net.pool(*([] if way == "https" else [FIRST]), secure_proxy()) as pool:
+        stream = await pool.open_tcp_stream("mail.example", 25)
+        assert await read_exactly(stream, 11) == b"220 ready\r\n"
+        await stream.write(b"QUIT")
+        assert await read_exactly(stream, 3) == b"221"
+        await stream.aclose()
+        await settled(net, pool)
 
 
 async def test_an_http_origin_that_speaks_before_it_is_asked(nursery: trio.Nursery) -> None:
@@ -1302,9 +1391,9 @@ async def test_a_refusal_whose_body_does_not_come(nursery: trio.Nursery, autojum
         await check_unharmed(net, pool)
 
 
-@pytest.mark.parametrize(("pause", "pieces", "time"), [(0.3, 7, 2), (0, 65536, 0)])
+@pytest.mark.parametrize(("pause", "size", "kept", "time"), [(0.3, 1, 7, 2), (0, 1000, 65536, 0)])
 async def test_a_refusal_whose_body_never_ends(
-    nursery: trio.Nursery, autojump_clock: MockClock, pause: float, pieces: int, time: float
+    nursery: trio.Nursery, autojump_clock: MockClock, pause: float, size: int, kept: int, time: float
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_request()
@@ -1314,7 +1403,7 @@ async def test_a_refusal_whose_body_never_ends(
             return
         await peer.send(b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
-            await peer.send(b"1\r\nx\r\n")
+            await peer.send(b"%x\r\n%b\r\n" % (size, b"x" * size))
             await trio.sleep(pause)
 
     net = Net(nursery, serve)
@@ -1322,7 +1411,7 @@ async def test_a_refusal_whose_body_never_ends(
         error = await refused(pool)
         assert trio.current_time() == time
         assert answer_of(error).status == 403
-        assert answer_of(error).content == b"x" * pieces
+        assert answer_of(error).content == b"x" * kept
         await check_unharmed(net, pool)
 
 
@@ -1446,6 +1535,32 @@ async def test_a_refusals_connection_expires(nursery: trio.Nursery, autojump_clo
         await settled(net, pool)
 
 
+async def test_no_connection_is_kept_after_a_refusal_where_none_is(nursery: trio.Nursery) -> None:
+    net = Net(nursery, first_answer(REFUSALS["407 with a length"].data))
+    async with net.pool(max_keepalive_connections=0) as pool:
+        await refused(pool)
+        await settled(net, pool)
+
+
+async def test_a_refusal_gives_its_slot_to_who_waits(nursery: trio.Nursery) -> None:
+    net = Net(nursery, first_answer(REFUSALS["502"].data))
+    statuses = []
+    async with net.pool(max_connections=1) as pool:
+
+        async def ask() -> None:
+            try:
+                statuses.append((await pool.request("GET", ORIGIN)).status)
+            except ProxyError as exc:
+                statuses.append(answer_of(exc).status)
+
+        async with trio.open_nursery() as requests:
+            for _ in range(3):
+                requests.start_soon(ask)
+        await settled(net, pool, tunnels=1)
+    assert statuses == [502, 200, 200]
+    assert len(net.connector.dialled) == 1
+
+
 async def test_a_closed_connection_to_the_proxy_is_noticed_first(nursery: trio.Nursery) -> None:
     closing = trio.Event()
     asked = 0
@@ -1557,6 +1672,24 @@ async def test_without_a_timeout_a_step_is_waited_for_until_it_is_cancelled(
         delays.clear()
         net.connector.gate.set()
         assert (await pool.request("GET", ORIGIN)).status == 200
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_pool_that_closes_ends_every_step(
+    nursery: trio.Nursery, autojump_clock: MockClock, step: str
+) -> None:
+    net = slow_net(nursery, {step: 10_000})
+    async with net.pool(secure_proxy()) as pool, trio.open_nursery() as requests:
+
+        async def ask() -> None:
+            with pytest.raises(ConnectionNotAvailable):
+                await pool.request("GET", ORIGIN)
+
+        requests.start_soon(ask)
+        await trio.sleep(1)
+        await pool.aclose()
+        assert trio.current_time() == 1
+        assert net.open == 0
 
 
 @pytest.mark.parametrize("hops", [1, 2])
