@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from trio_exchange import Proxy
 
 from .process import Process, find, running
 
@@ -85,7 +88,7 @@ def running_v2ray() -> Running:
 
 
 def running_haproxy(backend: int) -> Running:
-    """TLS before the proxy on a port of loopback; on the second port HTTP/2 too."""
+    """TLS before the proxy on a port of loopback; on the second port HTTP/2 too, with 25 streams at once."""
 
     def command(*_: int) -> list[str]:
         return [find("haproxy") or "haproxy", "-db", "-f", "haproxy.cfg"]
@@ -95,14 +98,15 @@ def running_haproxy(backend: int) -> Running:
 
 
 def running_nghttpx_proxy(backend: int) -> Running:
-    """HTTP/2 and HTTP/1.1 with TLS before the proxy on a port of loopback."""
+    """HTTP/2, with 100 streams at once, and HTTP/1.1 with TLS before the proxy on a port of loopback."""
 
     def command(port: int) -> list[str]:
         program = [find("nghttpx") or "nghttpx", "--conf", "nghttpx.conf", "--http2-proxy"]
         return [*program, "-f", f"127.0.0.1,{port}", "-b", f"127.0.0.1,{backend}", "key.pem", "server.pem"]
 
-    files = {"nghttpx.conf": "workers=1\nno-ocsp=yes\n"}
-    return running(command, files=files, as_nobody=True)
+    # More than 8 tunnels to the same host would otherwise wait for each other.
+    configuration = "workers=1\nno-ocsp=yes\nbackend-connections-per-host=100\n"
+    return running(command, files={"nghttpx.conf": configuration}, as_nobody=True)
 
 
 # -- All of them.
@@ -161,3 +165,43 @@ class Servers:
     def nghttpx(self) -> Process:
         """Before squid's port without a password."""
         return self._start("nghttpx", lambda: running_nghttpx_proxy(self.squid.port))
+
+
+# -- The ways.
+
+
+def proxy_at(server: Process, *, port: int = 1, **options: Any) -> Proxy:
+    """The proxy on one of a server's ports, which are counted from 1."""
+    scheme = options.pop("scheme", server.scheme)
+    userinfo = options.pop("userinfo", None)
+    authority = f"127.0.0.1:{server.ports[port - 1]}"
+    if scheme == "https":
+        options["ssl_context"] = server.client_ssl_context()
+    return Proxy(f"{scheme}://{authority if userinfo is None else f'{userinfo}@{authority}'}", **options)
+
+
+WAYS: dict[str, Callable[[Servers], Proxy]] = {
+    "squid": lambda servers: proxy_at(servers.squid),
+    "squid-password": lambda servers: proxy_at(servers.squid, port=2, userinfo=USERINFO),
+    "squid-tls": lambda servers: proxy_at(servers.squid, port=3, scheme="https"),
+    "tinyproxy": lambda servers: proxy_at(servers.tinyproxy),
+    "tinyproxy-password": lambda servers: proxy_at(servers.tinyproxy_password, userinfo=PLAIN_USERINFO),
+    "haproxy-tls": lambda servers: proxy_at(servers.haproxy, userinfo=USERINFO),
+    "haproxy-http2": lambda servers: proxy_at(servers.haproxy, port=2, userinfo=USERINFO, http2=True),
+    "nghttpx": lambda servers: proxy_at(servers.nghttpx),
+    "nghttpx-http2": lambda servers: proxy_at(servers.nghttpx, http2=True),
+    "danted-socks4": lambda servers: proxy_at(servers.danted, scheme="socks4"),
+    "danted-socks5": lambda servers: proxy_at(servers.danted),
+    "danted-socks5h": lambda servers: proxy_at(servers.danted, scheme="socks5h"),
+    "microsocks": lambda servers: proxy_at(servers.microsocks),
+    "microsocks-password": lambda servers: proxy_at(
+        servers.microsocks_password, scheme="socks5h", userinfo=USERINFO
+    ),
+    "v2ray-socks4a": lambda servers: proxy_at(servers.v2ray),
+    "v2ray-password": lambda servers: proxy_at(servers.v2ray, port=2, scheme="socks5", userinfo=USERINFO),
+}
+
+HTTP_WAYS = [name for name in WAYS if name.startswith(("squid", "tinyproxy", "haproxy", "nghttpx"))]
+#: tinyproxy closes the connection after each response.
+PERSISTENT_WAYS = [name for name in HTTP_WAYS if not name.startswith("tinyproxy")]
+HTTP2_WAYS = [name for name in WAYS if name.endswith("http2")]
