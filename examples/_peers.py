@@ -1,18 +1,19 @@
 """The servers that the examples talk to, so that each of them runs offline.
 
 Nothing here uses trio_exchange: these are small servers on Trio, h11, h2 and wsproto, on loopback. A peer
-is a function for `nursery.start`, which gives its address. All of them speak HTTP/1.1 and HTTP/2.
+is a function for `nursery.start`, which gives its address. All that speak HTTP speak HTTP/1.1 and HTTP/2.
 """
 
 from __future__ import annotations
 
 import functools
+import ipaddress
 import math
 import os
 import ssl
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, TypeAlias, TypeVar
@@ -38,6 +39,9 @@ STORY = [
     b"Then the doors closed, and nothing was left behind.\n",
 ]
 STORY_PAUSE = 0.012
+
+#: The port that the proxies don't connect to: mail is none of their business.
+FORBIDDEN_PORT = 25
 
 
 def run(main: Callable[..., Awaitable[T]], *peers: Callable[..., Awaitable[None]]) -> T:
@@ -70,8 +74,18 @@ async def https_site(name: str = "localhost", *, task_status: trio.TaskStatus[st
 
 
 async def proxy(*, task_status: trio.TaskStatus[str]) -> None:
-    """An http proxy that answers CONNECT."""
+    """An http proxy, which makes tunnels and forwards requests."""
     await _serve_tcp("http://localhost:{}", _proxy, None, task_status)
+
+
+async def https_proxy(name: str = "localhost", *, task_status: trio.TaskStatus[str]) -> None:
+    """The same with TLS, and a certificate for `name`."""
+    await _serve_tcp(f"https://{name}:{{}}", _proxy, _tls(name), task_status)
+
+
+async def socks_proxy(*, task_status: trio.TaskStatus[str]) -> None:
+    """A SOCKS5 proxy, for anybody."""
+    await _listen("socks5h://localhost:{}", _socks, task_status)
 
 
 async def websocket_echo(*, task_status: trio.TaskStatus[str]) -> None:
@@ -87,13 +101,22 @@ async def secure_websocket_echo(name: str = "localhost", *, task_status: trio.Ta
 async def mute(*, task_status: trio.TaskStatus[str]) -> None:
     """A server that accepts connections, but neither reads nor writes."""
 
-    async def hold(stream: trio.abc.Stream) -> None:
-        async with stream:
-            await trio.sleep_forever()
+    async def hold(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
 
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    task_status.started(f"localhost:{listeners[0].socket.getsockname()[1]}")
-    await trio.serve_listeners(hold, listeners)
+    await _listen("localhost:{}", hold, task_status)
+
+
+async def digest(*, task_status: trio.TaskStatus[str]) -> None:
+    """A server without HTTP: it reads to the end of what it is sent, and answers with the SHA-256 of it."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        checksum = sha256()
+        async for data in stream:
+            checksum.update(data)
+        await stream.send_all(checksum.hexdigest().encode())
+
+    await _listen("localhost:{}", answer, task_status)
 
 
 async def unix_site(*, task_status: trio.TaskStatus[str]) -> None:
@@ -103,7 +126,8 @@ async def unix_site(*, task_status: trio.TaskStatus[str]) -> None:
         await sock.bind(path)
         sock.listen()
         task_status.started(path)
-        await trio.serve_listeners(functools.partial(_serve, _site, None), [trio.SocketListener(sock)])
+        serve = functools.partial(_serve, _site, None)
+        await trio.serve_listeners(functools.partial(_attend, serve), [trio.SocketListener(sock)])
 
 
 # -- What they answer.
@@ -145,22 +169,107 @@ async def _site(call: Call) -> None:
 
 
 async def _proxy(call: Call) -> None:
-    if call.method != "CONNECT":
-        await call.answer(b"This proxy only makes tunnels.\n", status=405)
+    host, _, port = call.headers["host"].partition(":")
+    if port == str(FORBIDDEN_PORT):
+        await call.answer(b"This proxy carries no mail.\n", status=403)
         return
-    host, _, port = call.target.rpartition(":")
-    async with await trio.open_tcp_stream(host, int(port)) as onward, trio.open_nursery() as nursery:
-        await call.begin()
-        nursery.start_soon(_pump, call.receive, onward.send_all, nursery.cancel_scope)
-        nursery.start_soon(_pump, onward.receive_some, call.send, nursery.cancel_scope)
+    try:
+        onward = await trio.open_tcp_stream(host, int(port or 80))
+    except OSError:
+        await call.answer(b"The origin can't be reached.\n", status=502)
+        return
+    async with onward:
+        await (_tunnel if call.method == "CONNECT" else _forward)(call, onward)
+
+
+async def _tunnel(call: Call, onward: trio.SocketStream) -> None:
+    await call.begin()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_pump, call.receive, onward.send_all, onward.send_eof, nursery.cancel_scope)
+        nursery.start_soon(_pump, onward.receive_some, call.send, call.end, nursery.cancel_scope)
 
 
 async def _pump(
-    receive: Callable[[], Awaitable[bytes]], send: Callable[[bytes], Awaitable[None]], scope: trio.CancelScope
+    receive: Callable[[], Awaitable[bytes | bytearray]],
+    send: Callable[[bytes], Awaitable[None]],
+    end: Callable[[], Awaitable[None]],
+    scope: trio.CancelScope,
 ) -> None:
-    while data := bytes(await receive()):
-        await send(data)
-    scope.cancel()
+    """Carry one direction of a tunnel. The other may go on, but for a stream that broke or was closed."""
+    try:
+        while data := bytes(await receive()):
+            await send(data)
+        await end()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        scope.cancel()
+
+
+async def _forward(call: Call, onward: trio.SocketStream) -> None:
+    headers = _onward((name, value) for name, value in call.headers.items() if not name.startswith(":"))
+    if content := await call.read():
+        headers["content-length"] = str(len(content))
+    # Over HTTP/1.1 the target names the origin once more (RFC 9112, 3.2.2).
+    target = call.target.removeprefix(f"http://{call.headers['host']}") or "/"
+    wire = h11.Connection(h11.CLIENT)
+    request = h11.Request(
+        method=call.method, target=target, headers=[*headers.items(), ("connection", "close")]
+    )
+    for event in (request, h11.Data(data=content), h11.EndOfMessage()):
+        await onward.send_all(wire.send(event) or b"")
+    response = await _next_event(onward, wire)
+    headers = _onward((name.decode(), value.decode()) for name, value in response.headers)
+    await call.begin(response.status_code, {**headers, "via": "1.1 localhost"})
+    while isinstance(event := await _next_event(onward, wire), h11.Data):
+        await call.send(bytes(event.data))
+    await call.end()
+
+
+def _onward(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers without those that are for the next hop only (RFC 9110, 7.6.1)."""
+    hop_by_hop = {"connection", "keep-alive", "proxy-authorization", "te", "transfer-encoding", "upgrade"}
+    return {name: value for name, value in headers if name not in hop_by_hop}
+
+
+async def _socks(stream: trio.SocketStream) -> None:
+    """SOCKS5 (RFC 1928) for those who speak it well."""
+    _, methods = await _exactly(stream, 2)
+    await _exactly(stream, methods)
+    await stream.send_all(b"\5\0")
+    *_, kind = await _exactly(stream, 4)
+    if kind == 3:
+        (length,) = await _exactly(stream, 1)
+        host = (await _exactly(stream, length)).decode()
+    else:
+        host = str(ipaddress.ip_address(await _exactly(stream, {1: 4, 4: 16}[kind])))
+    port = int.from_bytes(await _exactly(stream, 2), "big")
+    # What the code of the reply means: RFC 1928, 6.
+    if port == FORBIDDEN_PORT:
+        await stream.send_all(_socks_reply(2))
+        return
+    try:
+        onward = await trio.open_tcp_stream(host, port)
+    except OSError:
+        await stream.send_all(_socks_reply(4))
+        return
+    async with onward, trio.open_nursery() as nursery:
+        await stream.send_all(_socks_reply(0))
+        scope = nursery.cancel_scope
+        nursery.start_soon(_pump, stream.receive_some, onward.send_all, onward.send_eof, scope)
+        nursery.start_soon(_pump, onward.receive_some, stream.send_all, stream.send_eof, scope)
+
+
+def _socks_reply(code: int) -> bytes:
+    return bytes((5, code, 0, 1)) + bytes(6)
+
+
+async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        received = await stream.receive_some(size - len(data))
+        if not received:
+            raise trio.BrokenResourceError("the client left")
+        data += received
+    return data
 
 
 async def _echo(call: Call) -> None:
@@ -251,23 +360,35 @@ async def _serve_tcp(
     tls: ssl.SSLContext | None,
     task_status: trio.TaskStatus[str],
 ) -> None:
+    await _listen(address, functools.partial(_serve, handler, tls), task_status)
+
+
+async def _listen(
+    address: str,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    task_status: trio.TaskStatus[str],
+) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     task_status.started(address.format(listeners[0].socket.getsockname()[1]))
-    await trio.serve_listeners(functools.partial(_serve, handler, tls), listeners)
+    await trio.serve_listeners(functools.partial(_attend, serve), listeners)
+
+
+async def _attend(serve: Callable[[trio.SocketStream], Awaitable[None]], stream: trio.SocketStream) -> None:
+    # A client may leave at any time.
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            await serve(stream)
 
 
 async def _serve(handler: Handler, tls: ssl.SSLContext | None, stream: trio.abc.Stream) -> None:
     if tls is not None:
         stream = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-    async with stream:
-        # A client may leave at any time.
-        with suppress(trio.BrokenResourceError):
-            first = bytes(await stream.receive_some())
-            # With TLS or without, who speaks HTTP/2 begins by saying so (RFC 9113, 3.4).
-            if first.startswith(b"PRI "):
-                await HTTP2Server(stream, handler).run(first)
-            else:
-                await _serve_http1(stream, handler, first)
+    first = bytes(await stream.receive_some())
+    # With TLS or without, who speaks HTTP/2 begins by saying so (RFC 9113, 3.4).
+    if first.startswith(b"PRI "):
+        await HTTP2Server(stream, handler).run(first)
+    else:
+        await _serve_http1(stream, handler, first)
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[None]]
@@ -328,7 +449,12 @@ class HTTP1Call(Call):
             await self._send(h11.Data(data=data))
 
     async def end(self, trailers: dict[str, str] | None = None) -> None:
-        await self._send(h11.EndOfMessage(headers=list((trailers or {}).items())))
+        if not self._is_tunnel:
+            await self._send(h11.EndOfMessage(headers=list((trailers or {}).items())))
+        elif isinstance(self._stream, trio.SocketStream):
+            await self._stream.send_eof()
+        else:
+            await self._stream.aclose()
 
     async def _send_head(self, kind: Any, status: int, headers: dict[str, str]) -> None:
         reason = _REASONS.get(status, b"")
@@ -343,8 +469,10 @@ _REASONS = {
     103: b"Early Hints",
     200: b"OK",
     204: b"No Content",
+    403: b"Forbidden",
     404: b"Not Found",
-    405: b"Method Not Allowed",
+    426: b"Upgrade Required",
+    502: b"Bad Gateway",
 }
 
 
