@@ -6,6 +6,7 @@ It exits with 1 if anything was not as it should be.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import platform
 import sys
@@ -18,7 +19,7 @@ import trio_exchange
 from examples import _peers
 from examples.timeline import Timeline
 from examples.websocket import WebSocket, handshake, upgraded
-from trio_exchange import ConnectionPool
+from trio_exchange import ConnectionPool, Proxy
 
 WIDTH = 80
 
@@ -184,6 +185,79 @@ async def show_multiplexing(url: str, show: Show) -> None:
         show.check(response.status == 200 and reused, "and the connection serves the next request")
 
 
+async def show_proxies(http_url: str, https_url: str, proxies: list[str], show: Show) -> None:
+    show.title("Proxies: forwarding, tunnels in one connection, a chain, a refusal")
+    plain, secure, socks = proxies
+    await show_forwarding(Proxy(plain), http_url, show)
+    await show_shared_tunnels(Proxy(secure, http2=True), https_url, show)
+    await show_chain([Proxy(socks), Proxy(secure)], https_url, show)
+
+
+async def show_forwarding(proxy: Proxy, url: str, show: Show) -> None:
+    async with ConnectionPool(proxy=proxy) as pool:
+        response = await pool.request("GET", url)
+        show.line(f"GET {url} via {proxy.url.origin} -> {response.status}")
+        signed = (b"via", b"1.1 localhost") in [(name.lower(), value) for name, value in response.headers]
+        show.check(response.status == 200 and signed, "the proxy has put its name to what it forwarded")
+
+
+async def show_shared_tunnels(proxy: Proxy, url: str, show: Show) -> None:
+    way = Way()
+    async with ConnectionPool(proxy=proxy) as pool:
+        get = functools.partial(pool.stream, "GET", url, extensions={"trace": way})
+        async with get() as one, get() as other:
+            show.line(f"GET {url} via {proxy.url.origin}, twice -> {one.status}, {other.status}")
+            show.check(
+                way.versions == [b"HTTP/2", b"HTTP/2"] and way.steps.count("connection.connect_tcp") == 1,
+                f"tunnels: {way.steps.count('proxy.connect')}, as streams of one HTTP/2 connection",
+            )
+            contents = {await one.aread(), await other.aread()}
+            show.check(contents == {greeting(url)}, "each has TLS of its own inside, and an answer")
+
+
+async def show_chain(proxies: list[Proxy], url: str, show: Show) -> None:
+    way = Way()
+    async with ConnectionPool(proxy=proxies) as pool:
+        response = await pool.request("GET", url, extensions={"trace": way})
+        show.line(f"GET {url} via a chain -> {response.status}, and the way there:")
+        for step in way.steps:
+            show.quote(step)
+        names = ["connection.connect_tcp", "socks.connect", "proxy.start_tls", "proxy.connect"]
+        show.check(
+            way.steps == [*names, "connection.start_tls"] and response.content == greeting(url),
+            "SOCKS5, then an https proxy, then the origin: TLS in TLS",
+        )
+        try:
+            await pool.request("GET", f"https://localhost:{_peers.FORBIDDEN_PORT}/")
+        except trio_exchange.ProxyError as exc:
+            answer = exc.response
+        else:
+            answer = None
+        if answer is not None:
+            show.line(f"ProxyError: {answer.status} {answer.extensions['reason_phrase'].decode()}")
+            show.quote(answer.content.decode().rstrip())
+        show.check(answer is not None and answer.status == 403, "a refusal comes with the proxy's words")
+
+
+def greeting(url: str) -> bytes:
+    return f"Hello, {url.partition('://')[2]}!\n".encode()
+
+
+class Way:
+    """A trace handler that notes the steps of the way to an origin, and what the proxies speak."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.versions: list[bytes] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        step, _, phase = event.rpartition(".")
+        if phase == "complete" and step.startswith(("connection.", "proxy.", "socks.")):
+            self.steps.append(step)
+            if step == "proxy.connect":
+                self.versions.append(info["return_value"][0])
+
+
 async def show_timeout(pool: ConnectionPool, url: str, show: Show) -> None:
     show.title("A server that does not answer, and a timeout")
     limit = 0.15
@@ -199,7 +273,7 @@ async def show_timeout(pool: ConnectionPool, url: str, show: Show) -> None:
     show.check((await pool.request("GET", url)).status == 200, "the pool goes on")
 
 
-async def main(url: str, proxy: str, echo: str) -> bool:
+async def main(url: str, http_url: str, proxy: str, https_proxy: str, socks_proxy: str, echo: str) -> bool:
     versions = [f"{name} {version(name)}" for name in ("trio", "h11", "h2")]
     show = Show()
     show.heading(f"trio_exchange {trio_exchange.__version__}")
@@ -212,6 +286,7 @@ async def main(url: str, proxy: str, echo: str) -> bool:
         await show_websocket(pool, echo, show)
         await show_cancellation(pool, url, show)
         await show_multiplexing(url, show)
+        await show_proxies(http_url, url, [proxy, https_proxy, socks_proxy], show)
         await show_timeout(pool, url, show)
     show.title("The end of the block")
     show.line(repr(pool))
@@ -292,4 +367,5 @@ def _printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(not _peers.run(main, _peers.https_site, _peers.proxy, _peers.websocket_echo))
+    proxies = (_peers.proxy, _peers.https_proxy, _peers.socks_proxy)
+    sys.exit(not _peers.run(main, _peers.https_site, _peers.site, *proxies, _peers.websocket_echo))

@@ -85,6 +85,40 @@ EXPECTED = {
         r"HTTP/1\.1 200 OK",
         r"Hello, localhost:\d+!",
     ],
+    "port_forwarder": [
+        r"connecting to localhost:\d+",
+        r"socks5h://localhost:\d+: connect to localhost:\d+",
+        r"http://localhost:\d+: CONNECT localhost:\d+",
+        r"sent:     1048576 bytes, SHA-256 [0-9a-f]{64}",
+        r"received: [0-9a-f]{64}",
+    ],
+    "proxy_server": [
+        r"http://localhost:\d+: 200 Hello, localhost:\d+!",
+        r"Via: 1\.1 trio-exchange",
+        r"https://localhost:\d+: 200 Hello, localhost:\d+!",
+        r"http://localhost:25/: 502 .+ connection not allowed by ruleset \(2\)",
+        r"no tunnel to localhost:25 .+: 502 Bad Gateway",
+    ],
+    "websocket_proxy": [
+        r"connection\.connect_tcp",
+        r"proxy\.start_tls",
+        r"proxy\.connect",
+        r"connection\.start_tls",
+        r"received: Good-bye\.",
+        r"closed",
+    ],
+    "trio_websocket_client": [
+        r"sent:     Hello!",
+        r"received: Hello!",
+        r"received: Good-bye\.",
+        r".*code=1000.*",
+    ],
+    "ssl_over_tunnel": [
+        r"the proxy answered 200 over HTTP/2",
+        r"TLSv1\.3 with localhost",
+        r"HTTP/1\.1 200 OK",
+        r"Hello, localhost:\d+!",
+    ],
     "multiplexing": [
         r"stream +\d+: cancelled while it waits for its answer",
         *[r"stream +\d+: 200, 236 bytes"] * 9,
@@ -126,6 +160,15 @@ EXPECTED = {
         r" +✓ both sides chose HTTP/2 in the TLS handshake",
         r" +✓ requests at once: 6, connections opened: 1",
         r" +✓ one was cancelled in the midst of them",
+        r"7\. Proxies: forwarding, tunnels in one connection, a chain, a refusal",
+        r" +✓ the proxy has put its name to what it forwarded",
+        r" +✓ tunnels: 2, as streams of one HTTP/2 connection",
+        r" +✓ each has TLS of its own inside, and an answer",
+        r" +│ socks\.connect",
+        r" +✓ SOCKS5, then an https proxy, then the origin: TLS in TLS",
+        r" +ProxyError: 403 Forbidden",
+        r" +│ This proxy carries no mail\.",
+        r" +✓ a refusal comes with the proxy's words",
         r" +✓ raised after \d+ ms",
         r" +✓ 8 connections were opened, 0 are left",
         r"All \d+ checks passed, in \d\.\d seconds\.",
@@ -157,6 +200,12 @@ def test_every_request_has_a_stream_of_its_own() -> None:
 
 def test_upload_arrives_as_it_was_sent() -> None:
     digests = re.findall(r"SHA-256 (\w+)", output_of("-m", "examples.upload"))
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+
+
+def test_what_went_through_the_port_arrived_as_it_was_sent() -> None:
+    digests = re.findall(r"\b[0-9a-f]{64}\b", output_of("-m", "examples.port_forwarder"))
     assert len(digests) == 2
     assert digests[0] == digests[1]
 
@@ -204,6 +253,11 @@ def test_demo_has_colours_on_a_terminal_only(no_color: str) -> None:
             "from trio_exchange import _http2; _http2._MOST_STREAMS = 1",
             "NOT TRUE: requests at once: 6, connections opened: 6",
             id="no multiplexing",
+        ),
+        pytest.param(
+            "import functools, trio_exchange as t;t.Proxy = lambda url, http2=False, make=t.Proxy: make(url)",
+            "NOT TRUE: tunnels: 2, as streams of one HTTP/2 connection",
+            id="no HTTP/2 to the proxy",
         ),
     ],
 )
