@@ -851,6 +851,31 @@ async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("then_socks", [False, True])
+async def test_what_comes_along_with_a_tunnel_is_in_its_stream(
+    nursery: trio.Nursery, scheme: str, then_socks: bool
+) -> None:
+    """In one packet, and in one record of TLS."""
+    along = b"\5\0" + b"\5\0\0\1" + bytes(6) if then_socks else b""
+
+    async def script(peer: ScriptedPeer) -> None:
+        top = (await Kind((), tls=scheme == "https").accept(peer.stream)).top
+        await ScriptedPeer(top).receive_request()
+        await top.send_all(b"HTTP/1.1 200 Connected\r\n\r\n" + along + b"ready")
+        await trio.sleep_forever()
+
+    connector = MemoryConnector(nursery, script, stream_pair=socket_streams)
+    proxies = [Proxy(f"{scheme}://localhost", ssl_context=a_client())]
+    if then_socks:
+        proxies.append(Proxy("socks5h://inner.example"))
+    async with ConnectionPool(proxy=proxies, connector=connector) as pool:
+        stream = await pool.open_tcp_stream("example.com", 443)
+        assert await stream.read(2) == b"re"
+        assert await stream.read() == b"ady"
+    nursery.cancel_scope.cancel()
+
+
 @every_proxy
 async def test_tls_on_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
     async def play(far: Far) -> None:
