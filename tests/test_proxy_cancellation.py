@@ -183,7 +183,7 @@ class Multiplexer:
     async def serve(self, settings: Any = None) -> None:
         """Serve until the client has gone, which must have ended all tunnels before it says so."""
         async with trio.open_nursery() as nursery:
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.peer.start(settings)
                 while data := bytes(await self.peer.stream.receive_some(65536)):
                     self._receive(data, nursery)
@@ -224,6 +224,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
     """The server's side of one stream of HTTP/2.
 
     Attributes:
+        server: Of its connection.
         id: Its number.
         fields: The request's head, as it came.
         headers: The same, to look things up.
@@ -239,7 +240,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
         self.received_end = False
         self.was_reset = False
         self.sent_end = False
-        self._server = server
+        self.server = server
         self._h2 = server.peer.h2
         self._arrived, self._inbox = trio.open_memory_channel[tuple[bytes, int]](math.inf)
         self._rest = b""
@@ -268,14 +269,27 @@ class ServerStream(trio.abc.HalfCloseableStream):
         self._check()
         self._h2.send_headers(self.id, [(b":status", b"%d" % status), *(headers or [])], end_stream=end)
         self.sent_end = end
-        await self._server.peer.flush()
+        await self.server.peer.flush()
+
+    async def inform(self, status: int) -> None:
+        """Send the head of an informational response."""
+        self._check()
+        self._h2.send_headers(self.id, [(b":status", b"%d" % status)])
+        await self.server.peer.flush()
+
+    async def trail(self, fields: Headers) -> None:
+        """End this side, with trailers."""
+        self._check()
+        self.sent_end = True
+        self._h2.send_headers(self.id, fields, end_stream=True)
+        await self.server.peer.flush()
 
     async def reset(self, code: h2.errors.ErrorCodes) -> None:
         """Reset the stream."""
         self._check()
         self._h2.reset_stream(self.id, code)
         self.was_reset = self.sent_end = True
-        await self._server.peer.flush()
+        await self.server.peer.flush()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send data as the windows allow."""
@@ -284,11 +298,11 @@ class ServerStream(trio.abc.HalfCloseableStream):
             self._check()
             room = min(self._h2.local_flow_control_window(self.id), self._h2.max_outbound_frame_size)
             if room <= 0:
-                await self._server.progress.wait()
+                await self.server.progress.wait()
                 continue
             self._h2.send_data(self.id, rest[:room])
             rest = rest[room:]
-            await self._server.peer.flush()
+            await self.server.peer.flush()
 
     def _check(self) -> None:
         if self.was_reset:
@@ -307,7 +321,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
                 return b""
             if size and not self.was_reset:
                 self._h2.acknowledge_received_data(size, self.id)
-                await self._server.peer.flush()
+                await self.server.peer.flush()
         size = len(self._rest) if max_bytes is None else max_bytes
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
@@ -318,7 +332,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
         if not self.sent_end:
             self.sent_end = True
             self._h2.end_stream(self.id)
-            await self._server.peer.flush()
+            await self.server.peer.flush()
 
     async def aclose(self) -> None:
         """End this side."""
