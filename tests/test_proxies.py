@@ -911,6 +911,97 @@ async def test_what_befalls_an_idle_tunnel_is_noticed_before_a_request_is_sent(
     assert open_sockets() == before
 
 
+class Corked(trio.abc.Stream):
+    """A stream that keeps what it is to send while it is corked."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.corked = False
+        self._stream = stream
+        self._kept = b""
+
+    async def uncork(self, size: int | None = None) -> None:
+        """Send what was kept, or the beginning of it."""
+        data, self._kept = self._kept[:size], self._kept[size:] if size else b""
+        await self._stream.send_all(data)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.corked:
+            self._kept += data
+        else:
+            await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@pytest.mark.parametrize("layers", [layers for layers in LAYERS if layers != "plain through http"])
+async def test_a_goodbye_that_comes_together_with_the_response_is_noticed(
+    nursery: trio.Nursery, layers: str
+) -> None:
+    """It is in memory then, where the kernel knows nothing of it."""
+    proxy_secure, origin_secure = LAYERS[layers]
+    bodies: list[bytes] = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        bottom = peer.stream = Corked(peer.stream)
+
+        async def origin(peer: ScriptedPeer) -> None:
+            bodies.append((await peer.receive_request()).body)
+            bottom.corked = True
+            await peer.send_response(200)
+            assert isinstance(peer.stream, trio.SSLStream)
+            async with trio.open_nursery() as goodbye:
+                goodbye.start_soon(say_goodbye, peer)
+                await trio.testing.wait_all_tasks_blocked()
+                await bottom.uncork()
+
+        await proxied(secured(origin) if origin_secure else origin, tls=proxy_secure)(peer)
+
+    net = Net(nursery, serve)
+    url = "https://example.com/" if origin_secure else "ws://example.com/"
+    async with net.pool(secure_proxy(SECURE_PROXY if proxy_secure else PROXY)) as pool:
+        for body in (b"first", b"second"):
+            await pool.request("POST", url, content=body)
+    assert bodies == [b"first", b"second"]
+    assert len(net.connector.dialled) == 2
+
+
+async def test_less_than_a_record_of_the_outer_tls_is_not_waited_for(nursery: trio.Nursery) -> None:
+    """Nor is it reason to give the tunnel up."""
+    early = trio.Event()
+
+    async def serve(peer: ScriptedPeer) -> None:
+        bottom = peer.stream = Corked(peer.stream)
+
+        async def origin(peer: ScriptedPeer) -> None:
+            await peer.receive_request()
+            await peer.send_response(200)
+            await early.wait()
+            bottom.corked = True
+            await peer.send_response(200, body=b"second")
+            await bottom.uncork(3)
+            await peer.receive_request()
+            await bottom.uncork()
+            await mute(peer)
+
+        await proxied(secured(origin), tls=True)(peer)
+
+    server = await serve_tcp(nursery, serve)
+    proxy = secure_proxy(server.url.replace("http", "https"))
+    async with ConnectionPool(make_tls().client, proxy=proxy) as pool:
+        response = await pool.request("POST", ORIGIN)
+        early.set()
+        await trio.lowlevel.wait_readable(response.extensions["network_stream"].get_extra_info("socket"))
+        assert (await pool.request("POST", ORIGIN)).content == b"second"
+        assert pool.statistics().connections_opened == 1
+
+
 @pytest.mark.parametrize("layers", LAYERS)
 async def test_an_idle_tunnel_on_a_socket_is_used_again(nursery: trio.Nursery, layers: str) -> None:
     proxy_secure, origin_secure = LAYERS[layers]
@@ -1388,6 +1479,17 @@ async def test_a_refusal_whose_body_does_not_come(nursery: trio.Nursery, autojum
         assert trio.current_time() == 2
         assert str(error).endswith(": 403 No")
         assert answer_of(error).content == b"hello"
+        await check_unharmed(net, pool)
+
+
+async def test_no_more_of_a_refusals_body_is_waited_for_than_is_kept(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    head = b"HTTP/1.1 403 No\r\nContent-Length: 100000\r\n\r\n"
+    net = Net(nursery, first_answer(head + b"x" * 65536))
+    async with net.pool(max_connections=1) as pool:
+        assert answer_of(await refused(pool)).content == b"x" * 65536
+        assert trio.current_time() == 0
         await check_unharmed(net, pool)
 
 
