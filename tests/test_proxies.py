@@ -987,6 +987,8 @@ async def test_less_than_a_record_of_the_outer_tls_is_not_waited_for(nursery: tr
             await peer.send_response(200, body=b"second")
             await bottom.uncork(3)
             await peer.receive_request()
+            # Until the client waits for the rest.
+            await trio.testing.wait_all_tasks_blocked()
             await bottom.uncork()
             await mute(peer)
 
