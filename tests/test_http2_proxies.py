@@ -737,16 +737,26 @@ async def test_what_is_in_a_tunnel_says_goodbye_before_the_connection_ends(nurse
     assert kinds[-3:] == ["DataFrame", "RstStreamFrame", "GoAwayFrame"]
 
 
+@pytest.mark.parametrize("how", ["ended", "reset", "after close_notify"])
 async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
-    nursery: trio.Nursery,
+    nursery: trio.Nursery, how: str
 ) -> None:
     ends = trio.Event()
 
     async def end_when_told(stream: ServerStream) -> None:
-        async with trio.open_nursery() as tasks:
-            tasks.start_soon(tunnel, stream)
-            await ends.wait()
-            tasks.cancel_scope.cancel()
+        await stream.respond(200)
+        peer = ScriptedPeer(stream)
+        await peer.start_tls(server_context())
+        await peer.receive_request()
+        await peer.send_response()
+        await ends.wait()
+        match how:
+            case "ended":
+                await stream.aclose()
+            case "reset":
+                await stream.reset(ErrorCodes.CONNECT_ERROR)
+            case _:
+                await peer.aclose()
 
     proxy = H2Proxy(nursery, scripts(end_when_told, tunnel))
     async with proxy.pool() as pool:
@@ -758,6 +768,33 @@ async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
         assert pool.statistics().connections_opened == 2
         assert len(pool.connections) == 1
     assert len(proxy.connections) == 1
+
+
+async def test_http2_in_a_tunnel_that_has_ended_is_gone_at_once(nursery: trio.Nursery) -> None:
+    proxy = H2Proxy(nursery, tunnel)
+    async with proxy.pool(http2=True) as pool:
+        await pool.request("GET", "https://h2.origin.example/")
+        await proxy.streams[0].reset(ErrorCodes.CONNECT_ERROR)
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.connections == []
+        assert carriers(pool) == ["idle"]
+        response = await pool.request("POST", "https://h2.origin.example/", content=b"12345")
+        assert response.content == b"5"
+    assert len(proxy.connections) == 1
+
+
+async def test_http2_without_tls_is_spoken_in_a_tunnel(nursery: trio.Nursery) -> None:
+    async def serve(stream: ServerStream) -> None:
+        assert stream.headers[b":method"] == b"CONNECT"
+        await stream.respond(200)
+        await Multiplexer(stream, origin2).serve()
+
+    proxy = H2Proxy(nursery, serve)
+    async with proxy.pool(http1=False, http2=True) as pool:
+        for _ in range(2):
+            response = await pool.request("GET", "http://a.origin.example/")
+            assert response.content == b"a.origin.example:443"
+    assert len(proxy.streams) == 1
 
 
 # -- Flow control.

@@ -148,8 +148,10 @@ class OneSender(trio.abc.Stream):
         self._lock = trio.Lock()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        async with self._lock:
-            await self._stream.send_all(data)
+        # What HTTP/2 has made has to be sent, also by a task that is cancelled.
+        with trio.CancelScope(shield=True):
+            async with self._lock:
+                await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -215,7 +217,7 @@ class Multiplexer:
         self.progress = trio.Event()
 
     async def _play(self, stream: ServerStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, EOFError):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
             await self._script(stream)
             await stream.aclose()
 
@@ -307,6 +309,8 @@ class ServerStream(trio.abc.HalfCloseableStream):
     def _check(self) -> None:
         if self.was_reset:
             raise trio.BrokenResourceError("the client has reset the stream")
+        if self.sent_end:
+            raise trio.ClosedResourceError("this side has ended")
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -317,7 +321,8 @@ class ServerStream(trio.abc.HalfCloseableStream):
             try:
                 self._rest, size = await self._inbox.receive()
             except trio.EndOfChannel:
-                self._check()
+                if self.was_reset:
+                    raise trio.BrokenResourceError("the client has reset the stream") from None
                 return b""
             if size and not self.was_reset:
                 self._h2.acknowledge_received_data(size, self.id)
@@ -329,14 +334,13 @@ class ServerStream(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """End this side."""
         self._check()
-        if not self.sent_end:
-            self.sent_end = True
-            self._h2.end_stream(self.id)
-            await self.server.peer.flush()
+        self.sent_end = True
+        self._h2.end_stream(self.id)
+        await self.server.peer.flush()
 
     async def aclose(self) -> None:
-        """End this side."""
-        if not self.was_reset:
+        """End this side, if that is still to be done."""
+        if not (self.was_reset or self.sent_end):
             await self.send_eof()
 
 
