@@ -2146,3 +2146,73 @@ async def test_a_refusal_tells_no_credentials(
     assert PROXY in str(error)
     for text in (caplog.text, str(error), repr(error), repr(events.seen)):
         assert_no_secrets(text)
+
+
+# -- Asking again.
+
+
+async def closed_when_asked_again(peer: ScriptedPeer) -> None:
+    await peer.receive_request()
+    await peer.send_response(407)
+    await peer.receive_request()
+
+
+async def test_a_tunnel_is_asked_for_again_where_a_kept_connection_was_closed(nursery: trio.Nursery) -> None:
+    good = proxied(secured(respond))
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await (closed_when_asked_again if len(net.connector.peers) == 1 else good)(peer)
+
+    net = Net(nursery, serve)
+    async with net.pool(max_connections=1) as pool:
+        assert answer_of(await refused(pool)).status == 407
+        assert (await pool.request("GET", ORIGIN)).status == 200
+    assert len(net.connector.dialled) == 2
+
+
+async def test_a_tunnel_is_not_asked_for_a_third_time(nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        if len(net.connector.peers) == 1:
+            await closed_when_asked_again(peer)
+        else:
+            await peer.receive_request()
+
+    net = Net(nursery, serve)
+    async with net.pool(max_connections=1) as pool:
+        await refused(pool)
+        error = await refused(pool)
+        assert "closed the connection without sending a response" in str(error)
+        assert error.response is None
+    assert len(net.connector.dialled) == 2
+
+
+async def test_a_refusal_is_final_even_if_its_content_takes_too_long(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    asked = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        asked.append(await peer.receive_request())
+        await trio.sleep(1)
+        await peer.send(b"HTTP/1.1 407 No\r\nContent-Length: 10\r\n\r\nhello")
+        await mute(peer)
+
+    async with Net(nursery, serve).pool(retries=2) as pool:
+        started = trio.current_time()
+        answer = answer_of(await refused(pool, extensions={"timeout": {"connect": 1.5}}))
+        assert trio.current_time() - started == 1.5
+        assert (answer.status, answer.content) == (407, b"hello")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("auth", "headers"),
+    [
+        (("user", "password"), {"proxy-authorization": "Basic x"}),
+        (None, [("Proxy-Authorization", "a"), ("Proxy-Authorization", "b")]),
+        (None, [("Host", "a"), ("host", "b")]),
+    ],
+)
+def test_headers_that_a_proxy_can_be_sent_only_once(auth: Any, headers: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="only one header"):
+        Proxy("http://proxy", auth, headers)

@@ -704,8 +704,11 @@ def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
 
 def _check_proxy_headers(headers: Headers) -> None:
     """Check what is added to requests that have been checked."""
+    names = [name.lower() for name, _ in headers]
     for name, value in headers:
         _check_header(name, value)
+        if name.lower() in (b"host", b"proxy-authorization"):
+            _check_single(name, names.count(name.lower()) > 1)
         if name.lower() in (b"content-length", b"transfer-encoding"):
             raise LocalProtocolError(
                 f"a proxy's headers can't have {name!r}, which a request's content decides"

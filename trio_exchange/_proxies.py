@@ -31,7 +31,7 @@ from ._models import Headers, Prepared, Proxy, Request, Response, authority_of, 
 from ._routes import Endpoint, Route, route_to
 from ._streams import Transport
 from ._timeouts import Timeouts
-from ._trace import Tracer, log_enabled
+from ._trace import Tracer, log_enabled, traced
 
 #: Makes a dispatcher for routes that lead to certain endpoints.
 NewDispatcher: TypeAlias = Callable[[Callable[[Route], Endpoint]], Dispatcher]
@@ -119,6 +119,8 @@ class _Tunnel:
         self.prepared = Prepared(
             Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
         )
+        # Whatever became of a tunnel that nobody got to use, asking for another does no harm.
+        self.prepared.idempotent = True
         self._proxy = proxy
         self._attempt = attempt
         self._what = f"{target.decode('ascii')} through the proxy {proxy.url.origin}"
@@ -131,12 +133,17 @@ class _Tunnel:
         async def ask() -> Any:
             nonlocal asked
             asked = True
-            responses.append(await self._ask(connection))
-            return _head(responses[0])
+            response = await budget.spend(self._ask, connection)
+            if not 200 <= response.status < 300:
+                # It is final, however little time there is for its content.
+                raise await self._refusal(response, min(_BODY_GRACE, budget.left))
+            responses.append(response)
+            return _head(response)
 
-        info = {"proxy": self._proxy, "target": self.prepared.target}
+        budget = self._attempt.budget
+        info = {"proxy": self._proxy, "target": self.prepared.target, "timeout": budget.limit}
         try:
-            await self._attempt.step("proxy.connect", info, ask)
+            await traced(self._attempt.tracer, "proxy.connect", info, ask)
         except BaseException:
             if not asked:
                 connection.decline()
@@ -154,14 +161,13 @@ class _Tunnel:
             if exc is self.prepared.failure:
                 self.prepared.failure = error
             raise error from exc
-        if not 200 <= response.status < 300:
-            raise await self._refusal(response)
-        self.transport = self._attempt.own(response.extensions["network_stream"])
+        if 200 <= response.status < 300:
+            self.transport = self._attempt.own(response.extensions["network_stream"])
         return response
 
-    async def _refusal(self, response: Response) -> ProxyError:
+    async def _refusal(self, response: Response, seconds: float) -> ProxyError:
         try:
-            body = await _beginning_of_body(response)
+            body = await _beginning_of_body(response, seconds)
         finally:
             await response.aclose()
         extensions: dict[str, Any] = {
@@ -175,10 +181,10 @@ class _Tunnel:
         return ProxyError(f"no tunnel to {self._what}: {response.status} {reason}".rstrip(), response=kept)
 
 
-async def _beginning_of_body(response: Response) -> bytes:
+async def _beginning_of_body(response: Response, seconds: float) -> bytes:
     """What a proxy has to say, as far as it does so before long."""
     body = b""
-    with trio.move_on_after(_BODY_GRACE), contextlib.suppress(ReadError, RemoteProtocolError):
+    with trio.move_on_after(seconds), contextlib.suppress(ReadError, RemoteProtocolError):
         async for chunk in response.aiter_stream():
             body += chunk
             if len(body) >= _MOST_OF_BODY:

@@ -130,6 +130,11 @@ class Budget:
         self._error = error
         self._spent = 0.0
 
+    @property
+    def left(self) -> float:
+        """Seconds that may still be spent, infinitely many if there is no limit."""
+        return math.inf if self.limit is None else max(0.0, self.limit - self._spent)
+
     async def spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Await `operation(*args)` for at most what is left of the budget.
 
@@ -140,7 +145,7 @@ class Budget:
             return await operation(*args)
         started = trio.current_time()
         try:
-            with trio.move_on_after(max(0.0, self.limit - self._spent)):
+            with trio.move_on_after(self.left):
                 return await operation(*args)
         finally:
             self._spent += trio.current_time() - started

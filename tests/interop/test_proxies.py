@@ -95,14 +95,15 @@ async def test_http(nginx: Nginx, proxy: Proxy, host: str) -> None:
     """Forwarded by what is an HTTP proxy."""
     url = f"http://{host}:{nginx.http_port}"
     async with a_pool(nginx, proxy) as pool:
+        # First, as a POST is not sent again: tinyproxy closes connections without saying that it will.
+        names = await pool.request("POST", f"{url}/names", content=b"?", extensions=TIMEOUTS)
+        assert names.content.split()[:2] == [host.encode(), url.removeprefix("http://").encode()]
         await get(pool, nginx, url, "1k")
         await get(pool, nginx, url, "1m")
         head = await pool.request("HEAD", f"{url}/1m", extensions=TIMEOUTS)
         assert (head.status, head.content, header(head, b"content-length")) == (200, b"", b"%d" % MIB)
         await put(pool, nginx, url, os.urandom(2 * MIB))
         assert forwards(proxy) or connections_to(proxy.url.port or 0) == 1
-        names = await pool.request("POST", f"{url}/names", content=b"?", extensions=TIMEOUTS)
-        assert names.content.split()[:2] == [host.encode(), url.removeprefix("http://").encode()]
         missing = await pool.request("GET", f"{url}/missing", extensions=TIMEOUTS)
         assert missing.status == 404
 
@@ -140,7 +141,7 @@ async def test_many_concurrent_requests(nginx: Nginx, proxy: Proxy) -> None:
         tunnel = index % 2 == 1
         url = nginx.https_url if tunnel else nginx.http_url
         if index % 5 == 0:
-            # tinyproxy does not say that it closes the connection, and such a body can't be sent again.
+            # In a tunnel a body that can't be sent again: tinyproxy would close a connection under it.
             await put(pool, nginx, url, os.urandom(100 * KIB), whole=not tunnel)
         else:
             await get(pool, nginx, url, ("1k", "1m", "text")[index % 3])
