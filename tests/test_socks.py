@@ -416,6 +416,61 @@ async def test_an_error_without_code_is_the_end(
     assert connector.open == 0
 
 
+@pytest.mark.parametrize(
+    "talk",
+    [((EITHER, b"\5\xff"),), ((EITHER, b"\5\2"), (PASSWORD, b"\1\1"))],
+    ids=["no method", "wrong password"],
+)
+async def test_credentials_are_not_tried_with_each_address(
+    nursery: trio.Nursery, resolver: Resolver, talk: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    """A user might be locked out for that."""
+    resolver.addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    connector = Network(nursery, in_turn(socks(*talk, then=mute)))
+    async with pool_through(CASES["socks5 with a password"].proxy, connector) as pool:
+        with pytest.raises(ProxyError):
+            await pool.request("GET", URL)
+        assert_unharmed(pool)
+    assert len(connector.streams) == 1
+    assert connector.open == 0
+
+
+async def test_a_name_without_address(nursery: trio.Nursery, resolver: Resolver) -> None:
+    resolver.addresses = []
+    connector = Network(nursery, mute)
+    async with pool_through(Proxy("socks5://proxy.example"), connector) as pool:
+        with pytest.raises(ConnectError, match=r"could not look up example\.com: it has no address"):
+            await pool.request("GET", URL)
+        assert_unharmed(pool)
+    assert connector.streams == []
+
+
+async def test_an_address_of_ipv6_is_shown_as_such(nursery: trio.Nursery) -> None:
+    case = CASES["socks5 to IPv6"]
+    error = await fail(nursery, case, socks(case.talk[0], (case.talk[1][0], REFUSED), then=mute))
+    assert "refused to connect to [2001:db8::2]:443: connection refused (5)" in str(error)
+
+
+class Unclosable(TrackedStream):
+    """Closed all the same, but not without complaint."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        raise OSError("closing failed")
+
+
+class NetworkOfUnclosable(Network):
+    def _track(self, client: Any) -> TrackedStream:
+        return Unclosable(client)
+
+
+async def test_the_closing_of_a_refused_connection_does_not_matter(nursery: trio.Nursery) -> None:
+    case = CASES["socks5h"]
+    script = socks(case.talk[0], (TO_NAME, REFUSED), then=mute)
+    error = await fail(nursery, case, script, network=NetworkOfUnclosable)
+    assert error.reply_code == 5
+
+
 async def test_a_proxy_that_can_not_be_dialled_again(nursery: trio.Nursery, resolver: Resolver) -> None:
     resolver.addresses = ["192.0.2.1", "192.0.2.2"]
 
@@ -509,11 +564,14 @@ async def test_refusals_of_socks5(
 
 
 @DELIVERIES
+@pytest.mark.parametrize("end", [b"", bytes(6), bytes(3)], ids=["short", "whole", "half"])
+@pytest.mark.parametrize("then", [hang_up, mute])
 @pytest.mark.parametrize("code", MEANINGS_OF_4)
-async def test_refusals_of_socks4(nursery: trio.Nursery, code: int, byte_by_byte: bool) -> None:
+async def test_refusals_of_socks4(
+    nursery: trio.Nursery, code: int, then: Script, end: bytes, byte_by_byte: bool
+) -> None:
     case = CASES["socks4a with a user"]
-    reply = bytes((0, code)) + bytes(6)
-    script = socks((case.talk[0][0], reply), then=mute, byte_by_byte=byte_by_byte)
+    script = socks((case.talk[0][0], bytes((0, code)) + end), then=then, byte_by_byte=byte_by_byte)
     error = await fail(nursery, case, script)
     assert (error.reply_code, error.meaning, error.response) == (code, MEANINGS_OF_4[code], None)
     assert str(error) == (
@@ -562,8 +620,9 @@ async def test_a_proxy_that_wants_no_password_either(nursery: trio.Nursery, meth
         ("socks5h", ((NO_AUTH, b"\5\0"), (TO_NAME, b"\5\0\0\2\0\0\0\0\0\0")), b"\5\0\0\2"),
         ("socks5h", ((NO_AUTH, b"\5\0"), (TO_NAME, b"\5\0\0\xff\0\0\0\0\0\0")), b"\5\0\0\xff"),
         ("socks5h", ((NO_AUTH, b"\5\0"), (TO_NAME, b"\5\0\0\3\0\0\0")), b"\5\0\0\3\0"),
-        ("socks4a", ((TO_NAME_BY_4A + b"\0example.com\0", b"\4\x5a" + bytes(6)),), b"\4\x5a" + bytes(6)),
-        ("socks4a", ((TO_NAME_BY_4A + b"\0example.com\0", b"HTTP/1.1 400 No\r\n"),), b"HTTP/1.1"),
+        ("socks4a", ((TO_NAME_BY_4A + b"\0example.com\0", b"\4\x5a" + bytes(6)),), b"\4\x5a"),
+        ("socks4a", ((TO_NAME_BY_4A + b"\0example.com\0", b"HTTP/1.1 400 No\r\n"),), b"HT"),
+        ("socks5h with a password", ((EITHER, b"\5\2"), (PASSWORD, b"\5\0")), b"\5\0"),
     ],
 )
 async def test_what_is_not_socks(

@@ -212,7 +212,6 @@ async def test_alpn(ca: trustme.CA, ours: tuple[str, ...], theirs: list[str], ch
         nursery.start_soon(serve_handshake, server, server_context, seen)
         tls = await start_tls(transport, TLSSettings(client_context(ca), "example.com", ours))
     assert tls.selected_alpn_protocol() == chosen
-    assert transport.defer_errors
 
 
 async def test_a_pool_offers_http_1(

@@ -146,9 +146,13 @@ class Attempt:
     async def give_up(self) -> None:
         """Close what was opened."""
         for transport in reversed(self._opened):
-            # It is closed all the same; what matters is why.
-            with contextlib.suppress(OSError, trio.BrokenResourceError):
-                await trio.aclose_forcefully(transport)
+            await close_forcefully(transport)
+
+
+async def close_forcefully(transport: Transport) -> None:
+    """Close a connection that is of no use, whatever the closing says."""
+    with contextlib.suppress(OSError, trio.BrokenResourceError):
+        await trio.aclose_forcefully(transport)
 
 
 Establish: TypeAlias = Callable[[Attempt], Awaitable[Connection]]

@@ -182,6 +182,11 @@ class RawConnection(OwnedConnection):
 class HTTPConnection(OwnedConnection):
     """An established connection that carries exchanges."""
 
+    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
+        super().__init__(connection, origin, settings, owner)
+        # An answer may come after sending has failed.
+        self.transport.defer_errors = True
+
     def _details(self) -> tuple[str, ...]:
         return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
 

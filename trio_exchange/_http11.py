@@ -98,8 +98,8 @@ class HTTP11Connection(HTTPConnection):
     def readiness(self) -> Readiness:
         """What is known about the idle connection without waiting."""
         readiness = watch(self.stream)
-        if self._plain and readiness is Readiness.READABLE:
-            # Nothing may come before a request was sent.
+        if readiness is Readiness.READABLE and self._plain and self.transport.below is None:
+            # Nothing may come before a request was sent. Of TLS below a proxy this is not sure to be data.
             return Readiness.CLOSED
         return readiness
 

@@ -19,7 +19,7 @@ import socksio
 import trio
 from socksio import socks4, socks5
 
-from ._connectors import Attempt, Way, reason_of
+from ._connectors import Attempt, Way, close_forcefully, reason_of
 from ._exceptions import ConnectError, ProxyError
 from ._models import Proxy
 from ._streams import NOT_RAW, NetworkStream, Transport, explain
@@ -68,15 +68,15 @@ class SOCKS(Way):
         Raises:
             ProxyError: The proxy refused, or did not speak SOCKS.
         """
+        refusal: ProxyError | None = None
         # A zone means something on this machine only.
-        *addresses, last = await self._addresses(host.partition("%")[0], port, attempt)
-        for address in addresses:
-            try:
-                return await self._connect(address, port, attempt)
-            except ProxyError as exc:
-                if exc.reply_code is None:
-                    raise
-        return await self._connect(last, port, attempt)
+        for address in await self._addresses(host.partition("%")[0], port, attempt):
+            result = await self._connect(address, port, attempt)
+            if isinstance(result, Transport):
+                return result
+            refusal = result
+        assert refusal is not None, "there was an address"
+        raise refusal
 
     async def _addresses(self, host: str, port: int, attempt: Attempt) -> list[str]:
         """What may be asked for."""
@@ -106,14 +106,17 @@ class SOCKS(Way):
             found = await trio.socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
             raise ConnectError(f"could not look up {host}: {reason_of(exc)}") from exc
+        if not found:
+            raise ConnectError(f"could not look up {host}: it has no address")
         # The same address may be there several times, and an IPv6 address has its zone beside it.
         return list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))
 
-    async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport:
+    async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport | ProxyError:
+        """Ask for one address. A refusal is returned, as another address may do."""
         transport = await self._way.connect(self._host, self._port, attempt)
+        conversation = _Conversation(transport, self._proxy, self._where)
 
         async def ask() -> NetworkStream:
-            conversation = _Conversation(transport, self._proxy, self._where)
             if self._version == 4:
                 await conversation.connect_4(host, port)
             else:
@@ -123,8 +126,10 @@ class SOCKS(Way):
         info = {"proxy": self._proxy, "host": host, "port": port}
         try:
             await attempt.step("socks.connect", info, ask)
-        except ProxyError:
-            await trio.aclose_forcefully(transport)
+        except ProxyError as exc:
+            await close_forcefully(transport)
+            if conversation.address_refused:
+                return exc
             raise
         return transport
 
@@ -138,9 +143,14 @@ def _is_address(host: str) -> bool:
 
 
 class _Conversation:
-    """What is said to a proxy on one connection, and its replies."""
+    """What is said to a proxy on one connection, and its replies.
+
+    Attributes:
+        address_refused: Whether it was the address that was refused.
+    """
 
     def __init__(self, transport: Transport, proxy: Proxy, where: str) -> None:
+        self.address_refused: bool = False
         self._transport = transport
         self._auth = proxy.auth
         self._where = where
@@ -152,13 +162,13 @@ class _Conversation:
         protocol = socks4.SOCKS4Connection(user)
         protocol.send(kind.from_address(socks4.SOCKS4Command.CONNECT, (host, port), user))
         await self._send(protocol)
-        reply = await self._receive(8)
+        reply = await self._receive(2)
         # The version of the reply's format.
         if reply[0] != 0:
             self._not_socks(reply)
         if reply[1] != 0x5A:
-            self._refused(f"connect to {host}:{port}", reply[1], _SOCKS4_MEANINGS)
-        self._take(protocol, reply)
+            self._refuse_address(host, port, reply[1], _SOCKS4_MEANINGS)
+        self._take(protocol, reply + await self._receive(6))
 
     async def connect_5(self, host: str, port: int) -> None:
         protocol: Any = socks5.SOCKS5Connection()
@@ -170,7 +180,7 @@ class _Conversation:
         if reply[0] != 5:
             self._not_socks(reply)
         if reply[1] != 0:
-            self._refused(f"connect to {host}:{port}", reply[1], _SOCKS5_MEANINGS)
+            self._refuse_address(host, port, reply[1], _SOCKS5_MEANINGS)
         reply += await self._receive(2)
         if reply[3] == _NAME:
             reply += await self._receive(1)
@@ -204,8 +214,11 @@ class _Conversation:
             protocol.send(socks5.SOCKS5UsernamePasswordRequest(*self._auth))
             await self._send(protocol)
             reply = await self._receive(2)
+            # The version of this negotiation (RFC 1929, 2).
+            if reply[0] != 1:
+                self._not_socks(reply)
             if not self._take(protocol, reply).success:
-                self._refused("authenticate", reply[1], {reply[1]: "wrong user name or password"})
+                self._refuse("authenticate", reply[1], "wrong user name or password")
 
     async def _send(self, protocol: Any) -> None:
         try:
@@ -234,8 +247,12 @@ class _Conversation:
     def _not_socks(self, reply: bytes) -> NoReturn:
         raise ProxyError(f"the proxy {self._where} does not speak this version of SOCKS: it sent {reply!r}")
 
-    def _refused(self, what: str, code: int, meanings: dict[int, str]) -> NoReturn:
-        meaning = meanings.get(code, "unassigned")
+    def _refuse_address(self, host: str, port: int, code: int, meanings: dict[int, str]) -> NoReturn:
+        self.address_refused = True
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._refuse(f"connect to {where}", code, meanings.get(code, "unassigned"))
+
+    def _refuse(self, what: str, code: int, meaning: str) -> NoReturn:
         raise ProxyError(
             f"the proxy {self._where} refused to {what}: {meaning} ({code})",
             reply_code=code,

@@ -11,8 +11,11 @@ stream what HTTP needs and Trio's streams don't offer:
   `trio.SSLStream` this reads what has arrived, and only that, without damage: the stream tolerates a
   receive that fails, which it doesn't of a send.
 - *Remembered send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may answer
-  and close before it has read a request whole; the answer is there to be read. So once `defer_errors` is
+  and close before it has read a request whole; the answer is there to be read. So while `defer_errors` is
   set, a failing send is kept in `send_error` instead of being raised.
+
+Through proxies one transport may lie on top of another, with TLS or a stream of HTTP/2 between. What is asked
+of the upper one it asks of what is below (`watch`, `_probe_below`, `send_error`, `defer_errors`).
 
 `NetworkStream` is the public face of a stream after CONNECT and Upgrade, and the source of information
 about any connection. It carries the bytes that were read along with the response's head.
@@ -100,15 +103,15 @@ class Transport(Watchable):
         stream: The stream as it was dialled, or as a proxy handed it over.
         probing: If not 0, receiving may not wait, nor be done so many times: a peer that always has more
             to say would otherwise be listened to for ever.
-        defer_errors: Whether a failed send is kept in `send_error`.
+        below: The next transport below, if there is one.
         bytes_sent: How many bytes the stream has accepted, at most.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: trio.abc.Stream = stream
         self.probing: int = 0
-        self.defer_errors = False
         self.bytes_sent: int = 0
+        self._defer_errors = False
         self._send_error: trio.BrokenResourceError | None = None
         self._unread = b""
         self._socket: socket.socket | None = None
@@ -119,7 +122,7 @@ class Transport(Watchable):
             self._unread += bottom._received
             bottom._received = b""
             bottom = bottom._stream
-        self._below = _transport_below(bottom)
+        self.below: Transport | None = _transport_below(bottom)
         if isinstance(bottom, trio.SocketStream):
             self._use_socket(bottom.socket)
 
@@ -137,10 +140,21 @@ class Transport(Watchable):
         self._forget_socket()
 
     @property
+    def defer_errors(self) -> bool:
+        """Whether a failed send is kept in `send_error`, here and below."""
+        return self._defer_errors
+
+    @defer_errors.setter
+    def defer_errors(self, value: bool) -> None:
+        self._defer_errors = value
+        if self.below is not None:
+            self.below.defer_errors = value
+
+    @property
     def send_error(self) -> trio.BrokenResourceError | None:
         """The first failure of a send, here or below, if it was kept."""
-        if self._send_error is None and self._below is not None:
-            return self._below.send_error
+        if self._send_error is None and self.below is not None:
+            return self.below.send_error
         return self._send_error
 
     def take_unread(self) -> bytes:
@@ -191,7 +205,7 @@ class Transport(Watchable):
                 self.bytes_sent += len(rest)
                 await self.stream.send_all(rest)
         except trio.BrokenResourceError as exc:
-            if not self.defer_errors:
+            if not self._defer_errors:
                 raise
             self._send_error = self._send_error or exc
 
@@ -223,14 +237,14 @@ class Transport(Watchable):
     async def _probe_below(self, size: int) -> bytes:
         if self._socket is not None or watch(self.stream) is Readiness.QUIET:
             raise WouldBlock
-        if self._below is None:
+        if self.below is None:
             return bytes(await self.stream.receive_some(size))
         # What has arrived there may be no data, or less than a record.
-        self._below.probing = self.probing
+        self.below.probing = self.probing
         try:
             return bytes(await self.stream.receive_some(size))
         finally:
-            self._below.probing = 0
+            self.below.probing = 0
 
     def receive_nowait(self, size: int) -> bytes | None:
         """Receive what is there, `b""` at the end of the stream, None if nothing is there or known.

@@ -100,5 +100,4 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
         # A zero byte is a TypeError.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
     await handshake(tls, settings.server_hostname)
-    transport.defer_errors = True
     return tls
