@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,14 @@ def forwards(proxy: Proxy) -> bool:
 
 def connections_to(port: int) -> int:
     """How many connections this process has to a port of loopback (Linux)."""
-    ours = open_sockets()
     count = 0
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        count += int(fields[2].partition(":")[2], 16) == port and f"socket:[{fields[9]}]" in ours
+    for path in Path("/proc/self/fd").iterdir():
+        if path.is_socket():
+            with (
+                socket.fromfd(int(path.name), socket.AF_INET, socket.SOCK_STREAM) as sock,
+                contextlib.suppress(OSError),
+            ):
+                count += sock.getpeername() == ("127.0.0.1", port)
     return count
 
 
@@ -131,7 +135,9 @@ async def test_a_stream_of_bytes(nginx: Nginx, proxy: Proxy) -> None:
             await stream.write(b"GET /empty HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout=10)
             answer = b""
             while not answer.endswith(b"\r\n\r\n"):
-                answer += await stream.read(timeout=10)
+                data = await stream.read(timeout=10)
+                assert data
+                answer += data
             assert answer.startswith(b"HTTP/1.1 204 ")
         await stream.aclose()
 
@@ -227,20 +233,20 @@ async def test_a_burst_of_tunnels(
 
     async def ask(_: int) -> None:
         stream = await pool.open_tcp_stream("127.0.0.1", nginx.http_port, extensions=TIMEOUTS)
-        await stream.write(b"GET /1m HTTP/1.0\r\n\r\n", timeout=10)
-        answer = await stream.read(timeout=10)
-        begun.release()
+        opened.release()
         await everybody.wait()
+        await stream.write(b"GET /1m HTTP/1.0\r\n\r\n", timeout=10)
+        answer = b""
         while data := await stream.read(timeout=10):
             answer += data
         assert answer.partition(b"\r\n\r\n")[2] == content
         await stream.aclose()
 
-    begun, everybody = trio.Semaphore(0), trio.Event()
+    opened, everybody = trio.Semaphore(0), trio.Event()
     async with a_pool(nginx, proxy, max_connections=tunnels) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(in_parallel, tunnels, ask)
         for _ in range(tunnels):
-            await begun.acquire()
+            await opened.acquire()
         assert connections_to(proxy.url.port or 0) == connections
         everybody.set()
 
