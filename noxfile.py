@@ -133,10 +133,15 @@ def tests_lowest(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[OLDEST])
 def coverage(session: nox.Session) -> None:
-    """Run the tests and hold their coverage at 100 % of lines and branches."""
+    """Run the tests and hold their coverage at 100 % of lines and branches.
+
+    Those that interrupt a scenario at every step take half of the time, and cover nothing that the others
+    don't; they are run by the session `tests`.
+    """
     session.install("-e.", *group("test"))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *WITHOUT_SERVERS, *SIDE_BY_SIDE, *session.posargs)
+    quick = ("-m", "not interop and not sweep")
+    session.run("coverage", "run", "-m", "pytest", *quick, *SIDE_BY_SIDE, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

@@ -19,6 +19,8 @@ from .h2peer import PREFACE, H2Peer
 from .peers import make_tls
 from .sweep import Interruption, Run, Scenario, World, forgiving, sweep
 
+pytestmark = pytest.mark.sweep
+
 PIECE = b"x" * 20_000
 # More than a stream's window at first.
 DOWNLOAD = bytes(range(256)) * 1600

@@ -34,6 +34,8 @@ from .test_cancellation import (
     upload,
 )
 
+pytestmark = pytest.mark.sweep
+
 # -- The network: every kind of proxy, and the origin. What is spoken to it says which it is.
 
 
