@@ -525,6 +525,17 @@ async def test_a_proxy_that_goes_away_without_an_answer_is_a_proxy_error(nursery
     assert len(proxy.connections) == 2
 
 
+async def test_a_tunnel_without_an_answer_on_a_used_connection_is_asked_for_again(
+    nursery: trio.Nursery,
+) -> None:
+    proxy = H2Proxy(nursery, scripts(tunnel, going_away, tunnel))
+    async with proxy.pool() as pool:
+        await pool.request("GET", URL)
+        response = await pool.request("GET", "https://b.origin.example/")
+        assert response.content == b"b.origin.example:443"
+    assert [len(connection.streams) for connection in proxy.connections] == [2, 1]
+
+
 async def test_tunnels_outlive_the_announcement_that_the_proxy_goes_away(nursery: trio.Nursery) -> None:
     proxy = H2Proxy(nursery, tunnel)
     async with proxy.pool() as pool:

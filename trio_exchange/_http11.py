@@ -222,7 +222,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         # Bytes received since the last head that was taken note of.
         self._received = 0
         self._pending: Any = None
-        self._may_reuse = True
+        # After a CONNECT that they refused, some proxies don't understand what follows.
+        self._may_reuse = prepared.method != b"CONNECT"
         # A body of known length: how much is still to come, and what came together with the head.
         self._left: int | None = None
         self._buffered = b""
