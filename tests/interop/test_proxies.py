@@ -363,13 +363,7 @@ async def test_credentials_are_for_the_proxy_alone(nursery: trio.Nursery, server
     assert b"proxy-authorization" not in heads
 
 
-NGHTTPX_FLAW = pytest.mark.xfail(
-    reason="nghttpx answers 400 to whatever follows a refused CONNECT on a connection of HTTP/1.1"
-)
-REFUSING_WAYS = [pytest.param(way, marks=[NGHTTPX_FLAW] * (way == "nghttpx")) for way in HTTP_WAYS]
-
-
-@pytest.mark.parametrize("way", REFUSING_WAYS)
+@pytest.mark.parametrize("way", HTTP_WAYS)
 async def test_a_host_that_the_rules_of_an_http_proxy_forbid(
     nginx: Nginx, servers: Servers, way: str
 ) -> None:
@@ -384,7 +378,7 @@ async def test_a_host_that_the_rules_of_an_http_proxy_forbid(
         await get(pool, nginx, nginx.https_url, "1k")
 
 
-@pytest.mark.parametrize("way", REFUSING_WAYS)
+@pytest.mark.parametrize("way", HTTP_WAYS)
 async def test_an_origin_that_an_http_proxy_does_not_reach(nginx: Nginx, servers: Servers, way: str) -> None:
     (port,) = free_ports(1)
     status = 500 if way.startswith("tinyproxy") else 503
