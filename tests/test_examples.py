@@ -54,7 +54,7 @@ EXPECTED = {
     ],
     "timeouts": [
         r"200",
-        r"ConnectTimeout: .* 0\.1 seconds",
+        r"ConnectTimeout: .* 0\.1 seconds, at last in the TLS handshake with localhost",
         r"WriteTimeout: .* 0\.1 seconds",
         r"ReadTimeout: .* 0\.1 seconds",
         r"PoolTimeout: .* 0\.01 seconds",

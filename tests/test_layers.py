@@ -514,7 +514,7 @@ async def encrypt(transport: Transport, far: trio.abc.Stream) -> tuple[trio.SSLS
     tls: list[trio.SSLStream[Transport]] = []
 
     async def client() -> None:
-        tls.append(await start_tls(transport, TLSSettings(a_client(), "example.com", ("x",))))
+        tls.append(await start_tls(transport, TLSSettings(a_client(), "example.com", ("x",), "example.com")))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client)

@@ -1166,3 +1166,52 @@ async def test_content_arrives(nursery: trio.Nursery, method: str, make: Callabl
     async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
         response = await pool.request(method, "http://h/", content=make())
     assert response.content == b"one two"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (Proxy("http://u:p@h"), Proxy("http://h:80", ("u", "p")), True),
+        (Proxy("http://h", headers={"a": "b"}), Proxy("http://h", headers=[("a", "b")]), True),
+        (Proxy("http://h"), Proxy("https://h"), False),
+        (Proxy("http://h"), Proxy("http://u@h"), False),
+        (Proxy("http://h"), Proxy("http://h", headers={"a": "b"}), False),
+        (Proxy("https://h"), Proxy("https://h", http2=True), False),
+        (Proxy("https://h"), Proxy("https://h", ssl_context=ssl.create_default_context()), False),
+        (Proxy("http://h"), "http://h", False),
+    ],
+)
+def test_which_proxies_are_equal(one: Proxy, other: object, equal: bool) -> None:
+    assert (one == other) is equal
+    assert (len({one, other}) == 1) is equal
+
+
+@pytest.mark.parametrize("auth", [None, ("user", "password")])
+def test_only_http_proxies_are_sent_headers_with_credentials(auth: Any) -> None:
+    assert Proxy("socks5://proxy", auth).headers == []
+    assert len(Proxy("http://proxy", auth).headers) == (auth is not None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:se/cret@proxy",
+        "http://user:80/cret@proxy",
+        "http://user:se?cret@proxy",
+        "http://user:se#cret@proxy",
+        b"http://user:80#cret@proxy",
+        "http://user:se cret@proxy:99999",
+        "http://proxy#fragment",
+        "http://proxy/path",
+        URL("http://proxy/path"),
+    ],
+)
+def test_a_proxys_url_is_not_guessed_at(url: Any) -> None:
+    with pytest.raises(ValueError, match="percent-encoded") as info:
+        Proxy(url)
+    assert "cret" not in str(info.value)
+
+
+def test_an_error_about_a_proxys_url_without_credentials_says_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="port must be between 1 and 65535, not 99999"):
+        Proxy("http://proxy:99999")

@@ -210,7 +210,7 @@ async def test_alpn(ca: trustme.CA, ours: tuple[str, ...], theirs: list[str], ch
     seen: list[trio.SSLStream[Any]] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_handshake, server, server_context, seen)
-        tls = await start_tls(transport, TLSSettings(client_context(ca), "example.com", ours))
+        tls = await start_tls(transport, TLSSettings(client_context(ca), "example.com", ours, "example.com"))
     assert tls.selected_alpn_protocol() == chosen
 
 

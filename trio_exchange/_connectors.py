@@ -124,18 +124,25 @@ class Attempt:
         self._opened: list[Transport] = []
 
     async def step(
-        self, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]], *args: Any
+        self, what: str, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]]
     ) -> T:
-        """Await `operation(*args)` as a trace point, for at most what is left of the budget.
+        """Await `operation()` as a trace point, for at most what is left of the budget.
 
         What the operation opens has to have an owner before it returns, since the handler that is told so
         may raise.
+
+        Args:
+            what: What it does, for people.
+            name: The trace point.
+            info: What the handler is told when it starts, but for the timeout.
+            operation: Does it.
 
         Raises:
             ConnectTimeout: There is no time left.
         """
         info["timeout"] = self.budget.limit
-        return await traced(self.tracer, name, info, self.budget.spend, operation, *args)
+        self.budget.spent_on = what
+        return await traced(self.tracer, name, info, self.budget.spend, operation)
 
     def own(self, stream: trio.abc.Stream) -> Transport:
         """Make a transport of a stream, and see to its closing if the attempt fails."""
@@ -192,10 +199,12 @@ async def establish_persistently(
     delays = backoff()
     attempt = 0
     while True:
+        budget = Budget(timeout, ConnectTimeout)
         try:
-            return await establish_once(Budget(timeout, ConnectTimeout), tracer, establish)
+            return await establish_once(budget, tracer, establish)
         except (ConnectError, ConnectTimeout) as exc:
-            if attempt >= retries:
+            # A trace handler may raise the like.
+            if exc is not budget.failure or attempt >= retries:
                 raise
             attempt += 1
             delay = next(delays)
@@ -268,7 +277,8 @@ class Direct(Way):
         else:
             name = "connection.connect_unix_socket"
             info = {"path": self._uds, **info}
-        await attempt.step(name, info, connect)
+        where = f"{host}:{port}" if self._uds is None else self._uds
+        await attempt.step(f"connecting to {where}", name, info, connect)
         return transports[0]
 
     async def _dial(self, host: str, port: int) -> trio.abc.Stream:
@@ -314,5 +324,5 @@ async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, atte
         return NetworkStream(encrypted[0], refusal=NOT_RAW)
 
     info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
-    await attempt.step(trace_point, info, handshake)
+    await attempt.step(f"in the TLS handshake with {tls.whom}", trace_point, info, handshake)
     return Connection(transport, encrypted[0])

@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from ._connectors import Attempt, Connection, Establish
+from ._connectors import Attempt, Connection, Establish, close_forcefully
 from ._exceptions import ConnectionNotAvailable, ExchangeError, may_resend
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
@@ -222,12 +222,12 @@ class Dispatcher:
             self._supervisor.check_open()
             established: Connection | None = None
             with scope:
-                established = await turn.establish(connect)
+                established = await self._establish(turn, connect)
             if established is None:
                 raise pool_closed()
             if self._supervisor.stopping:
                 # It was established all the same, and there may be no task left to own it.
-                await trio.aclose_forcefully(established.transport)
+                await close_forcefully(established.transport)
                 raise pool_closed()
         except BaseException:
             self.scheduler.not_connected(route)
@@ -243,6 +243,15 @@ class Dispatcher:
         self._supervisor.start_in_pool_context(self._own, connection)
         self._work.set()
         return connection
+
+    async def _establish(self, turn: Turn, connect: Establish) -> Connection:
+        try:
+            return await turn.establish(connect)
+        except ExchangeError as exc:
+            if self._supervisor.stopping:
+                # Whatever failed, this is why.
+                raise pool_closed() from exc
+            raise
 
     def _kind(self, route: Route, endpoint: Endpoint, established: Connection) -> type[OwnedConnection]:
         if route.scheme == TCP:

@@ -65,7 +65,7 @@ def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
     absolute = split_absolute(target)
     if absolute is not None:
         # A request to a proxy (RFC 9113, 8.3.1); for what the absolute form leaves out see RFC 9110, 7.1.
-        scheme, block[1], target = absolute[0], (b":authority", absolute[1]), absolute[2]
+        scheme, block[1], target = absolute[0].lower(), (b":authority", absolute[1]), absolute[2]
         if target.startswith(b"?") or not target:
             target = b"*" if method == b"OPTIONS" and not target else b"/" + target
     if not target.startswith(b"/") and target != b"*":

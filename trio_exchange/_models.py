@@ -621,7 +621,7 @@ class Proxy:
     Attributes:
         url: `URL`, without userinfo.
         auth: Pair of bytes, or None.
-        headers: List of pairs of bytes, with Proxy-Authorization first where there is `auth`.
+        headers: List of pairs of bytes, with Proxy-Authorization first where an HTTP proxy has `auth`.
         ssl_context: As given.
         http2: As given.
 
@@ -648,7 +648,7 @@ class Proxy:
             userinfo = None
             self.url = url
         else:
-            userinfo, scheme, host, port, target = _parse_url(url)
+            userinfo, scheme, host, port, target = _parse_proxy_url(url)
             self.url = URL(scheme=scheme, host=host, port=port, target=target)
         if self.url.scheme not in PROXY_PORTS:
             schemes = ", ".join(scheme.decode() for scheme in PROXY_PORTS)
@@ -657,6 +657,8 @@ class Proxy:
             )
         if not self.url.host:
             raise ValueError("a proxy's URL must have a host")
+        if self.url.target != b"/":
+            raise ValueError(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
         if not isinstance(http2, bool):
@@ -675,13 +677,42 @@ class Proxy:
                 _to_bytes("the proxy's password", password),
             )
             _check_credentials(self.url.scheme, *self.auth)
-            credentials = base64.b64encode(b"%b:%b" % self.auth)
-            self.headers.insert(0, (b"Proxy-Authorization", b"Basic " + credentials))
+            if self.url.scheme in (b"http", b"https"):
+                credentials = base64.b64encode(b"%b:%b" % self.auth)
+                self.headers.insert(0, (b"Proxy-Authorization", b"Basic " + credentials))
         _check_proxy_headers(self.headers)
 
     def __repr__(self) -> str:
         user = "" if self.auth is None else ", auth=(user and password hidden)"
         return f"Proxy({str(self.url.origin)!r}{user})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Proxy) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self.url.origin, self.auth, tuple(self.headers), self.ssl_context, self.http2
+
+
+_IN_CREDENTIALS = "in credentials '/', '?', '#' and '@' must be percent-encoded"
+
+
+def _parse_proxy_url(url: bytes | str) -> _ParsedURL:
+    """Take a proxy's URL apart, with errors that don't show what may be part of a password."""
+    at, fragment = (b"@", b"#") if isinstance(url, bytes) else ("@", "#")
+    given: Any = url
+    try:
+        parsed = _parse_url(url)
+    except (ValueError, LocalProtocolError):
+        if at not in given:
+            raise
+    else:
+        if fragment not in given:
+            return parsed
+    raise ValueError(f"a proxy's URL must be SCHEME://[USER:PASSWORD@]HOST[:PORT]; {_IN_CREDENTIALS}")
 
 
 def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
@@ -695,7 +726,9 @@ def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
         case b"socks5" | b"socks5h":
             # RFC 1929, 2; but servers are known that have users without password.
             if not 0 < len(user) < 256 or len(password) > 255:
-                raise ValueError("user name and password for SOCKS5 must each be 1 to 255 bytes long")
+                raise ValueError(
+                    "for SOCKS5 the user name must be 1 to 255 bytes long, the password at most 255"
+                )
         case _:
             # RFC 7617, 2.
             if b":" in user:

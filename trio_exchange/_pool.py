@@ -191,9 +191,11 @@ class ConnectionPool:
         """Close every connection, and end every request that waits or is under way with an error.
 
         Requests made later get a `ConnectionNotAvailable`. It waits for the closing, which takes no
-        longer than about a second even if a peer is mute. When it is cancelled, the closing goes on,
-        and the end of the `async with` block waits for it.
+        longer than about a second even if a peer is mute, and a second more for each proxy. When it is
+        cancelled, the closing goes on, and the end of the `async with` block waits for it.
         """
+        if self._supervisor.state == "open":
+            self._supervisor.start_in_pool_context(self._stop)
         self._supervisor.stopping = True
         self._dispatcher.stop()
         await trio.lowlevel.checkpoint()
@@ -464,8 +466,10 @@ def _proxies(proxy: Proxy | Sequence[Proxy] | None) -> Sequence[Proxy]:
     if isinstance(proxy, Proxy):
         return (proxy,)
     given: Any = proxy
-    if not isinstance(given, Sequence) or not all(isinstance(hop, Proxy) for hop in given):
-        raise TypeError(f"proxy must be a Proxy, a sequence of them, or None, not {proxy!r}")
+    is_text = isinstance(given, (str, bytes, bytearray))
+    if is_text or not isinstance(given, Sequence) or not all(isinstance(hop, Proxy) for hop in given):
+        # What it is may have a password in it.
+        raise TypeError(f"proxy must be a Proxy, a sequence of them, or None, not {type(given).__name__}")
     return tuple(proxy)
 
 

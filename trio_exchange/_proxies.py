@@ -25,7 +25,7 @@ import trio
 
 from ._connectors import Attempt, Way, establish_once
 from ._dispatcher import Dispatcher, Turn
-from ._exceptions import ExchangeError, ProxyError, ReadError, RemoteProtocolError, mark_alike
+from ._exceptions import ExchangeError, ProxyError, mark_alike
 from ._exchange import HTTPConnection
 from ._models import Headers, Prepared, Proxy, Request, Response, authority_of, bracketed
 from ._routes import Endpoint, Route, route_to
@@ -56,7 +56,7 @@ class Forwarding:
     def __init__(self, proxy: Proxy, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.route = route_to(proxy)
-        self._headers = proxy.headers
+        self._headers = proxy.headers[:]
 
     def rewrite(self, prepared: Prepared) -> None:
         """Give a request the form in which a proxy takes it (RFC 9112, 3.2.2), and the proxy's headers."""
@@ -103,14 +103,14 @@ class Tunnels(Way):
         Raises:
             ProxyError: The proxy refused, or broke HTTP.
         """
-        tunnel = _Tunnel(self._proxy, b"%b:%d" % (bracketed(host.encode("ascii")), port), attempt)
+        tunnel = _TunnelRequest(self._proxy, b"%b:%d" % (bracketed(host.encode("ascii")), port), attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
         turn = Turn(self._route, attempt.budget, establish, attempt.tracer)
         await self.dispatcher.exchange(tunnel.prepared, turn, tunnel.open)
         return tunnel.transport
 
 
-class _Tunnel:
+class _TunnelRequest:
     """A tunnel that is asked for, and its stream once it is there."""
 
     transport: Transport
@@ -141,6 +141,7 @@ class _Tunnel:
             return _head(response)
 
         budget = self._attempt.budget
+        budget.spent_on = f"waiting for the proxy {self._proxy.url.origin}"
         info = {"proxy": self._proxy, "target": self.prepared.target, "timeout": budget.limit}
         try:
             await traced(self._attempt.tracer, "proxy.connect", info, ask)
@@ -184,7 +185,7 @@ class _Tunnel:
 async def _beginning_of_body(response: Response, seconds: float) -> bytes:
     """What a proxy has to say, as far as it does so before long."""
     body = b""
-    with trio.move_on_after(seconds), contextlib.suppress(ReadError, RemoteProtocolError):
+    with trio.move_on_after(seconds), contextlib.suppress(ExchangeError):
         async for chunk in response.aiter_stream():
             body += chunk
             if len(body) >= _MOST_OF_BODY:

@@ -110,7 +110,8 @@ class Endpoint:
         ssl_context = self.ssl_context
         if ssl_context is None:
             ssl_context = default_context_for(self.alpn)
-        return TLSSettings(ssl_context, route.server_hostname, self.alpn)
+        whom = f"the proxy {route.origin}" if route.to_proxy else route.server_hostname
+        return TLSSettings(ssl_context, route.server_hostname, self.alpn, whom)
 
     async def connect(self, route: Route, attempt: Attempt) -> Connection:
         """Establish a connection, TLS included.

@@ -92,12 +92,15 @@ class SOCKS(Way):
             addresses.extend(await self._look_up(host, port))
             return addresses
 
-        await attempt.step("socks.getaddrinfo", {"host": host, "port": port}, look_up)
+        what = f"looking up {host}"
+        await attempt.step(what, "socks.getaddrinfo", {"host": host, "port": port}, look_up)
         return addresses
 
     def _check_address(self, address: str) -> str:
         if self._version == 4 and ":" in address:
             raise ConnectError(f"SOCKS4 knows only IPv4, so that it can't connect to {address}")
+        if self._version == 4 and address.startswith("0.0.0."):
+            raise ConnectError(f"SOCKS4 can't connect to {address}, which means that a name follows")
         return address
 
     async def _look_up(self, host: str, port: int) -> list[str]:
@@ -125,10 +128,10 @@ class SOCKS(Way):
 
         info = {"proxy": self._proxy, "host": host, "port": port}
         try:
-            await attempt.step("socks.connect", info, ask)
+            await attempt.step(f"waiting for the proxy {self._where}", "socks.connect", info, ask)
         except ProxyError as exc:
             await close_forcefully(transport)
-            if conversation.address_refused:
+            if exc is conversation.refusal:
                 return exc
             raise
         return transport
@@ -146,11 +149,11 @@ class _Conversation:
     """What is said to a proxy on one connection, and its replies.
 
     Attributes:
-        address_refused: Whether it was the address that was refused.
+        refusal: How the address was refused, if it was.
     """
 
     def __init__(self, transport: Transport, proxy: Proxy, where: str) -> None:
-        self.address_refused: bool = False
+        self.refusal: ProxyError | None = None
         self._transport = transport
         self._auth = proxy.auth
         self._where = where
@@ -218,7 +221,7 @@ class _Conversation:
             if reply[0] != 1:
                 self._not_socks(reply)
             if not self._take(protocol, reply).success:
-                self._refuse("authenticate", reply[1], "wrong user name or password")
+                raise self._refusal("authenticate", reply[1], "wrong user name or password")
 
     async def _send(self, protocol: Any) -> None:
         try:
@@ -248,12 +251,12 @@ class _Conversation:
         raise ProxyError(f"the proxy {self._where} does not speak this version of SOCKS: it sent {reply!r}")
 
     def _refuse_address(self, host: str, port: int, code: int, meanings: dict[int, str]) -> NoReturn:
-        self.address_refused = True
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._refuse(f"connect to {where}", code, meanings.get(code, "unassigned"))
+        self.refusal = self._refusal(f"connect to {where}", code, meanings.get(code, "unassigned"))
+        raise self.refusal
 
-    def _refuse(self, what: str, code: int, meaning: str) -> NoReturn:
-        raise ProxyError(
+    def _refusal(self, what: str, code: int, meaning: str) -> ProxyError:
+        return ProxyError(
             f"the proxy {self._where} refused to {what}: {meaning} ({code})",
             reply_code=code,
             meaning=meaning,

@@ -88,7 +88,7 @@ def watch(stream: trio.abc.Stream) -> Readiness:
             return stream.peek()
         case NetworkStream():
             return watch(stream._stream)
-        case trio.SSLStream():
+        case trio.SSLStream() if _watchable_below(stream) is not None:
             readiness = watch(stream.transport_stream)
             # What was received and not decrypted yet, Trio has no name for.
             pending = readiness is Readiness.QUIET and stream._incoming.pending
@@ -122,7 +122,8 @@ class Transport(Watchable):
             self._unread += bottom._received
             bottom._received = b""
             bottom = bottom._stream
-        self.below: Transport | None = _transport_below(bottom)
+        self._watched = _watchable_below(bottom)
+        self.below: Transport | None = self._watched if isinstance(self._watched, Transport) else None
         if isinstance(bottom, trio.SocketStream):
             self._use_socket(bottom.socket)
 
@@ -214,7 +215,7 @@ class Transport(Watchable):
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive something, waiting where necessary and allowed. Below TLS only, which is a checkpoint.
+        """Receive something, waiting where necessary and allowed. It is a checkpoint only if it waits.
 
         Raises:
             WouldBlock: It would have to wait while probing.
@@ -235,7 +236,8 @@ class Transport(Watchable):
         return await self.receive_later(size)
 
     async def _probe_below(self, size: int) -> bytes:
-        if self._socket is not None or watch(self.stream) is Readiness.QUIET:
+        # Of a stream that nothing is known of, receiving might wait.
+        if self._socket is not None or self._watched is None or watch(self.stream) is Readiness.QUIET:
             raise WouldBlock
         if self.below is None:
             return bytes(await self.stream.receive_some(size))
@@ -540,13 +542,11 @@ def check_max_bytes(max_bytes: object) -> None:
         raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
 
 
-def _transport_below(stream: Any) -> Transport | None:
-    """The nearest transport below a stream."""
-    while stream is not None:
-        if isinstance(stream, Watchable):
-            return stream if isinstance(stream, Transport) else None
+def _watchable_below(stream: Any) -> Watchable | None:
+    """The nearest stream, this one or below, that knows what has arrived."""
+    while not (stream is None or isinstance(stream, Watchable)):
         stream = _below(stream)
-    return None
+    return stream
 
 
 def _below(stream: Any) -> Any:

@@ -121,12 +121,16 @@ class Budget:
 
     Attributes:
         limit: Seconds for all of them, None for no limit.
+        spent_on: What is being done, for the error's message.
+        failure: What an operation has raised, as opposed to what the code between them has.
     """
 
-    __slots__ = ("_error", "_spent", "limit")
+    __slots__ = ("_error", "_spent", "failure", "limit", "spent_on")
 
     def __init__(self, seconds: float | None, error: type[TimeoutException]) -> None:
         self.limit = seconds
+        self.spent_on = ""
+        self.failure: BaseException | None = None
         self._error = error
         self._spent = 0.0
 
@@ -141,6 +145,13 @@ class Budget:
         Raises:
             TimeoutException: When nothing is left.
         """
+        try:
+            return await self._spend(operation, *args)
+        except Exception as exc:
+            self.failure = exc
+            raise
+
+    async def _spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         if self.limit is None:
             return await operation(*args)
         started = trio.current_time()
@@ -149,4 +160,5 @@ class Budget:
                 return await operation(*args)
         finally:
             self._spent += trio.current_time() - started
-        raise self._error(f"{_WAITED_FOR[self._error]} within {self.limit:g} seconds")
+        at_last = f", at last {self.spent_on}" if self.spent_on else ""
+        raise self._error(f"{_WAITED_FOR[self._error]} within {self.limit:g} seconds{at_last}")

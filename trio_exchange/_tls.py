@@ -70,11 +70,13 @@ class TLSSettings:
         context: The settings. The pool's offer is written to it.
         server_hostname: The name to ask for (SNI) and to verify.
         alpn: The protocols to offer.
+        whom: Whom it is with, for errors' messages.
     """
 
     context: ssl.SSLContext
     server_hostname: str
     alpn: tuple[str, ...]
+    whom: str
 
 
 async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStream[Transport]:
@@ -99,5 +101,5 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
     except (TypeError, ValueError) as exc:
         # A zero byte is a TypeError.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
-    await handshake(tls, settings.server_hostname)
+    await handshake(tls, settings.whom)
     return tls
