@@ -22,8 +22,9 @@ from trio_exchange import (
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import client_context, make_tls, respond
-from .test_http2_proxies import H2Proxy, ServerStream, tunnel
+from .test_http2_proxies import H2Proxy, tunnel
 from .test_proxies import Net, proxied, secure_proxy, secured
+from .test_proxy_cancellation import ServerStream
 
 URL = "https://0.origin.example/"
 

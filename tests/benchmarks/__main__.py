@@ -26,7 +26,7 @@ def main() -> None:
     seconds = time.monotonic() - started
     print(f"CPU time per request, median of up to {effort.rounds} rounds, {seconds:.0f} s in all\n")
     print(report.table())
-    print(f"\n{report.targets()}")
+    print(f"\n{report.rates()}\n\n{report.targets()}")
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(effort), indent=2) + "\n")
     for failure in report.failures():

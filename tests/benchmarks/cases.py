@@ -42,6 +42,16 @@ class Case:
     clients: tuple[str, ...] = CLIENTS
 
     @property
+    def unit(self) -> str:
+        """What is counted for a rate."""
+        return "requests" if self.operation == "get" else "MiB"
+
+    @property
+    def amount(self) -> float:
+        """How much of that a request is."""
+        return {"get": 1, "download": DOWNLOAD_SIZE / MIB, "upload": UPLOAD_SIZE / MIB}[self.operation]
+
+    @property
     def group(self) -> tuple[Any, ...]:
         """Cases of one group are measured in the same rounds, so that they compare well."""
         return (self.operation, self.tasks, self.connections, self.tls, self.http2)

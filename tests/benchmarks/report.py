@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .cases import BARE, CASES, CLIENTS, OURS, TARGETS, Ratio
+from .cases import BARE, CASES, CLIENTS, OURS, TARGETS, Case, Ratio
 from .runner import Effort, Result
 
 PACKAGES = ("trio-exchange", "trio", "h11", "h2", "httpcore2", "aiohttp")
@@ -51,6 +51,17 @@ class Report:
             *(_duration(self.median(client, case)) for client in CLIENTS),
             *(_factor(self.ratio((over, case), (under, case))) for over, under in ratios),
         ]
+
+    def rates(self) -> str:
+        """What a second of CPU time is enough for."""
+        measured = {case for _, case in self._results}
+        rows = [self._rate_row(case) for case in CASES if case.name in measured]
+        return _columns([["per second of CPU", "", *CLIENTS], *rows])
+
+    def _rate_row(self, case: Case) -> list[str]:
+        medians = (self.median(client, case.name) for client in CLIENTS)
+        rates = (MISSING if median is None else f"{case.amount / median:,.0f}" for median in medians)
+        return [case.name, case.unit, *rates]
 
     def targets(self) -> str:
         rows = [self._target_row(target) for target in TARGETS]
