@@ -150,7 +150,7 @@ class ConnectionPool:
         # See `_proxies` why the connections that carry tunnels have no limit of their own.
         carriers = Limits(idle=limits.idle, expiry=limits.expiry)
         proxies = chain(
-            _proxies(proxy), direct, lambda to: Dispatcher(to, carriers, settings, self._supervisor)
+            _to_proxies(proxy), direct, lambda to: Dispatcher(to, carriers, settings, self._supervisor)
         )
         self._origins = Endpoint(proxies.way, ssl_context, http1, http2)
         # What speaks HTTP/2 only can't be forwarded by a proxy that may not.
@@ -460,7 +460,7 @@ def stream(
     )
 
 
-def _proxies(proxy: Proxy | Sequence[Proxy] | None) -> Sequence[Proxy]:
+def _to_proxies(proxy: Proxy | Sequence[Proxy] | None) -> Sequence[Proxy]:
     if proxy is None:
         return ()
     if isinstance(proxy, Proxy):

@@ -161,8 +161,6 @@ TARGETS = (
     Ratio(
         "tunnel / without", (OURS, "tunnel-download-100MiB-tls"), (OURS, "download-100MiB-tls"), at_most=1.1
     ),
-    _against_httpcore2("tunnel-get-20-tls", 2.5),
-    _against_httpcore2("tunnel-download-100MiB-tls", 1),
     _against_bare("h2-get-1", 1.4),
     _against_bare("h2-get-20", 1.4),
     _against_bare("h2-get-100", 1.4),
