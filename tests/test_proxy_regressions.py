@@ -21,7 +21,7 @@ from trio_exchange import (
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import client_context, make_tls, respond
+from .peers import assert_unharmed, client_context, make_tls, open_sockets, respond, serve_tcp
 from .test_http2_proxies import H2Proxy, tunnel
 from .test_proxies import Net, proxied, secure_proxy, secured
 from .test_proxy_cancellation import ServerStream
@@ -287,3 +287,47 @@ async def test_the_scheme_of_an_absolute_target_is_in_lower_case_over_http2(nurs
     async with H2Proxy(nursery, script).pool() as pool:
         await pool.request("GET", "http://example.com/", extensions={"target": "HTTP://example.com/"})
     assert schemes == [b"http"]
+
+
+# -- A proxy that ends its own direction, and goes on reading (over sockets, where this is not a closing).
+
+
+HALF_CLOSED_AFTER = {
+    "http": b"HTTP/1.1 200 OK\r\n\r\n",
+    "socks4a": b"\0\x5a" + bytes(6),
+    "socks5": b"\5\0\5\0\0\1",
+    "socks5h": b"\5\0\5\0\0\1",
+}
+
+
+@pytest.mark.parametrize("scheme", HALF_CLOSED_AFTER)
+@pytest.mark.parametrize("said", [0, 1, 3, 11])
+async def test_a_proxy_that_half_closes(nursery: trio.Nursery, scheme: str, said: int) -> None:
+    send_left, receive_left = trio.open_memory_channel[None](2)
+
+    async def serve(peer: ScriptedPeer) -> None:
+        try:
+            if said:
+                await peer.receive_some(1)
+                await peer.send(HALF_CLOSED_AFTER[scheme][:said])
+            await peer.send_eof()
+            while await peer.receive_some():
+                pass
+        finally:
+            send_left.send_nowait(None)
+
+    before = open_sockets()
+    async with trio.open_nursery() as servers:
+        server = await serve_tcp(servers, serve)
+        proxy = Proxy(f"{scheme}://127.0.0.1:{server.port}")
+        async with ConnectionPool(proxy=proxy, max_connections=1) as pool:
+            for _ in range(2):
+                # SOCKS4A is granted with eight bytes, and then it is the origin's TLS that ends early.
+                with pytest.raises((ProxyError, ConnectError)) as info:
+                    await pool.request("GET", "https://127.0.0.1/")
+                assert isinstance(info.value, ProxyError) or (scheme, said) == ("socks4a", 11)
+                # The pool has closed the connection without waiting for the proxy to do so.
+                await receive_left.receive()
+                assert_unharmed(pool)
+        servers.cancel_scope.cancel()
+    assert open_sockets() == before
