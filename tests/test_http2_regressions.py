@@ -1,12 +1,13 @@
 """Faults of HTTP/2 that were found, each with a test that showed it."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_exchange import ReadError, Request, Response
 
@@ -197,3 +198,35 @@ async def test_resets_before_the_first_settings_allow_no_more_at_once(
             await wait_all_tasks_blocked()
             assert len(peers[0].sent(HeadersFrame)) == 16
             requests.cancel_scope.cancel()
+
+
+async def test_a_body_whose_connection_can_not_be_sent_on_is_a_read_error(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It was a WriteError, which nobody expects of reading."""
+    client: Any = None
+
+    async def begin(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"beginning", end=False)
+        client.send_stream.send_all_hook = fail
+        # What the client would answer to this it can't send.
+        peer.h2.ping(b"12345678")
+        await peer.flush()
+        await peer.until_closed()
+
+    async def fail() -> None:
+        raise trio.BrokenResourceError("it broke")
+
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        nonlocal client
+        client, server = memory_stream_pair()
+        return client, server
+
+    pool, connector = h2_pool(nursery, begin)
+    connector._stream_pair = pair
+    async with pool, pool.stream("GET", "http://a.example") as response:
+        with pytest.raises(ReadError, match=r"it broke, in the middle of the response") as info:
+            await response.aread()
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)

@@ -209,6 +209,9 @@ async def establish_persistently(
             attempt += 1
             delay = next(delays)
             info = {"attempt": attempt, "delay": delay, "exception": exc}
+        finally:
+            # Its traceback leads back to the budget.
+            budget.failure = None
         await traced(tracer, "connection.retry", info, trio.sleep, delay)
 
 

@@ -890,8 +890,12 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             if self._upload is not None:
                 self._upload.cancel()
             return
-        when = "in the middle of the response" if self._answered else "without a response"
-        self._fail(_own(failure, when))
+        if not self._answered:
+            self._fail(_own(failure, "without a response"))
+            return
+        # Whatever the connection failed of, here it is reading that does.
+        kind = ReadError if isinstance(failure, WriteError) else type(failure)
+        self._fail(_own(failure, "in the middle of the response", kind))
 
     def _malformed(self, failure: RemoteProtocolError) -> None:
         self._answered = True
@@ -1172,9 +1176,9 @@ def _leave_unchecked(_: Any) -> None:
     """What h2 would check, and exchanges do themselves."""
 
 
-def _own(failure: ExchangeError, when: str) -> ExchangeError:
+def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = None) -> ExchangeError:
     """A failure of the connection as one exchange's own error."""
-    own = type(failure)(f"{failure}, {when}")
+    own = (kind or type(failure))(f"{failure}, {when}")
     own.__cause__ = failure.__cause__
     return own
 
