@@ -280,9 +280,11 @@ class Direct(Way):
         else:
             name = "connection.connect_unix_socket"
             info = {"path": self._uds, **info}
-        where = f"{host}:{port}" if self._uds is None else self._uds
-        await attempt.step(f"connecting to {where}", name, info, connect)
+        await attempt.step(f"connecting to {self._where(host, port)}", name, info, connect)
         return transports[0]
+
+    def _where(self, host: str, port: int) -> str:
+        return f"{host}:{port}" if self._uds is None else self._uds
 
     async def _dial(self, host: str, port: int) -> trio.abc.Stream:
         given: dict[str, Any] = {}
@@ -295,8 +297,7 @@ class Direct(Way):
                 given["local_address"] = self._local_address
             return await self._connector.connect_tcp(host, port, **given)
         except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
-            where = f"{host}:{port}" if self._uds is None else self._uds
-            raise ConnectError(f"could not connect to {where}: {reason_of(exc)}") from exc
+            raise ConnectError(f"could not connect to {self._where(host, port)}: {reason_of(exc)}") from exc
 
 
 def reason_of(exc: BaseException) -> str:

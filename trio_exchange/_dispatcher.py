@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from ._connectors import Attempt, Connection, Establish, close_forcefully
+from ._connectors import Connection, Establish, close_forcefully
 from ._exceptions import ConnectionNotAvailable, ExchangeError, may_resend
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
@@ -211,10 +211,7 @@ class Dispatcher:
     async def _connect(self, turn: Turn) -> OwnedConnection:
         route = turn.route
         endpoint = self._endpoint_for(route)
-
-        async def connect(attempt: Attempt) -> Connection:
-            return await endpoint.connect(route, attempt)
-
+        connect = functools.partial(endpoint.connect, route)
         scope = trio.CancelScope()
         self._diallers[scope] = trio.Event()
         try:

@@ -81,8 +81,7 @@ def _to_proxy(name: str, value: str) -> Proxy:
     proxy: Proxy | None = None
     with contextlib.suppress(TypeError, ValueError, LocalProtocolError):
         proxy = Proxy(value if "://" in value else f"http://{value}")
-    # A path comes of a slash in a password that should be percent-encoded, or of one missing after "http:".
-    if proxy is None or proxy.url.target != b"/":
+    if proxy is None:
         # Neither the value nor an error about it is shown, as credentials may be anywhere in it.
         raise ValueError(
             f"the environment variable {name} must be a proxy's URL, [SCHEME://][USER:PASSWORD@]HOST[:PORT], "

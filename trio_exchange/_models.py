@@ -131,6 +131,26 @@ def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(value)
 
 
+def check_ssl_context(value: object) -> None:
+    """Check an `ssl_context` argument.
+
+    Raises:
+        TypeError: It is neither a context nor None.
+    """
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {value!r}")
+
+
+def check_yes_or_no(name: str, value: object) -> None:
+    """Check the argument called `name`.
+
+    Raises:
+        TypeError: It is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+
+
 def check_chunk(chunk: object) -> None:
     """Check what the content's iterator gave.
 
@@ -659,10 +679,8 @@ class Proxy:
             raise ValueError("a proxy's URL must have a host")
         if self.url.target != b"/":
             raise ValueError(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
-        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-            raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
-        if not isinstance(http2, bool):
-            raise TypeError(f"http2 must be True or False, not {http2!r}")
+        check_ssl_context(ssl_context)
+        check_yes_or_no("http2", http2)
         if auth is None and userinfo is not None:
             user, _, password = userinfo.partition(b":")
             auth = (_unquote(user), _unquote(password))

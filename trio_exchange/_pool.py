@@ -20,7 +20,18 @@ from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
 from ._exceptions import PoolTimeout
 from ._exchange import HTTPConnection, OwnedConnection, Settings
-from ._models import URL, ContentTypes, HeaderTypes, Prepared, Proxy, Request, Response, to_extensions
+from ._models import (
+    URL,
+    ContentTypes,
+    HeaderTypes,
+    Prepared,
+    Proxy,
+    Request,
+    Response,
+    check_ssl_context,
+    check_yes_or_no,
+    to_extensions,
+)
 from ._proxies import chain
 from ._routes import TCP, Endpoint, Route, route_for
 from ._scheduler import Limits
@@ -115,10 +126,9 @@ class ConnectionPool:
         http2_ping_interval: float | None = None,
         http2_ping_timeout: float = 15.0,
     ) -> None:
-        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-            raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
-        _check_yes_or_no("http1", http1)
-        _check_yes_or_no("http2", http2)
+        check_ssl_context(ssl_context)
+        check_yes_or_no("http1", http1)
+        check_yes_or_no("http2", http2)
         if not (http1 or http2):
             raise ValueError("http1 or http2 must be True, else there is nothing to speak")
         check_seconds("keepalive_expiry", keepalive_expiry)
@@ -479,11 +489,6 @@ def _at_least(least: int, name: str, value: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}")
     return value
-
-
-def _check_yes_or_no(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def _seconds(name: str, value: float) -> float:

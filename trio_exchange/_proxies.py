@@ -137,6 +137,7 @@ class _TunnelRequest:
             if not 200 <= response.status < 300:
                 # It is final, however little time there is for its content.
                 raise await self._refusal(response, min(_BODY_GRACE, budget.left))
+            self.transport = self._attempt.own(response.extensions["network_stream"])
             responses.append(response)
             return _head(response)
 
@@ -155,16 +156,13 @@ class _TunnelRequest:
         # The whole is one step for the handler, which must not be awaited while the time runs.
         tracer = Tracer(None, log=True) if log_enabled() else None
         try:
-            response = await connection.exchange(self.prepared, Timeouts(), tracer)
+            return await connection.exchange(self.prepared, Timeouts(), tracer)
         except ExchangeError as exc:
             error = ProxyError(f"no tunnel to {self._what}: {exc}")
             mark_alike(error, exc)
             if exc is self.prepared.failure:
                 self.prepared.failure = error
             raise error from exc
-        if 200 <= response.status < 300:
-            self.transport = self._attempt.own(response.extensions["network_stream"])
-        return response
 
     async def _refusal(self, response: Response, seconds: float) -> ProxyError:
         try:

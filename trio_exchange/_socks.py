@@ -165,10 +165,7 @@ class _Conversation:
         protocol = socks4.SOCKS4Connection(user)
         protocol.send(kind.from_address(socks4.SOCKS4Command.CONNECT, (host, port), user))
         await self._send(protocol)
-        reply = await self._receive(2)
-        # The version of the reply's format.
-        if reply[0] != 0:
-            self._not_socks(reply)
+        reply = await self._receive_code(version=0)
         if reply[1] != 0x5A:
             self._refuse_address(host, port, reply[1], _SOCKS4_MEANINGS)
         self._take(protocol, reply + await self._receive(6))
@@ -179,9 +176,7 @@ class _Conversation:
         address: Any = (host, port)
         protocol.send(socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, address))
         await self._send(protocol)
-        reply = await self._receive(2)
-        if reply[0] != 5:
-            self._not_socks(reply)
+        reply = await self._receive_code(version=5)
         if reply[1] != 0:
             self._refuse_address(host, port, reply[1], _SOCKS5_MEANINGS)
         reply += await self._receive(2)
@@ -202,9 +197,7 @@ class _Conversation:
             methods.append(socks5.SOCKS5AuthMethod.USERNAME_PASSWORD)
         protocol.send(socks5.SOCKS5AuthMethodsRequest(methods))
         await self._send(protocol)
-        reply = await self._receive(2)
-        if reply[0] != 5:
-            self._not_socks(reply)
+        reply = await self._receive_code(version=5)
         method = self._take(protocol, reply).method
         if method not in methods:
             wanted = "a user name and a password" if self._auth is None else "another authentication"
@@ -216,10 +209,8 @@ class _Conversation:
         if method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD and self._auth is not None:
             protocol.send(socks5.SOCKS5UsernamePasswordRequest(*self._auth))
             await self._send(protocol)
-            reply = await self._receive(2)
-            # The version of this negotiation (RFC 1929, 2).
-            if reply[0] != 1:
-                self._not_socks(reply)
+            # This negotiation has a version of its own (RFC 1929, 2).
+            reply = await self._receive_code(version=1)
             if not self._take(protocol, reply).success:
                 raise self._refusal("authenticate", reply[1], "wrong user name or password")
 
@@ -228,6 +219,13 @@ class _Conversation:
             await self._transport.send_all(protocol.data_to_send())
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ProxyError(f"the proxy {self._where} failed: {explain(exc)}") from exc
+
+    async def _receive_code(self, *, version: int) -> bytes:
+        """What every reply begins with: the version of its format, and a code."""
+        reply = await self._receive(2)
+        if reply[0] != version:
+            self._not_socks(reply)
+        return reply
 
     async def _receive(self, size: int) -> bytes:
         data = b""
