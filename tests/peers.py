@@ -11,7 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import trio
@@ -106,7 +106,7 @@ def reset(peer: ScriptedPeer) -> None:
 
 @dataclass(frozen=True)
 class TLS:
-    """A certificate authority, a server for 127.0.0.1, localhost and example.com, a client that trusts it."""
+    """A certificate authority, a server that it has certified, and a client that trusts it."""
 
     ca: trustme.CA
     server: ssl.SSLContext
@@ -115,10 +115,15 @@ class TLS:
 
 @functools.cache
 def make_tls() -> TLS:
-    """Certificates for all tests of a run."""
+    """Certificates of origins for all tests of a run."""
+    return new_tls("127.0.0.1", "localhost", "example.com")
+
+
+def new_tls(*names: str) -> TLS:
+    """A certificate for a server of these names."""
     ca = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("127.0.0.1", "localhost", "example.com").configure_cert(server)
+    ca.issue_cert(*names).configure_cert(server)
     return TLS(ca, server, client_context(ca))
 
 
@@ -148,6 +153,32 @@ def transcript(data: bytes, *, byte_by_byte: bool = False, then_close: bool = Fa
                 return
 
     return script
+
+
+# -- Traces.
+
+
+class Events:
+    """A trace handler that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.seen.append((event, info))
+
+    @property
+    def names(self) -> list[str]:
+        return [event for event, _ in self.seen]
+
+    def infos(self, event: str) -> list[dict[str, Any]]:
+        """What was told of an event, each time."""
+        return [info for name, info in self.seen if name == event]
+
+    def info(self, event: str) -> dict[str, Any]:
+        """What was told of an event that came once."""
+        [info] = self.infos(event)
+        return info
 
 
 # -- Leaks.

@@ -55,7 +55,7 @@ from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, Headers, h2_pool
-from .peers import DELIVERIES, TLS, assert_unharmed, client_context, make_tls, reset, serve_tcp
+from .peers import DELIVERIES, TLS, Events, assert_unharmed, client_context, make_tls, reset, serve_tcp
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -1286,24 +1286,6 @@ class Outbox:
         self.begun = trio.Event()
         self.code: ErrorCodes | None = None
         self.frames: list[DataFrame] = []
-
-
-class Events:
-    """A trace handler that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        self.seen.append((event, info))
-
-    @property
-    def names(self) -> list[str]:
-        return [event for event, _ in self.seen]
-
-    def info(self, event: str) -> dict[str, Any]:
-        [info] = [info for name, info in self.seen if name == event]
-        return info
 
 
 # -- Flow control: uploads.

@@ -35,10 +35,12 @@ from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, Scripte
 from .h2peer import H2Peer
 from .peers import (
     DELIVERIES,
+    TLS,
+    Events,
     Script,
     assert_unharmed,
-    client_context,
     make_tls,
+    new_tls,
     open_sockets,
     reset,
     respond,
@@ -57,21 +59,10 @@ AUTHORIZATION = b"Proxy-Authorization: Basic " + CREDENTIALS + b"\r\n"
 # -- Proxies and origins, in memory.
 
 
-@dataclass(frozen=True)
-class ProxyTLS:
-    """Certificates of proxies, by an authority that no origin's is trusted for."""
-
-    ca: trustme.CA
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-
-
 @functools.cache
-def proxy_tls() -> ProxyTLS:
-    ca = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("proxy.example", "second.example", "127.0.0.1").configure_cert(server)
-    return ProxyTLS(ca, server, client_context(ca))
+def proxy_tls() -> TLS:
+    """Certificates of proxies, by an authority that no origin's is trusted for."""
+    return new_tls("proxy.example", "second.example", "127.0.0.1")
 
 
 def secure_proxy(url: str = SECURE_PROXY, **more: Any) -> Proxy:
@@ -1821,23 +1812,6 @@ async def test_a_refusal_is_final(nursery: trio.Nursery, name: str) -> None:
 
 
 # -- Traces.
-
-
-class Events:
-    """A handler that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        self.seen.append((event, info))
-
-    @property
-    def names(self) -> list[str]:
-        return [event for event, _ in self.seen]
-
-    def infos(self, event: str) -> list[dict[str, Any]]:
-        return [info for name, info in self.seen if name == event]
 
 
 def both_ends(*names: str) -> list[str]:

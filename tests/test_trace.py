@@ -13,7 +13,7 @@ from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProto
 from trio_exchange._trace import Tracer, call_async, log_enabled, traced, tracer_for
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import assert_unharmed, respond
+from .peers import Events, assert_unharmed, respond
 
 LOGGERS = ("trio_exchange", "trio_exchange.connection", "trio_exchange.http11")
 
@@ -24,24 +24,6 @@ def _loggers_as_they_were() -> Iterator[None]:
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-
-
-class Events:
-    """A handler that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        self.seen.append((event, info))
-
-    @property
-    def names(self) -> list[str]:
-        return [event for event, _ in self.seen]
-
-    def info(self, event: str) -> dict[str, Any]:
-        [info] = [info for name, info in self.seen if name == event]
-        return info
 
 
 async def return_seven() -> int:
