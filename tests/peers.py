@@ -85,6 +85,25 @@ async def _play(script: Script, tls: ssl.SSLContext | None, stream: trio.SocketS
             await script(peer)
 
 
+async def background_nursery() -> trio.Nursery:
+    """A nursery that a system task holds until the main task has ended.
+
+    What is raised in the main task, such as a KeyboardInterrupt, is not put into a group by it.
+    """
+    opened = trio.Event()
+
+    async def hold() -> None:
+        async with trio.open_nursery() as nursery:
+            nurseries.append(nursery)
+            opened.set()
+            await trio.sleep_forever()
+
+    nurseries: list[trio.Nursery] = []
+    trio.lowlevel.spawn_system_task(hold)
+    await opened.wait()
+    return nurseries[0]
+
+
 async def respond(peer: ScriptedPeer) -> None:
     """The script of an ordinary server: it answers every request with the request's own body."""
     async for request in peer:

@@ -41,7 +41,15 @@ from trio_exchange._exchange import HTTPConnection
 from trio_exchange._streams import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import assert_unharmed, open_sockets, reset, respond, serve_tcp, serve_unix
+from .peers import (
+    assert_unharmed,
+    background_nursery,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    serve_unix,
+)
 from .peers import client_context as new_client_context
 
 URL = "http://example.com/"
@@ -193,17 +201,24 @@ async def test_a_pool_works_in_an_exit_stack(nursery: trio.Nursery) -> None:
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
     reason="interrupts are ignored, as by what a shell script runs in the background",
 )
-async def test_an_interrupt_while_closing_comes_out_as_itself(nursery: trio.Nursery) -> None:
+def test_an_interrupt_while_closing_comes_out_as_itself() -> None:
     class Interrupting(Wrapped):
         async def aclose(self) -> None:
             await trio.testing.wait_all_tasks_blocked()
             signal.raise_signal(signal.SIGINT)
             await super().aclose()
 
-    with pytest.raises(KeyboardInterrupt):
-        async with ConnectionPool(connector=WrappingConnector(nursery, respond, Interrupting)) as pool:
+    pools: list[ConnectionPool] = []
+
+    async def main() -> None:
+        connector = WrappingConnector(await background_nursery(), respond, Interrupting)
+        async with ConnectionPool(connector=connector) as pool:
+            pools.append(pool)
             await pool.request("GET", URL)
-    assert_unharmed(pool)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert_unharmed(pools[0])
 
 
 class Crash(Exception):

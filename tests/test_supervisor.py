@@ -1,15 +1,54 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 
 import pytest
 import trio
 import trio.testing
 
 from trio_exchange import ConnectionNotAvailable
-from trio_exchange._supervisor import Supervisor
+from trio_exchange._supervisor import State, Supervisor
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+class Idler:
+    """A service that has nothing to do, and keeps what it is told."""
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self.calls: list[str] = []
+        self._slow = slow
+
+    async def keep_house(self) -> None:
+        self.calls.append("started")
+        await trio.sleep_forever()
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    async def stopped(self) -> None:
+        if self._slow:
+            await trio.sleep(1)
+        self.calls.append("stopped")
+
+
+class Faulty(Idler):
+    """A service that fails to stop."""
+
+    async def stopped(self) -> None:
+        raise ValueError("faulty")
+
+
+async def started() -> Supervisor:
+    supervisor = Supervisor()
+    await supervisor.start(Idler())
+    return supervisor
+
+
+def state_of(supervisor: Supervisor) -> str:
+    # Type checkers believe that what was asserted of a property goes on being so.
+    return supervisor.state.value
 
 
 async def crash_when_cancelled(error: Exception) -> None:
@@ -24,33 +63,49 @@ async def crash_when_cancelled(error: Exception) -> None:
 
 async def test_its_life() -> None:
     supervisor = Supervisor()
-    assert supervisor.state == "new"
+    assert state_of(supervisor) == "new"
     with pytest.raises(RuntimeError, match="the pool was not entered"):
         supervisor.check_open()
-    await supervisor.start(trio.sleep_forever, trio.sleep_forever)
-    assert supervisor.state == "open"
+    services = Idler(), Idler()
+    await supervisor.start(*services)
+    await trio.testing.wait_all_tasks_blocked()
+    assert state_of(supervisor) == "open"
     supervisor.check_open()
     with pytest.raises(RuntimeError, match="can be entered only once"):
         await supervisor.start()
-    supervisor.stopping = True
-    assert supervisor.state == "closed"
+    supervisor.stop()
+    assert state_of(supervisor) == "closed"
+    # The rest of the stopping is the supervisor's own task's.
+    assert [service.calls for service in services] == [["started", "stop"], ["started"]]
     with pytest.raises(ConnectionNotAvailable, match="the connection pool is closed"):
         supervisor.check_open()
-    await supervisor.leave(None)
+    await supervisor.leave()
+    assert services[0].calls == ["started", "stop", "stop", "stopped"]
+    assert services[1].calls == ["started", "stop", "stopped"]
+
+
+async def test_services_are_stopped_in_order(autojump_clock: trio.testing.MockClock) -> None:
+    slow, last = Idler(slow=True), Idler()
+    supervisor = Supervisor()
+    await supervisor.start(slow, last)
+    supervisor.stop()
+    await trio.sleep(0.5)
+    assert "stop" not in last.calls
+    await supervisor.leave()
+    assert "stop" in last.calls
 
 
 async def test_a_crash_comes_out_at_the_end_without_the_cancellations_beside_it() -> None:
-    supervisor = Supervisor()
-    await supervisor.start()
+    supervisor = await started()
     crash = ValueError("crash")
     supervisor.start_soon(crash_when_cancelled, crash)
     await trio.testing.wait_all_tasks_blocked()
-    with pytest.raises(ValueError, match="crash") as info:
-        await supervisor.leave(None)
-    assert info.value is crash
+    await supervisor.leave()
+    assert supervisor.take_crash() is crash
+    assert supervisor.take_crash() is None
 
 
-async def test_the_first_crash_is_the_one_that_comes_out() -> None:
+async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptureFixture) -> None:
     async def crash(error: Exception) -> None:
         await trio.lowlevel.checkpoint()
         raise error
@@ -59,25 +114,26 @@ async def test_the_first_crash_is_the_one_that_comes_out() -> None:
         await trio.lowlevel.checkpoint()
         raise ExceptionGroup("several", errors)
 
-    supervisor = Supervisor()
-    await supervisor.start()
+    supervisor = await started()
     first = OSError("first")
     supervisor.start_soon(crash, first)
     await trio.testing.wait_all_tasks_blocked()
     supervisor.start_soon(crash, ValueError("second"))
     supervisor.start_soon(crash_in_a_group, ValueError("third"), ValueError("fourth"))
     await trio.testing.wait_all_tasks_blocked()
-    with pytest.raises(OSError, match="first") as info:
-        await supervisor.leave(None)
-    assert info.value is first
+    # Each is logged at once, since a pool may stay open for long.
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
+    assert "OSError: first" in caplog.text
+    assert "ValueError: fourth" in caplog.text
+    await supervisor.leave()
+    assert supervisor.take_crash() is first
 
 
-async def test_a_crash_does_not_replace_what_the_block_raised() -> None:
+async def test_a_service_that_fails_to_stop_is_a_crash_and_everything_ends() -> None:
     supervisor = Supervisor()
-    await supervisor.start()
-    supervisor.start_soon(crash_when_cancelled, ValueError("crash"))
-    await trio.testing.wait_all_tasks_blocked()
-    await supervisor.leave(KeyError("the block's own"))
+    await supervisor.start(Faulty())
+    await supervisor.leave()
+    assert isinstance(supervisor.take_crash(), ValueError)
 
 
 async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:
@@ -87,21 +143,45 @@ async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:
         await trio.lowlevel.checkpoint()
         seen.append(VARIABLE.get())
 
-    supervisor = Supervisor()
-    await supervisor.start()
+    supervisor = await started()
     VARIABLE.set("the caller's")
     supervisor.start_in_pool_context(look)
     await trio.testing.wait_all_tasks_blocked()
     supervisor.start_soon(look)
     await trio.testing.wait_all_tasks_blocked()
     assert seen == ["unset", "the caller's"]
-    await supervisor.leave(None)
+    await supervisor.leave()
 
 
 async def test_cancelled_while_it_starts() -> None:
     supervisor = Supervisor()
     with trio.CancelScope() as scope:
         scope.cancel()
-        await supervisor.start(trio.sleep_forever)
+        await supervisor.start(Idler())
     assert scope.cancelled_caught
-    assert supervisor.state == "closed"
+    assert state_of(supervisor) == "open"
+    await supervisor.leave()
+
+
+async def test_stopped_while_it_starts() -> None:
+    class StopAtOnce(trio.abc.Instrument):
+        """Acts before the task that was spawned runs."""
+
+        def task_spawned(self, _: trio.lowlevel.Task) -> None:
+            states.append(supervisor.state)
+            if states != [State.STARTING]:
+                return
+            with pytest.raises(RuntimeError, match="not entered"):
+                supervisor.check_open()
+            supervisor.stop()
+
+    states: list[State] = []
+    supervisor = Supervisor()
+    instrument = StopAtOnce()
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        await supervisor.start(Idler())
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+    await supervisor.ended()
+    assert state_of(supervisor) == "closed"

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import ipaddress
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import trio
 
-from ._exceptions import ConnectError, ConnectTimeout
+from ._exceptions import ConnectError, ConnectTimeout, bare
 from ._streams import NOT_RAW, NetworkStream, Transport
 from ._timeouts import Budget
 from ._tls import TLSSettings, start_tls
@@ -64,7 +66,11 @@ class Connector:
         Raises:
             OSError: No address could be connected to.
         """
-        stream = await trio.open_tcp_stream(host, port, local_address=local_address)
+        family = None if local_address is not None else _family_of(host)
+        if family is not None:
+            stream = await _connect_to_address(family, host, port)
+        else:
+            stream = await _connect_to_name(host, port, local_address)
         return _with_options(stream, socket_options)
 
     async def connect_unix_socket(
@@ -80,6 +86,34 @@ class Connector:
             OSError: It could not be connected to.
         """
         return _with_options(await trio.open_unix_socket(path), socket_options)
+
+
+def _family_of(host: str) -> socket.AddressFamily | None:
+    """The family of an address, None for a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+async def _connect_to_address(family: socket.AddressFamily, host: str, port: int) -> trio.SocketStream:
+    """Connect where there is nothing to look up, and no other address to try."""
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+async def _connect_to_name(host: str, port: int, local_address: str | None) -> trio.SocketStream:
+    try:
+        return await trio.open_tcp_stream(host, port, local_address=local_address)
+    except BaseExceptionGroup as group:
+        # Trio tries the addresses in a nursery, which is where a KeyboardInterrupt comes then.
+        raise bare(group) from None
 
 
 def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | None) -> trio.SocketStream:

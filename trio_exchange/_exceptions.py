@@ -122,6 +122,13 @@ class WriteError(NetworkError):
     """The connection broke, or was closed, while writing to it."""
 
 
+def bare(error: BaseException) -> BaseException:
+    """The exception that is alone in `error` if that is a group, however deep; else `error` as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def mark_unanswered(error: ExchangeError, *, unsent: bool) -> None:
     """Note on `error` that the server had not begun to answer when it was raised.
 

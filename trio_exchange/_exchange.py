@@ -434,6 +434,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> bytes:
         chunk = await self._read(checkpoint=True)
         if chunk is None:
@@ -497,6 +498,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
 
     # -- The end.
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close the response; what was not read of it is given up."""
         await self._close()

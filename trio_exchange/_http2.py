@@ -240,6 +240,7 @@ class HTTP2Connection(HTTPConnection):
                 self._sending.deadline = trio.current_time() + _LAST_SEND
                 nursery.cancel_scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _read(self) -> None:
         receive: Callable[[int], Any] = (
             self.transport.receive_later if self._plain else self.stream.receive_some
@@ -254,6 +255,7 @@ class HTTP2Connection(HTTPConnection):
         else:
             self._fail(self._closed_by_server())
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
         while self._send_failure is None:
             if not self._outgoing:
@@ -280,6 +282,7 @@ class HTTP2Connection(HTTPConnection):
         await trio.sleep(_LAST_WORDS)
         self._fail(self._send_failure)
 
+    @trio.lowlevel.enable_ki_protection
     async def _test(self, interval: float) -> None:
         """Find out whether the server is alive when it has said nothing for a while."""
         while True:
@@ -1119,6 +1122,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
         """What has arrived and was not received."""
         return self._exchange.peek()
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes; `b""` when the other side has ended."""
         check_max_bytes(max_bytes)
@@ -1131,6 +1135,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
                 self._check_open()
                 raise trio.BrokenResourceError(str(exc)) from exc
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`, as fast as the other side takes it."""
         with self._sending:
@@ -1142,6 +1147,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
                 self._check_sendable()
                 raise trio.BrokenResourceError(str(exc)) from exc
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until something can be sent, or sending fails."""
         with self._sending:
@@ -1150,6 +1156,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
             await self._exchange.wait_for_room()
             self._check_sendable()
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Tell the other side that nothing more will be sent (END_STREAM)."""
         with self._sending:
@@ -1157,6 +1164,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
             self._check_open()
             self._exchange.end_request()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """End the tunnel. If the other side has not ended, the stream is reset."""
         self._exchange.end_tunnel()

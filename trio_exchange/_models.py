@@ -25,7 +25,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import idna
 import trio
@@ -564,6 +564,7 @@ class Response:
             raise RuntimeError("the body was not read yet; call 'await response.aread()' first")
         return self._content
 
+    @trio.lowlevel.enable_ki_protection
     async def aread(self) -> bytes:
         """Read the body to its end, keep it as `content`, and return it.
 
@@ -605,6 +606,7 @@ class Response:
         self._stream_taken = True
         return aiter(self.stream)
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close the response; what was not read of its body is given up.
 
@@ -835,6 +837,7 @@ class Prepared:
         peeked, self._peeked = self._peeked, None
         return _Peeked(peeked, self._iterator)
 
+    @trio.lowlevel.disable_ki_protection
     async def close_body(self) -> None:
         """End the caller's generator wherever it is; its clean-up is not left to garbage collection."""
         iterator: Any = self._iterator
@@ -858,7 +861,7 @@ class Prepared:
         if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
             return
         self._iterator = aiter(self.request.stream)
-        async for chunk in self._iterator:
+        while (chunk := await next_chunk(self._iterator)) is not END_OF_BODY:
             check_chunk(chunk)
             if chunk:
                 self._peeked = chunk
@@ -866,6 +869,19 @@ class Prepared:
         self.body = b""
         self.expects_continue = False
         self.headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
+
+
+#: What `next_chunk` returns when the iterator has ended.
+END_OF_BODY: Final = object()
+
+
+@trio.lowlevel.disable_ki_protection
+async def next_chunk(iterator: AsyncIterator[bytes]) -> Any:
+    """Take the next chunk of a body from the caller's iterator, or `END_OF_BODY`.
+
+    Ctrl-C may interrupt the iterator, as it may interrupt any code of the program.
+    """
+    return await anext(iterator, END_OF_BODY)
 
 
 class _Peeked:

@@ -36,7 +36,7 @@ from ._proxies import chain
 from ._routes import TCP, Endpoint, Route, route_for
 from ._scheduler import Limits
 from ._streams import NetworkStream
-from ._supervisor import Supervisor
+from ._supervisor import State, Supervisor
 from ._timeouts import Budget, Timeouts, check_seconds, parse_timeouts
 from ._trace import Tracer, tracer_for
 
@@ -169,6 +169,7 @@ class ConnectionPool:
         # In the order of their closing: what runs through a tunnel may have something to say at its end.
         self._dispatchers = [self._dispatcher, *proxies.dispatchers]
         self._served = 0
+        self._closer_gets_crash = False
 
     def _endpoint_for(self, route: Route) -> Endpoint:
         if route.to_proxy and self._forwarding is not None:
@@ -177,15 +178,21 @@ class ConnectionPool:
 
     # -- Life.
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         """Open the pool.
 
         Raises:
-            RuntimeError: It was entered before.
+            RuntimeError: It was opened before.
         """
-        await self._supervisor.start(*(dispatcher.keep_house for dispatcher in self._dispatchers))
+        try:
+            await self._supervisor.start(*self._dispatchers)
+        except trio.Cancelled:
+            await self._supervisor.leave()
+            raise
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -193,32 +200,79 @@ class ConnectionPool:
         traceback: TracebackType | None,
     ) -> None:
         """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
-        with trio.CancelScope(shield=True):
-            await self._stop()
-        await self._supervisor.leave(exc_value)
+        await self._supervisor.leave()
+        crash = self._supervisor.take_crash()
+        if crash is not None and exc_value is None:
+            raise crash
 
+    async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the pool, and close it when this is cancelled: `pool = await nursery.start(pool.serve)`.
+
+        It returns when `aclose` has been called and everything is closed.
+
+        Args:
+            task_status: Is told when the pool is open, with the pool as the value of `nursery.start`.
+
+        Raises:
+            RuntimeError: The pool was opened before.
+        """
+        async with self:
+            task_status.started(self)
+            await self._supervisor.stop_requested()
+
+    @trio.lowlevel.enable_ki_protection
+    async def open(self) -> None:
+        """Open the pool without a block, for programs that have no place for one.
+
+        It stays open until `aclose`, which any task may call, and is closed at the latest when the main
+        task of this `trio.run` has ended. Then it can be opened in another `trio.run`. Where it is open
+        already this does nothing.
+
+        Raises:
+            RuntimeError: It is open in another `trio.run`.
+            ConnectionNotAvailable: It was closed.
+
+        When it is cancelled the pool is open all the same.
+        """
+        supervisor = self._supervisor
+        supervisor.check_run()
+        if supervisor.state is State.NEW:
+            self._closer_gets_crash = True
+            await supervisor.start(*self._dispatchers)
+        elif supervisor.state is State.STARTING:
+            # Another task has just called this.
+            await supervisor.started()
+        else:
+            supervisor.check_open()
+            await trio.lowlevel.checkpoint()
+
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close every connection, and end every request that waits or is under way with an error.
 
         Requests made later get a `ConnectionNotAvailable`. It waits for the closing, which takes no
-        longer than about a second even if a peer is mute, and a second more for each proxy. When it is
-        cancelled, the closing goes on, and the end of the `async with` block waits for it.
-        """
-        if self._supervisor.state == "open":
-            self._supervisor.start_in_pool_context(self._stop)
-        self._supervisor.stopping = True
-        self._dispatcher.stop()
-        await trio.lowlevel.checkpoint()
-        await self._stop()
+        longer than about a second even if a peer is mute, and a second more for each proxy; a body's iterator
+        that is being ended is waited for. When it is cancelled, the closing goes on, and the end of the
+        `async with` block waits for it.
 
-    async def _stop(self) -> None:
-        self._supervisor.stopping = True
-        for dispatcher in self._dispatchers:
-            dispatcher.stop()
-            await dispatcher.stopped()
+        Any task may call it, any number of times.
+
+        Raises:
+            RuntimeError: The pool is open in another `trio.run`.
+            Exception: A bug in this library or in a connector's stream crashed a task of the pool, and it was
+                opened with `open`. Where it was opened otherwise, its block raises this.
+        """
+        self._supervisor.check_run()
+        self._supervisor.stop()
+        await trio.lowlevel.checkpoint()
+        await self._supervisor.ended()
+        crash = self._supervisor.take_crash() if self._closer_gets_crash else None
+        if crash is not None:
+            raise crash
 
     # -- Requests.
 
+    @trio.lowlevel.enable_ki_protection
     async def request(
         self,
         method: bytes | str,
@@ -283,6 +337,7 @@ class ConnectionPool:
             self, Request(method, url, headers=headers, content=content, extensions=extensions)
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def handle_async_request(self, request: Request) -> Response:
         """Send a request and return its response, whose body is still to be read.
 
@@ -312,6 +367,7 @@ class ConnectionPool:
         self._served += 1
         return response
 
+    @trio.lowlevel.enable_ki_protection
     async def open_tcp_stream(
         self, host: bytes | str, port: int, *, extensions: Mapping[str, Any] | None = None
     ) -> NetworkStream:
@@ -390,7 +446,7 @@ class ConnectionPool:
     def __repr__(self) -> str:
         numbers = self.statistics()
         return (
-            f"<{type(self).__name__} {self._supervisor.state}: {numbers.active} active, "
+            f"<{type(self).__name__} {self._supervisor.state.value}: {numbers.active} active, "
             f"{numbers.idle} idle, {numbers.connecting} connecting, {numbers.waiting} waiting>"
         )
 
@@ -404,6 +460,7 @@ class StreamContext:
         self._own_pool = own_pool
         self._response: Response | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Response:
         """Send the request and receive the response's head."""
         if self._own_pool:
@@ -416,6 +473,7 @@ class StreamContext:
             raise
         return self._response
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -435,6 +493,7 @@ class StreamContext:
                 await self._pool.__aexit__(exc_type, exc_value, traceback)
 
 
+@trio.lowlevel.enable_ki_protection
 async def request(
     method: bytes | str,
     url: URL | bytes | str,

@@ -339,6 +339,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     def __repr__(self) -> str:
         return f"<NetworkStream over {self._stream!r}>"
 
+    @trio.lowlevel.enable_ki_protection
     async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Receive some bytes; `b""` is the end of the stream.
 
@@ -363,6 +364,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ReadError(explain(exc)) from exc
 
+    @trio.lowlevel.enable_ki_protection
     async def write(self, buffer: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send all of `buffer`.
 
@@ -386,6 +388,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise WriteError(explain(exc)) from exc
 
+    @trio.lowlevel.enable_ki_protection
     async def start_tls(
         self,
         ssl_context: ssl.SSLContext,
@@ -454,6 +457,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
                 return None if sock is None else _ask_socket(name, sock)
         return None
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
         self._refuse_as_trio()
@@ -465,16 +469,19 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._received = self._received[len(data) :]
         return data
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`, as `trio.abc.SendStream` says."""
         self._refuse_as_trio()
         await self._stream.send_all(data)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as `trio.abc.SendStream` says."""
         self._refuse_as_trio()
         await self._stream.wait_send_all_might_not_block()
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Tell the peer that nothing more will be sent; reading goes on.
 
@@ -488,6 +495,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
             raise NotImplementedError("a TLS stream can't be closed one way only")
         await self._stream.send_eof()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close the stream and its connection. On an ordinary response it does nothing.
 

@@ -20,6 +20,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, TypeVar, cast
 
+import trio
+
 T = TypeVar("T")
 
 #: What the `trace` extension holds: an asynchronous function of the event's name and its info.
@@ -113,6 +115,7 @@ async def traced(
     return result
 
 
+@trio.lowlevel.disable_ki_protection
 async def call_async(name: str, function: Callable[..., Any], *args: Any) -> None:
     """Call a user's asynchronous function.
 

@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from ._exceptions import WriteError, WriteTimeout
-from ._models import Prepared, check_chunk
+from ._models import END_OF_BODY, Prepared, check_chunk, next_chunk
 
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
 _SEND_SIZE = 256 * 1024
@@ -98,7 +98,8 @@ class Upload:
         if self._prepared.body is not None:
             await self._send_chunk(self._prepared.body)
         else:
-            async for chunk in self._prepared.iterate_body():
+            iterator = self._prepared.iterate_body()
+            while (chunk := await next_chunk(iterator)) is not END_OF_BODY:
                 await self._send_chunk(chunk)
         await self._send_piece(None)
 
