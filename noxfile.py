@@ -87,6 +87,7 @@ PYTHONS = find_pythons()
 if not PYTHONS:
     sys.exit(f"trio_exchange needs one of CPython {', '.join(VERSIONS)}, and found none.")
 OLDEST = next(iter(PYTHONS))
+LOWEST = "lowest"
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
@@ -101,33 +102,29 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "examples.demo", *session.posargs)
 
 
-@nox.session(python=False)
-def tests(session: nox.Session) -> None:
-    """Run the tests on every supported Python found here, and once with the lowest dependencies."""
-    for version in VERSIONS:
-        if version in PYTHONS:
-            session.notify(f"tests-{version}", session.posargs)
-        else:
-            session.warn(f"CPython {version} was not found on this machine: not tested on it.")
-    session.notify("tests-lowest", session.posargs)
-    session.log("The tests against real servers are not among these: nox -s interop.")
-
-
-def tests_on(session: nox.Session) -> None:
-    """Run the tests on this one Python."""
-    session.install("-e.", *group("test"))
-    run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
-
-
-for _version, _python in PYTHONS.items():
-    nox.session(python=_python, name=f"tests-{_version}", default=False)(tests_on)
-
-
-@nox.session(python=PYTHONS[OLDEST], name="tests-lowest", default=False)
-def tests_lowest(session: nox.Session) -> None:
-    """Run the tests on the oldest Python, each core dependency at its lower bound."""
-    session.install("-e.", *lowest(), *group("test"))
-    session.log(f"CPython {OLDEST} with {', '.join(lowest())}")
+@nox.session
+@nox.parametrize(
+    "python, run",
+    [*((PYTHONS.get(version, False), version) for version in VERSIONS), (PYTHONS[OLDEST], LOWEST)],
+    ids=[*VERSIONS, LOWEST],
+)
+def tests(session: nox.Session, run: str) -> None:
+    """Run the tests on this CPython, or on the oldest with each core dependency at its lower bound."""
+    if run == VERSIONS[0]:
+        # The first session that `nox -s tests` selects says what all of them do.
+        found = ", ".join(PYTHONS)
+        session.log(f"nox -s tests runs them on CPython {found}, and with the lowest dependencies.")
+        session.log(f"Each of these {len(PYTHONS) + 1} runs takes about 3 minutes on two cores.")
+        for version in VERSIONS:
+            if version not in PYTHONS:
+                session.warn(f"CPython {version} was not found on this machine: not tested on it.")
+        session.log("The tests against real servers are not among these: nox -s interop.")
+    if run not in (*PYTHONS, LOWEST):
+        session.skip(f"CPython {run} was not found on this machine")
+    pins = lowest() if run == LOWEST else []
+    session.install("-e.", *pins, *group("test"))
+    if pins:
+        session.log(f"CPython {OLDEST} with {', '.join(pins)}")
     run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
 
 
@@ -136,7 +133,7 @@ def coverage(session: nox.Session) -> None:
     """Run the tests and hold their coverage at 100 % of lines and branches.
 
     Those that interrupt a scenario at every step take half of the time, and cover nothing that the others
-    don't; they are run by the session `tests`.
+    don't; they are run by the sessions `tests`.
     """
     session.install("-e.", *group("test"))
     session.run("coverage", "erase")

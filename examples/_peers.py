@@ -23,11 +23,15 @@ import h2.connection
 import h2.events
 import h11
 import trio
-import trustme
 from h2.settings import SettingCodes, Settings
-from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import CloseConnection, Message
-from wsproto.utilities import generate_accept_token
+
+from examples._needs import needed
+
+with needed():
+    import trustme
+    from wsproto.connection import Connection, ConnectionState, ConnectionType
+    from wsproto.events import CloseConnection, Message
+    from wsproto.utilities import generate_accept_token
 
 T = TypeVar("T")
 

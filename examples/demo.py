@@ -1,6 +1,8 @@
 """The library at work against servers on loopback: what it shows is what happened, and it is checked.
 
 It exits with 1 if anything was not as it should be.
+
+This example needs socksio, trustme and wsproto: pip install socksio trustme wsproto
 """
 
 from __future__ import annotations
@@ -17,9 +19,14 @@ import trio
 
 import trio_exchange
 from examples import _peers
+from examples._needs import needed
 from examples.timeline import Timeline
 from examples.websocket import WebSocket, handshake, upgraded
 from trio_exchange import ConnectionPool, Proxy
+
+with needed():
+    # The pool imports it when a proxy speaks SOCKS.
+    import socksio  # noqa: F401
 
 WIDTH = 80
 

@@ -1,6 +1,8 @@
 """Full duplex, as in gRPC: each message is made when the answer to the one before has been read.
 
 Both directions are bodies, one of a request and one of its response, on a single stream of HTTP/2.
+
+This example needs trustme and wsproto: pip install trustme wsproto
 """
 
 from __future__ import annotations

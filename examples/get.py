@@ -1,4 +1,7 @@
-"""GET: a whole response at once, then one piece by piece as it arrives."""
+"""GET: a whole response at once, then one piece by piece as it arrives.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

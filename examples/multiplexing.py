@@ -1,4 +1,7 @@
-"""HTTP/2: many requests at once on one connection. One of them is cancelled, and the others don't notice."""
+"""HTTP/2: many requests at once on one connection. One of them is cancelled, and the others don't notice.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Without arguments it shows itself at work; with them it is at work until it is interrupted:
 
     python -m examples.port_forwarder 2525 mail.example.com:25 socks5h://gate:1080 http://proxy:3128
+
+This example needs socksio, trustme and wsproto: pip install socksio trustme wsproto
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from typing import Any
 import trio
 
 from examples import _peers
+from examples._needs import needed
 from trio_exchange import ConnectionPool, ExchangeError, Proxy
+
+with needed():
+    # The pool imports it when a proxy speaks SOCKS.
+    import socksio  # noqa: F401
 
 
 async def relay(left: trio.abc.HalfCloseableStream, right: trio.abc.HalfCloseableStream) -> None:

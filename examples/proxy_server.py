@@ -6,6 +6,8 @@ Without arguments it shows itself at work; with them it is at work until it is i
 
 What a proxy for everybody needs besides: authentication, rules about who may go where, time limits for
 clients, and Max-Forwards.
+
+This example needs socksio, trustme and wsproto: pip install socksio trustme wsproto
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import h11
 import trio
 
 from examples import _peers
+from examples._needs import needed
 from examples.port_forwarder import relay
 from trio_exchange import (
     URL,
@@ -31,6 +34,10 @@ from trio_exchange import (
     TimeoutException,
     UnsupportedProtocol,
 )
+
+with needed():
+    # The pool imports it when a proxy speaks SOCKS.
+    import socksio  # noqa: F401
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -1,4 +1,7 @@
-"""Trio's own TLS in a tunnel that is a stream of HTTP/2: a network stream is used as any other of Trio's."""
+"""Trio's own TLS in a tunnel that is a stream of HTTP/2: a network stream is used as any other of Trio's.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The trace extension: what a request spends its time on."""
+"""The trace extension: what a request spends its time on.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

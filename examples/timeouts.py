@@ -1,4 +1,7 @@
-"""The four timeouts of a request, and a limit on everything at once."""
+"""The four timeouts of a request, and a limit on everything at once.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,20 @@
-"""The trio-websocket library through a proxy: what it needs is a stream, and the pool opens one."""
+"""The trio-websocket library through a proxy: what it needs is a stream, and the pool opens one.
+
+This example needs trio-websocket, trustme and wsproto: pip install trio-websocket trustme wsproto
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import trio
-from trio_websocket import wrap_client_stream
 
 from examples import _peers
+from examples._needs import needed
 from trio_exchange import URL, ConnectionPool, Proxy, default_ssl_context
+
+with needed():
+    from trio_websocket import wrap_client_stream
 
 
 async def main(proxy: str, url: str) -> None:

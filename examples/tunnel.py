@@ -1,4 +1,7 @@
-"""A tunnel through a proxy: CONNECT, TLS with the origin behind it, and a request over that."""
+"""A tunnel through a proxy: CONNECT, TLS with the origin behind it, and a request over that.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""HTTP over a unix socket: the pool connects to its path, whatever host the URL names."""
+"""HTTP over a unix socket: the pool connects to its path, whatever host the URL names.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

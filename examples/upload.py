@@ -1,4 +1,7 @@
-"""Upload a file, and show how far it has come."""
+"""Upload a file, and show how far it has come.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

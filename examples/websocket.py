@@ -1,4 +1,7 @@
-"""WebSocket: an Upgrade by trio_exchange, then wsproto on the network stream."""
+"""WebSocket: an Upgrade by trio_exchange, then wsproto on the network stream.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import base64
 import os
 
 import trio
-from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import CloseConnection, Event, Ping, TextMessage
-from wsproto.utilities import generate_accept_token
 
 from examples import _peers
+from examples._needs import needed
 from trio_exchange import ConnectionPool, NetworkStream, Response
+
+with needed():
+    from wsproto.connection import Connection, ConnectionState, ConnectionType
+    from wsproto.events import CloseConnection, Event, Ping, TextMessage
+    from wsproto.utilities import generate_accept_token
 
 
 def handshake(key: bytes) -> dict[str, str | bytes]:

@@ -1,4 +1,7 @@
-"""WebSocket over HTTP/2 (RFC 8441): every one is a stream, so that many of them share one connection."""
+"""WebSocket over HTTP/2 (RFC 8441): every one is a stream, so that many of them share one connection.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""WebSocket through a proxy: TLS with the proxy, a tunnel in it, and TLS with the server in that."""
+"""WebSocket through a proxy: TLS with the proxy, a tunnel in it, and TLS with the server in that.
+
+This example needs trustme and wsproto: pip install trustme wsproto
+"""
 
 from __future__ import annotations
 

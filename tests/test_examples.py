@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {path.stem for path in ROOT.glob("examples/[a-z]*.py")}
@@ -186,6 +189,58 @@ def test_example(name: str) -> None:
     lines = iter(output.splitlines())
     for pattern in EXPECTED[name]:
         assert any(re.fullmatch(pattern, line) for line in lines), f"{pattern!r} is missing in:\n{output}"
+
+
+# -- What they need besides trio_exchange.
+
+
+def packages_of(requirements: list[str]) -> set[str]:
+    return {Requirement(line).name for line in requirements}
+
+
+PEERS: set[str] = packages_of(
+    tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["peers"]
+)
+
+
+def needs_of(name: str) -> set[str]:
+    """The packages that an example says it needs."""
+    docstring = ast.get_docstring(ast.parse((ROOT / f"examples/{name}.py").read_text(encoding="utf-8"))) or ""
+    (command,) = re.findall(r"^This example needs .+: pip install (.+)$", docstring, re.MULTILINE)
+    return packages_of(command.split())
+
+
+def run_without(packages: set[str], name: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as if these packages were not installed."""
+    absent = {package.replace("-", "_"): None for package in packages}
+    code = f"import runpy, sys; sys.modules.update({absent})"
+    return run("-c", f"{code}; runpy.run_module('examples.{name}', run_name='__main__')")
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_an_example_needs_no_other_packages_than_it_says(name: str) -> None:
+    assert needs_of(name) <= PEERS
+    result = run_without(PEERS - needs_of(name), name)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [(name, package) for name in sorted(EXPECTED) for package in sorted(needs_of(name))]
+)
+def test_an_example_says_how_to_install_what_is_missing(name: str, package: str) -> None:
+    result = run_without({package}, name)
+    assert (result.returncode, result.stdout) == (1, "")
+    (first, command) = result.stderr.strip().split("\n\n")
+    assert f"needs the package {package}," in first
+    assert packages_of(command.removeprefix("    pip install ").split()) == PEERS
+
+
+def test_the_hint_for_all_examples_is_about_the_packages_of_the_group() -> None:
+    (command,) = re.findall(r"pip install (.+)", (ROOT / "examples/__init__.py").read_text(encoding="utf-8"))
+    assert packages_of(command.split()) == PEERS
+
+
+# -- One by one.
 
 
 def test_reused_connection_is_not_made_again() -> None:

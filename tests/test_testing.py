@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Any
+
 import h11
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from trio_exchange import ConnectError, ConnectionPool
+from trio_exchange import ConnectError, ConnectionPool, Proxy, ReadTimeout
 from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
 
-from .peers import TLS, make_tls, respond
+from .h2peer import H2Peer
+from .peers import TLS, make_tls, new_tls, respond
 
 URL = "http://example.com/"
 
@@ -240,3 +245,231 @@ async def test_another_pair_of_streams(nursery: trio.Nursery, autojump_clock: Mo
     with trio.move_on_after(1) as scope:
         await stream.send_all(b"nobody receives this")
     assert scope.cancelled_caught
+
+
+# -- TLS of the connector's own.
+
+
+async def tell_tls(peer: ScriptedPeer) -> None:
+    """Answer with the scheme that the connection is for."""
+    async for _ in peer:
+        body = b"https" if isinstance(peer.stream, trio.SSLStream) else b"http"
+        await peer.send_response(200, body=body)
+
+
+def trusting_pool(connector: MemoryConnector, **options: Any) -> ConnectionPool:
+    return ConnectionPool(connector=connector, ssl_context=connector.ssl_context, **options)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/",
+        "http://example.com/",
+        "https://example.com:80/",
+        "http://example.com:443/",
+        "https://b\u00fccher.example/",
+        "https://example.com./",
+        "https://localhost:8443/",
+        "https://192.0.2.7/",
+        "https://[2001:db8::7]/",
+        "https://[fe80::7%25eth0]/",
+    ],
+)
+async def test_tls_is_answered_where_the_client_starts_it(nursery: trio.Nursery, url: str) -> None:
+    connector = MemoryConnector(nursery, tell_tls)
+    async with trusting_pool(connector) as pool:
+        response = await pool.request("GET", url)
+    assert response.content == url.encode().partition(b":")[0]
+
+
+async def test_one_connector_is_many_servers(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, tell_tls)
+    async with trusting_pool(connector) as pool:
+        for url in ("https://one.example/", "http://one.example/", "https://two.example/"):
+            assert (await pool.request("GET", url)).status == 200
+        sni = {"sni_hostname": "three.example"}
+        assert (await pool.request("GET", "https://192.0.2.7/", extensions=sni)).content == b"https"
+    assert connector.ssl_context is connector.ssl_context
+
+
+async def test_wss(nursery: trio.Nursery) -> None:
+    async def upgrade(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send_response(101, [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")])
+        await peer.send(await peer.receive_some())
+
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    async with (
+        trusting_pool(MemoryConnector(nursery, upgrade)) as pool,
+        pool.stream("GET", "wss://chat.example.com/", headers=headers) as response,
+    ):
+        stream = response.extensions["network_stream"]
+        await stream.write(b"abc")
+        assert await stream.read() == b"abc"
+
+
+async def test_https_over_a_unix_socket(nursery: trio.Nursery) -> None:
+    async with trusting_pool(MemoryConnector(nursery, tell_tls), uds="/run/x") as pool:
+        assert (await pool.request("GET", "https://example.com/")).content == b"https"
+
+
+async def test_who_does_not_trust_the_authority_gets_no_connection(nursery: trio.Nursery) -> None:
+    played: list[ScriptedPeer] = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        played.append(peer)
+
+    connector = MemoryConnector(nursery, script)
+    assert connector.ssl_context.check_hostname
+    async with ConnectionPool(connector=connector, ssl_context=new_tls("x").client) as pool:
+        with pytest.raises(ConnectError, match=r"certificate of example\.com could not be verified"):
+            await pool.request("GET", "https://example.com/")
+    await trio.testing.wait_all_tasks_blocked()
+    assert not played
+
+
+async def test_a_name_that_no_certificate_can_have() -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(UnicodeError, match="my_service"), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery, trusting_pool(MemoryConnector(nursery, respond)) as pool:
+            await pool.request("GET", "https://my_service/")
+
+
+async def test_the_peer_chooses_http11_where_http2_is_offered_too(nursery: trio.Nursery) -> None:
+    async with trusting_pool(MemoryConnector(nursery, tell_tls), http2=True) as pool:
+        response = await pool.request("GET", "https://example.com/")
+        assert response.extensions["http_version"] == b"HTTP/1.1"
+        tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+        assert tls.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_the_peer_chooses_what_it_is_told_to(nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        server = H2Peer(peer.stream)
+        await server.start()
+        stream_id, _, _ = await server.request()
+        await server.respond(stream_id, body=b"abc")
+        await server.until_closed()
+
+    connector = MemoryConnector(nursery, serve, alpn_protocols=["h2", "http/1.1"])
+    async with trusting_pool(connector, http2=True) as pool:
+        response = await pool.request("GET", "https://example.com/")
+    assert response.extensions["http_version"] == b"HTTP/2"
+    assert response.content == b"abc"
+
+
+async def test_a_script_that_answers_before_it_receives(nursery: trio.Nursery) -> None:
+    async def refuse(peer: ScriptedPeer) -> None:
+        await peer.send_response(503, [(b"Connection", b"close")])
+        await peer.receive_request()
+
+    connector = MemoryConnector(nursery, refuse)
+    async with trusting_pool(connector) as pool:
+        for url in ("https://example.com/", URL):
+            assert (await pool.request("GET", url)).status == 503
+
+
+async def test_a_script_that_never_answers_does_not_keep_the_handshake_waiting(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def hang(peer: ScriptedPeer) -> None:
+        await trio.sleep(1000)
+
+    timeout = {"connect": 5, "read": 60}
+    async with trusting_pool(MemoryConnector(nursery, hang)) as pool:
+        start = trio.current_time()
+        with pytest.raises(ReadTimeout):
+            await pool.request("GET", "https://example.com/", extensions={"timeout": timeout})
+        assert trio.current_time() - start == 60
+
+
+async def test_without_tls_the_server_may_speak_first(nursery: trio.Nursery) -> None:
+    async def greet(peer: ScriptedPeer) -> None:
+        await peer.send(b"220 ready\r\n")
+        assert await peer.receive_some() == b"QUIT\r\n"
+
+    async with (
+        trusting_pool(MemoryConnector(nursery, greet)) as pool,
+        await pool.open_tcp_stream("mail.example.com", 25) as stream,
+    ):
+        assert await stream.read() == b"220 ready\r\n"
+        await stream.write(b"QUIT\r\n")
+        assert await stream.read() == b""
+
+
+async def test_the_clients_end_can_be_closed_one_way(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        assert await peer.receive_some() == b""
+        await peer.send(b"bye")
+
+    connector = MemoryConnector(nursery, script)
+    assert connector.ssl_context is not None
+    stream = await connector.connect_tcp("x", 1)
+    assert isinstance(stream, trio.abc.HalfCloseableStream)
+    await stream.wait_send_all_might_not_block()
+    await stream.send_eof()
+    assert await stream.receive_some() == b"bye"
+    # The next connection is closed before anything else happens on it.
+    async with await connector.connect_tcp("x", 1):
+        pass
+
+
+async def test_the_clients_end_can_be_closed_one_way_only_if_the_stream_can(nursery: trio.Nursery) -> None:
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        client, server = trio.testing.memory_stream_pair()
+        return trio.SSLStream(client, make_tls().client, server_hostname="localhost"), server
+
+    async def script(peer: ScriptedPeer) -> None:
+        pass
+
+    connector = MemoryConnector(nursery, script, stream_pair=pair)
+    assert connector.ssl_context is not None
+    stream = await connector.connect_tcp("x", 1)
+    assert isinstance(stream, trio.abc.HalfCloseableStream)
+    with pytest.raises(NotImplementedError):
+        await stream.send_eof()
+    await trio.aclose_forcefully(stream)
+
+
+async def test_tls_in_a_tunnel(nursery: trio.Nursery) -> None:
+    async def proxy(peer: ScriptedPeer) -> None:
+        assert (await peer.receive_request()).target == b"example.com:443"
+        await peer.send_response(200, [(b"Content-Length", b"0")])
+        await peer.start_tls()
+        await tell_tls(peer)
+
+    connector = MemoryConnector(nursery, proxy)
+    for proxy_url in ("http://proxy.example.com:3128", "https://proxy.example.com"):
+        own = connector.ssl_context if proxy_url.startswith("https") else None
+        async with trusting_pool(connector, proxy=Proxy(proxy_url, ssl_context=own)) as pool:
+            assert (await pool.request("GET", "https://example.com/")).content == b"https"
+
+
+async def test_a_peer_without_a_connector_has_a_certificate_too() -> None:
+    async with trio.open_nursery() as nursery:
+        context = MemoryConnector(nursery, respond).ssl_context
+        client, peer = await a_pair()
+        nursery.start_soon(peer.start_tls)
+        tls = trio.SSLStream(client, context, server_hostname="localhost")
+        await tls.do_handshake()
+
+
+def test_without_trustme_there_is_a_hint_once_tls_is_asked_for() -> None:
+    code = """
+import sys
+sys.modules["trustme"] = None
+import trio
+from trio_exchange.testing import MemoryConnector
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        connector = MemoryConnector(nursery, None)
+        try:
+            connector.ssl_context
+        except ImportError as exc:
+            print(exc)
+
+trio.run(main)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip().endswith("pip install 'trio-exchange[testing]'")

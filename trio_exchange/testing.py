@@ -9,9 +9,12 @@ A peer's script is an async function, called with a `ScriptedPeer` for every con
     async def test_hello() -> None:
         async with trio.open_nursery() as nursery:
             connector = MemoryConnector(nursery, serve)
-            async with ConnectionPool(connector=connector) as pool:
-                response = await pool.request("GET", "http://example.com/world")
+            async with ConnectionPool(connector=connector, ssl_context=connector.ssl_context) as pool:
+                response = await pool.request("GET", "https://example.com/world")
             assert response.content == b"hello /world"
+
+With `MemoryConnector.ssl_context` the peers answer `https` and `wss` URLs of any host. This needs the package
+trustme: `pip install trio-exchange[testing]`. Tests without TLS don't need it.
 
 With Trio's `MockClock` such a test is deterministic, and its timeouts take no time. A `ScriptedPeer` can
 also be put on any other Trio stream, such as those that `trio.serve_tcp` hands to its handler.
@@ -20,11 +23,12 @@ also be put on any other Trio stream, such as those that `trio.serve_tcp` hands 
 from __future__ import annotations
 
 import contextlib
+import functools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 import trio
@@ -32,12 +36,22 @@ import trio.testing
 
 from ._connectors import Connector, SocketOption
 
+if TYPE_CHECKING:
+    import trustme
+
 __all__ = ["Dialled", "MemoryConnector", "PeerRequest", "ScriptedPeer"]
 
 # A script is trusted, its client is under test: let no limit of the peer's own be in the way.
 _NO_LIMIT = 2**30
 
 _WITHOUT_BODY = frozenset((204, 304))
+
+# A record with a ClientHello begins with the type handshake and the version 3.x (RFC 8446, 5.1). Neither a
+# request nor the preface of HTTP/2 begins with a control character.
+_CLIENT_HELLO = b"\x16\x03"
+
+# A ScriptedPeer speaks HTTP/1.1.
+_ALPN = ("http/1.1",)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class ScriptedPeer(trio.abc.AsyncResource):
         self.stream: trio.abc.Stream = stream
         self._h11 = _new_parser(b"")
         self._body_done = True
+        self._make_ssl_context = functools.partial(_server_context, "localhost", _ALPN)
 
     # -- Receiving.
 
@@ -183,8 +198,25 @@ class ScriptedPeer(trio.abc.AsyncResource):
 
     # -- The connection.
 
-    async def start_tls(self, ssl_context: ssl.SSLContext) -> None:
-        """Do a TLS handshake as the server; from then on the peer speaks TLS."""
+    async def start_tls(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        """Do a TLS handshake as the server; from then on the peer speaks TLS.
+
+        Connections of a `MemoryConnector` whose `ssl_context` is used don't need it: their peers answer a
+        TLS handshake before the script begins. It is for TLS that begins later, such as in a tunnel after
+        CONNECT. It is also for certificates of your own, on connections whose connector is not asked for its
+        `ssl_context`.
+
+        Args:
+            ssl_context: The server's settings. None for a certificate that `MemoryConnector.ssl_context`
+                trusts. It is made for the name that the client asks for (SNI). For a client that asks for
+                none, as it connects to an address, it is made for the host that was dialled.
+
+        Raises:
+            ImportError: `ssl_context` is None, and the package trustme is not installed.
+            trio.BrokenResourceError: The handshake failed.
+        """
+        if ssl_context is None:
+            ssl_context = self._make_ssl_context()
         stream = trio.SSLStream(self.stream, ssl_context, server_side=True, https_compatible=True)
         await stream.do_handshake()
         self.stream = stream
@@ -213,6 +245,84 @@ def _reason(status: int) -> bytes:
     return b""
 
 
+# -- TLS.
+
+
+@functools.cache
+def _authority() -> trustme.CA:
+    """The certificate authority of this process."""
+    try:
+        import trustme
+    except ImportError as exc:
+        raise ImportError(
+            "TLS in trio_exchange.testing needs the trustme package: pip install 'trio-exchange[testing]'",
+            name=exc.name,
+        ) from exc
+    return trustme.CA()
+
+
+@functools.lru_cache(maxsize=256)
+def _server_context(host: str, alpn_protocols: tuple[str, ...]) -> ssl.SSLContext:
+    """The settings of a server called `host`, which answers to every other name too (RFC 6066, 3)."""
+
+    def answer_to(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name is not None:
+            tls.context = _server_context(name, alpn_protocols)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(alpn_protocols)
+    context.sni_callback = answer_to
+    _authority().issue_cert(host).configure_cert(context)
+    return context
+
+
+class _ClientEnd(trio.abc.HalfCloseableStream):
+    """The client's end of a connection, on which its peer sees whether the client starts TLS.
+
+    The peer learns this from what the client does first, without receiving anything. So a peer that has to
+    speak first, on a connection without TLS, is not kept waiting for bytes that never come.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._begun = trio.Event()
+        self._starts_tls = False
+
+    async def starts_tls(self) -> bool:
+        """Wait until the client sends, receives or closes. Returns whether it sent a ClientHello."""
+        await self._begun.wait()
+        return self._starts_tls
+
+    def _begin(self, *, starts_tls: bool = False) -> None:
+        if not self._begun.is_set():
+            self._starts_tls = starts_tls
+            self._begun.set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._begin(starts_tls=bytes(data[:2]) == _CLIENT_HELLO)
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        self._begin()
+        if not isinstance(self._stream, trio.abc.HalfCloseableStream):
+            raise NotImplementedError("the stream can't be closed one way only")
+        await self._stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        self._begin()
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def aclose(self) -> None:
+        self._begin()
+        await self._stream.aclose()
+
+
+# -- The connector.
+
+
 @dataclass(frozen=True)
 class Dialled:
     """A call of a connector.
@@ -229,12 +339,19 @@ class Dialled:
 class MemoryConnector(Connector):
     """A connector whose connections lead to scripted peers in the same process.
 
+    For `https` and `wss` URLs give `ssl_context` to the pool. Whether a connection has TLS is decided by what
+    the client sends first, not by the port. On connections that are dialled after `ssl_context` was asked
+    for, the script therefore begins when the client first sends, receives or closes, with the TLS handshake
+    done if there is one. If that fails, the connection is closed, and the script does not run.
+
     Args:
         nursery: In which the peers run. What a script raises ends it, so that an assertion in a script
             fails the test; but a script that sends to a client which has gone just ends.
         serve: The script. When it returns, the connection is closed.
         stream_pair: Makes the two ends of a connection. The default buffers without limit;
             `trio.testing.lockstep_stream_pair` lets every sender wait for its receiver.
+        alpn_protocols: What the peers choose from in TLS handshakes (RFC 7301), the best first. A
+            `ScriptedPeer` parses HTTP/1.1; for `"h2"` the script has to speak HTTP/2 on the peer's `stream`.
 
     Attributes:
         dialled: Whom it was asked to connect to, in order.
@@ -249,6 +366,7 @@ class MemoryConnector(Connector):
         serve: Callable[[ScriptedPeer], Awaitable[object]],
         *,
         stream_pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = trio.testing.memory_stream_pair,
+        alpn_protocols: Sequence[str] = _ALPN,
     ) -> None:
         self.dialled: list[Dialled] = []
         self.failures: list[BaseException] = []
@@ -258,6 +376,25 @@ class MemoryConnector(Connector):
         self._nursery = nursery
         self._serve = serve
         self._stream_pair = stream_pair
+        self._alpn_protocols = tuple(alpn_protocols)
+        self._ssl_context: ssl.SSLContext | None = None
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """A client's TLS settings that trust the peers, for the pool's argument `ssl_context`.
+
+        They trust nothing but an authority that each process makes for itself. It certifies the peers for
+        every IP address and every host name that IDNA allows, which excludes names with an underscore. A peer
+        behind a unix socket is certified for names alone.
+
+        Raises:
+            ImportError: The package trustme is not installed.
+        """
+        if self._ssl_context is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            _authority().configure_trust(context)
+            self._ssl_context = context
+        return self._ssl_context
 
     async def connect_tcp(
         self,
@@ -285,11 +422,20 @@ class MemoryConnector(Connector):
             raise self.failures.pop(0)
         client, server = self._stream_pair()
         peer = ScriptedPeer(server)
+        # A zone is no part of an address in a certificate.
+        host = address[0].partition("%")[0] if isinstance(address, tuple) else "localhost"
+        peer._make_ssl_context = functools.partial(_server_context, host, self._alpn_protocols)
         self.peers.append(peer)
-        self._nursery.start_soon(self._play, peer)
-        return client
+        if self._ssl_context is None:
+            self._nursery.start_soon(self._play, peer)
+            return client
+        end = _ClientEnd(client)
+        self._nursery.start_soon(self._play, peer, end)
+        return end
 
-    async def _play(self, peer: ScriptedPeer) -> None:
+    async def _play(self, peer: ScriptedPeer, client: _ClientEnd | None = None) -> None:
         async with peer:
             with contextlib.suppress(trio.BrokenResourceError):
+                if client is not None and await client.starts_tls():
+                    await peer.start_tls()
                 await self._serve(peer)
