@@ -76,7 +76,7 @@ BLOCKS = blocks()
 @pytest.fixture
 def internet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let `trio.run` bring up the servers first, and every connection go to one of them."""
-    real_run, real_connect_tcp = trio.run, Connector.connect_tcp
+    real_run, real_open_tcp_stream = trio.run, trio.open_tcp_stream
     ports: dict[tuple[str, int], int] = {}
 
     def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -90,10 +90,14 @@ def internet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
         real_run(with_internet)
 
-    async def connect_tcp(self: Connector, host: str, port: int, **options: Any) -> trio.abc.Stream:
-        return await real_connect_tcp(self, "127.0.0.1", ports[host, port], **options)
+    async def open_tcp_stream(host: str, port: int, **options: Any) -> trio.SocketStream:
+        return await real_open_tcp_stream("127.0.0.1", ports[host, port], **options)
+
+    async def connect_tcp(_: Connector, host: str, port: int, **options: Any) -> trio.abc.Stream:
+        return await open_tcp_stream(host, port, **options)
 
     monkeypatch.setattr(trio, "run", run)
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
     monkeypatch.setattr(Connector, "connect_tcp", connect_tcp)
     authority = tmp_path / "authority.pem"
     _peers.authority().cert_pem.write_to_path(str(authority))
