@@ -37,7 +37,7 @@ from ._routes import TCP, Endpoint, Route, route_for
 from ._scheduler import Limits
 from ._streams import NetworkStream
 from ._supervisor import Supervisor
-from ._timeouts import Budget, Timeouts, check_seconds, parse_timeouts
+from ._timeouts import Budget, Timeouts, TimeoutTypes, check_seconds, parse_timeouts, with_timeout
 from ._trace import Tracer, tracer_for
 
 
@@ -88,6 +88,9 @@ class ConnectionPool:
             which without TLS takes a server that is known to speak it.
         retries: How often establishing a connection is tried again after a `ConnectError` or
             `ConnectTimeout`, after 0, 0.5, 1, 2, 4 ... seconds.
+        timeout: For every request: a mapping of `connect`, `read`, `write` and `pool` to seconds, or a number
+            of seconds for each of the four. A request's own timeout replaces it name by name. What is
+            left out, or None, has no limit.
         local_address: The address to connect from.
         uds: The path of a unix socket to connect to instead of any host.
         connector: Dials in place of Trio's own functions.
@@ -101,7 +104,8 @@ class ConnectionPool:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is too small, or neither `http1` nor `http2` is True.
+        ValueError: A number is too small or too large, a timeout's name is unknown, or neither `http1` nor
+            `http2` is True.
         ImportError: A SOCKS proxy needs the `socksio` package, which is not installed.
     """
 
@@ -117,6 +121,7 @@ class ConnectionPool:
         http1: bool = True,
         http2: bool = False,
         retries: int = 0,
+        timeout: TimeoutTypes | None = None,
         local_address: str | None = None,
         uds: str | None = None,
         connector: Connector | None = None,
@@ -138,6 +143,7 @@ class ConnectionPool:
         if connector is not None and not isinstance(connector, Connector):
             raise TypeError(f"connector must be a Connector or None, not {connector!r}")
         self._retries = _at_least(0, "retries", retries)
+        self._timeouts = parse_timeouts(with_timeout(None, timeout) or {})
         direct = Direct(
             Connector() if connector is None else connector,
             local_address=_text("local_address", local_address),
@@ -227,6 +233,7 @@ class ConnectionPool:
         headers: HeaderTypes | None = None,
         content: ContentTypes | None = None,
         extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> Response:
         """Send a request and read the whole response.
 
@@ -238,6 +245,8 @@ class ConnectionPool:
             content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
             extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
                 `protocol`.
+            timeout: The `timeout` extension, in place of that, or a number of seconds for each of its names.
+                What it leaves out is as the pool's own `timeout` says.
 
         Returns:
             The response with its `content`; it is closed.
@@ -256,6 +265,7 @@ class ConnectionPool:
         When it is cancelled nothing is left behind: if the request had begun, its stream is reset over
         HTTP/2, and the connection is closed over HTTP/1.1.
         """
+        extensions = with_timeout(extensions, timeout)
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
         response = await self.handle_async_request(request)
         await response.read_without_checkpoint()
@@ -272,6 +282,7 @@ class ConnectionPool:
         headers: HeaderTypes | None = None,
         content: ContentTypes | None = None,
         extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> StreamContext:
         """Send a request and give its response before its body is read, as an `async with` block.
 
@@ -279,6 +290,7 @@ class ConnectionPool:
         the response is closed. If what is left of the body has arrived already, and is little, the
         connection is kept, else it is closed; over HTTP/2 this is the stream, and the connection goes on.
         """
+        extensions = with_timeout(extensions, timeout)
         return StreamContext(
             self, Request(method, url, headers=headers, content=content, extensions=extensions)
         )
@@ -290,14 +302,15 @@ class ConnectionPool:
         those of `request`.
 
         Args:
-            request: The request; it is not changed.
+            request: The request; it is not changed. What its `timeout` extension leaves out is as the
+                pool's own `timeout` says.
         """
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._supervisor.check_open()
         prepared = Prepared(request)
         route = self._route(request, prepared)
-        timeouts = parse_timeouts(request.extensions)
+        timeouts = parse_timeouts(request.extensions, self._timeouts)
         tracer = tracer_for(request.extensions)
 
         def begin(connection: HTTPConnection) -> Awaitable[Response]:
@@ -313,7 +326,12 @@ class ConnectionPool:
         return response
 
     async def open_tcp_stream(
-        self, host: bytes | str, port: int, *, extensions: Mapping[str, Any] | None = None
+        self,
+        host: bytes | str,
+        port: int,
+        *,
+        extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> NetworkStream:
         """Open a stream of bytes to a host, through the pool's proxies if it has any.
 
@@ -325,6 +343,7 @@ class ConnectionPool:
             port: Port number.
             extensions: Of those of a request, `timeout` and `trace`. The time is limited by `connect`, and by
                 `pool` for the waiting.
+            timeout: As in `request`.
 
         Returns:
             The stream, without TLS; see `NetworkStream.start_tls`.
@@ -343,9 +362,9 @@ class ConnectionPool:
         origin = URL(scheme=TCP, host=host, port=port).origin
         if not (origin.host and origin.port):
             raise ValueError(f"a stream needs a host and a port, not {host!r} and {port!r}")
-        given = to_extensions(extensions)
+        given = to_extensions(with_timeout(extensions, timeout))
         route = Route(origin.scheme, origin.host, origin.port, None)
-        turn = self._turn(route, parse_timeouts(given), tracer_for(given))
+        turn = self._turn(route, parse_timeouts(given, self._timeouts), tracer_for(given))
         connection = await self._dispatcher.obtain(turn)
         return connection.raw_stream()
 
@@ -442,13 +461,16 @@ async def request(
     headers: HeaderTypes | None = None,
     content: ContentTypes | None = None,
     extensions: Mapping[str, Any] | None = None,
+    timeout: TimeoutTypes | None = None,
 ) -> Response:
     """Send a request on a connection of its own, and read the whole response.
 
     Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
     """
     async with ConnectionPool() as pool:
-        return await pool.request(method, url, headers=headers, content=content, extensions=extensions)
+        return await pool.request(
+            method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
+        )
 
 
 def stream(
@@ -458,11 +480,13 @@ def stream(
     headers: HeaderTypes | None = None,
     content: ContentTypes | None = None,
     extensions: Mapping[str, Any] | None = None,
+    timeout: TimeoutTypes | None = None,
 ) -> StreamContext:
     """Send a request on a connection of its own; the response is the `async with` block's.
 
     Arguments, errors and what cancellation does are those of `ConnectionPool.stream`.
     """
+    extensions = with_timeout(extensions, timeout)
     return StreamContext(
         ConnectionPool(),
         Request(method, url, headers=headers, content=content, extensions=extensions),
