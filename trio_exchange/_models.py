@@ -25,6 +25,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import idna
@@ -129,6 +130,40 @@ def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"extensions must be a mapping or None, but got {type(value).__name__}")
     return dict(value)
+
+
+#: The extensions of requests.
+_REQUEST_EXTENSIONS = frozenset(("timeout", "trace", "sni_hostname", "target", "informational", "protocol"))
+# Likely mistakes that are too far from the right name for `get_close_matches`.
+_MISTAKEN_EXTENSIONS = {
+    "sni": "sni_hostname",
+    "server_hostname": "sni_hostname",
+    "on_trace": "trace",
+    "info": "informational",
+}
+# At a lower cutoff names that callers may use for themselves, such as `trace_id`, would be mistakes.
+_SIMILARITY = 0.8
+
+
+def check_extension_names(extensions: Mapping[str, Any]) -> None:
+    """Check that no name of a request's extensions is nearly, but not quite, a known one.
+
+    Names that resemble none pass: they are the caller's own.
+
+    Raises:
+        ValueError: Naming the extension that was meant.
+    """
+    if _REQUEST_EXTENSIONS.issuperset(extensions):
+        return
+    for name in extensions:
+        if name in _REQUEST_EXTENSIONS or not isinstance(name, str):
+            continue
+        lowered = name.lower()
+        meant = _MISTAKEN_EXTENSIONS.get(lowered)
+        if meant is None:
+            meant = next(iter(get_close_matches(lowered, _REQUEST_EXTENSIONS, 1, _SIMILARITY)), None)
+        if meant is not None:
+            raise ValueError(f"unknown extension {name!r}, did you mean {meant!r}?")
 
 
 def check_ssl_context(value: object) -> None:
@@ -802,6 +837,8 @@ class Prepared:
     )
 
     def __init__(self, request: Request) -> None:
+        if request.extensions:
+            check_extension_names(request.extensions)
         callback = request.extensions.get("informational")
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")

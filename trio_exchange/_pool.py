@@ -28,6 +28,7 @@ from ._models import (
     Proxy,
     Request,
     Response,
+    check_extension_names,
     check_ssl_context,
     check_yes_or_no,
     to_extensions,
@@ -363,6 +364,7 @@ class ConnectionPool:
         if not (origin.host and origin.port):
             raise ValueError(f"a stream needs a host and a port, not {host!r} and {port!r}")
         given = to_extensions(with_timeout(extensions, timeout))
+        check_extension_names(given)
         route = Route(origin.scheme, origin.host, origin.port, None)
         turn = self._turn(route, parse_timeouts(given, self._timeouts), tracer_for(given))
         connection = await self._dispatcher.obtain(turn)
