@@ -55,6 +55,9 @@ class PoolStatistics:
         waiting: Requests that wait for a connection.
         connections_opened: Connections established since the pool was entered.
         requests_served: Requests that got a response since the pool was entered.
+        longest_active: Seconds since the active connection that has been so longest became active: over
+            HTTP/1.1 by its present request, over HTTP/2 by the first of those that overlapped since. None
+            if no connection is active.
     """
 
     open: int
@@ -65,6 +68,7 @@ class PoolStatistics:
     waiting: int
     connections_opened: int
     requests_served: int
+    longest_active: float | None
 
 
 class ConnectionPool:
@@ -406,13 +410,16 @@ class ConnectionPool:
             waiting=scheduler.waiting,
             connections_opened=self._dispatcher.opened,
             requests_served=self._served,
+            longest_active=self._dispatcher.longest_active(),
         )
 
     def __repr__(self) -> str:
-        numbers = self.statistics()
+        # Not from `statistics`, which needs Trio's clock.
+        states = [connection.state for connection in self._dispatcher]
+        scheduler = self._dispatcher.scheduler
         return (
-            f"<{type(self).__name__} {self._supervisor.state}: {numbers.active} active, "
-            f"{numbers.idle} idle, {numbers.connecting} connecting, {numbers.waiting} waiting>"
+            f"<{type(self).__name__} {self._supervisor.state}: {states.count('active')} active, "
+            f"{states.count('idle')} idle, {scheduler.connecting} connecting, {scheduler.waiting} waiting>"
         )
 
 
