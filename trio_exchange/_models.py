@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import idna
 import trio
 
-from ._exceptions import LocalProtocolError
+from ._entrypoints import drop_own_frames
+from ._exceptions import ExchangeError, LocalProtocolError
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 # A mapping's type of keys is invariant, hence three of them.
@@ -611,7 +612,11 @@ class Response:
         When it is cancelled, what it had read is lost; close the response then.
         """
         await trio.lowlevel.checkpoint()
-        return await self.read_without_checkpoint()
+        try:
+            return await self.read_without_checkpoint()
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
 
     async def read_without_checkpoint(self) -> bytes:
         """`aread` for a caller that has just waited for the network, and need not yield again.

@@ -18,7 +18,8 @@ import trio
 
 from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
-from ._exceptions import PoolTimeout
+from ._entrypoints import check_runs_under_trio, drop_own_frames
+from ._exceptions import ExchangeError, PoolTimeout
 from ._exchange import HTTPConnection, OwnedConnection, Settings
 from ._models import (
     URL,
@@ -192,8 +193,9 @@ class ConnectionPool:
         """Open the pool.
 
         Raises:
-            RuntimeError: It was entered before.
+            RuntimeError: It was entered before, or Trio is not running.
         """
+        check_runs_under_trio()
         await self._supervisor.start(*(dispatcher.keep_house for dispatcher in self._dispatchers))
         return self
 
@@ -215,6 +217,7 @@ class ConnectionPool:
         longer than about a second even if a peer is mute, and a second more for each proxy. When it is
         cancelled, the closing goes on, and the end of the `async with` block waits for it.
         """
+        check_runs_under_trio()
         if self._supervisor.state == "open":
             self._supervisor.start_in_pool_context(self._stop)
         self._supervisor.stopping = True
@@ -257,7 +260,7 @@ class ConnectionPool:
             The response with its `content`; it is closed.
 
         Raises:
-            RuntimeError: The pool was not entered.
+            RuntimeError: The pool was not entered, or Trio is not running.
             TypeError, ValueError, LocalProtocolError, UnsupportedProtocol: The request can't be sent as
                 it is; nothing was sent, unless it is the content that turns out so under way.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
@@ -272,11 +275,15 @@ class ConnectionPool:
         """
         extensions = with_timeout(extensions, timeout)
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
-        response = await self.handle_async_request(request)
-        await response.read_without_checkpoint()
-        if response.status == 101 or request.method == b"CONNECT":
-            # Reading does not end what was handed over.
-            await response.aclose()
+        try:
+            response = await self.handle_async_request(request)
+            await response.read_without_checkpoint()
+            if response.status == 101 or request.method == b"CONNECT":
+                # Reading does not end what was handed over.
+                await response.aclose()
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
         return response
 
     def stream(
@@ -310,6 +317,7 @@ class ConnectionPool:
             request: The request; it is not changed. What its `timeout` extension leaves out is as the
                 pool's own `timeout` says.
         """
+        check_runs_under_trio()
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._supervisor.check_open()
@@ -324,8 +332,10 @@ class ConnectionPool:
         try:
             await prepared.peek_body()
             response = await self._dispatcher.exchange(prepared, self._turn(route, timeouts, tracer), begin)
-        except BaseException:
+        except BaseException as exc:
             await prepared.close_body()
+            if isinstance(exc, ExchangeError):
+                drop_own_frames(exc)
             raise
         self._served += 1
         return response
@@ -354,7 +364,7 @@ class ConnectionPool:
             The stream, without TLS; see `NetworkStream.start_tls`.
 
         Raises:
-            RuntimeError: The pool was not entered.
+            RuntimeError: The pool was not entered, or Trio is not running.
             TypeError, ValueError, LocalProtocolError: Host or port can't be such, or an extension is wrong.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout: It took too long.
@@ -363,6 +373,7 @@ class ConnectionPool:
 
         When it is cancelled nothing is left behind.
         """
+        check_runs_under_trio()
         self._supervisor.check_open()
         origin = URL(scheme=TCP, host=host, port=port).origin
         if not (origin.host and origin.port):
@@ -371,7 +382,11 @@ class ConnectionPool:
         check_extension_names(given)
         route = Route(origin.scheme, origin.host, origin.port, None)
         turn = self._turn(route, parse_timeouts(given, self._timeouts), tracer_for(given))
-        connection = await self._dispatcher.obtain(turn)
+        try:
+            connection = await self._dispatcher.obtain(turn)
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
         return connection.raw_stream()
 
     def _route(self, request: Request, prepared: Prepared) -> Route:
@@ -441,6 +456,8 @@ class StreamContext:
         except BaseException as exc:
             if self._own_pool:
                 await self._pool.__aexit__(type(exc), exc, exc.__traceback__)
+            if isinstance(exc, ExchangeError):
+                drop_own_frames(exc)
             raise
         return self._response
 
@@ -476,10 +493,14 @@ async def request(
 
     Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
     """
-    async with ConnectionPool() as pool:
-        return await pool.request(
-            method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
-        )
+    try:
+        async with ConnectionPool() as pool:
+            return await pool.request(
+                method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
+            )
+    except ExchangeError as exc:
+        drop_own_frames(exc)
+        raise
 
 
 def stream(
