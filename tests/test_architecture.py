@@ -22,6 +22,7 @@ PROJECT = PACKAGE.parent
 # Each module imports only from those above it.
 ORDER = [
     "_exceptions",
+    "_entrypoints",
     "_models",
     "_environment",
     "_timeouts",

@@ -60,7 +60,7 @@ EXPECTED = {
         r"ConnectTimeout: .* 0\.1 seconds, at last in the TLS handshake with localhost",
         r"WriteTimeout: .* 0\.1 seconds",
         r"ReadTimeout: .* 0\.1 seconds",
-        r"PoolTimeout: .* 0\.01 seconds",
+        r"PoolTimeout: .* 0\.01 seconds; connections: 1 of at most 1 \(1 active, .+",
         r"Cancelled: it took longer than 0\.1 seconds in all",
         r"200",
     ],

@@ -1327,6 +1327,7 @@ async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.
                 waiting=0,
                 connections_opened=2,
                 requests_served=2,
+                longest_active=0,
             )
             assert repr(pool) == "<ConnectionPool open: 1 active, 1 idle, 1 connecting, 0 waiting>"
             connector.gate.set()

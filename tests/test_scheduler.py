@@ -62,7 +62,7 @@ class Pool:
         assert ticket.grant is CONNECT
         self.made += 1
         connection = FakeConnection(str(ticket.key), self.made)
-        self.scheduler.connected(ticket.key, connection, shared=shared)
+        self.scheduler.connected(ticket.key, connection, self.now, shared=shared)
         return connection
 
     def connect(self, key: str = "a") -> FakeConnection:
@@ -401,6 +401,56 @@ def test_a_held_connection_is_out_of_use() -> None:
     pool.release(connection)
     assert waiting.grant is connection
     assert not pool.scheduler.hold(connection)
+
+
+def test_since_when_a_connection_is_active() -> None:
+    pool = Pool(connections=1)
+    active_since = pool.scheduler.active_since
+    connection = pool.connect()
+    assert active_since(connection) == pool.now
+    pool.now += 1
+    waiting = pool.request()
+    pool.now += 1
+    # The next request begins when the one before it ends.
+    pool.release(connection)
+    assert waiting.grant is connection
+    assert active_since(connection) == pool.now
+    pool.release(connection)
+    assert active_since(connection) is None
+    # To be looked after is no activity.
+    assert pool.scheduler.hold(connection)
+    assert active_since(connection) is None
+    pool.release(connection)
+    pool.now += 1
+    assert pool.request().grant is connection
+    assert active_since(connection) == pool.now
+    pool.scheduler.closed(connection)
+    assert active_since(connection) is None
+
+
+def test_a_shared_connection_is_active_since_it_carries_any_request() -> None:
+    pool = Pool()
+    connection = pool.connect_shared(3)
+    started = pool.now
+    pool.now += 1
+    pool.request("h2")
+    pool.release(connection)
+    assert pool.scheduler.active_since(connection) == started
+    pool.release(connection)
+    assert pool.scheduler.hold(connection)
+    pool.now += 1
+    assert pool.request("h2").grant is connection
+    assert pool.scheduler.active_since(connection) == pool.now
+    pool.release(connection)
+    assert pool.scheduler.active_since(connection) == pool.now
+
+
+def test_how_many_slots_a_lane_has() -> None:
+    pool = Pool()
+    pool.connect("a")
+    pool.connect("a")
+    pool.request("b")
+    assert [pool.scheduler.slots_of(key) for key in ("a", "b", "c")] == [2, 1, 0]
 
 
 def test_all_who_wait_are_refused_at_once() -> None:

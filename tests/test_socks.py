@@ -480,7 +480,9 @@ async def test_a_proxy_that_can_not_be_dialled_again(nursery: trio.Nursery, reso
 
     connector = Network(nursery, script)
     async with pool_through(Proxy("socks5://proxy.example"), connector) as pool:
-        with pytest.raises(ConnectError, match=r"could not connect to proxy\.example:1080: gone"):
+        with pytest.raises(
+            ConnectError, match=r"could not connect to the proxy socks5://proxy\.example:1080: gone"
+        ):
             await pool.request("GET", URL)
         assert_unharmed(pool)
     assert connector.open == 0

@@ -8,11 +8,22 @@ import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints
 
-from trio_exchange import ConnectionPool, ConnectTimeout, PoolTimeout, ReadTimeout, WriteTimeout
-from trio_exchange._timeouts import Budget, Timeouts, check_seconds, parse_timeouts, timed
-from trio_exchange.testing import MemoryConnector
+import trio_exchange
+from trio_exchange import (
+    ConnectionPool,
+    ConnectTimeout,
+    PoolTimeout,
+    ReadTimeout,
+    Request,
+    TimeoutException,
+    WriteTimeout,
+)
+from trio_exchange._timeouts import Budget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import respond
+from .peers import respond, serve_tcp
+
+URL = "http://example.com/"
 
 # -- The extension.
 
@@ -60,7 +71,21 @@ def test_a_timeout_that_is_no_number_is_named(name: str, seconds: object) -> Non
         parse_timeouts({"timeout": {name: seconds}})
 
 
-@pytest.mark.parametrize("seconds", [None, 0, 0.0, 1, math.inf])
+# Python refuses to show the last two: they have too many digits.
+@pytest.mark.parametrize("seconds", [10**400, -(10**400), 10**5000, -(10**5000)], ids=lambda _: "")
+def test_seconds_too_large_for_a_float_are_named(seconds: int) -> None:
+    for name in Timeouts._fields:
+        with pytest.raises(ValueError, match=f"the {name} timeout must be a number of seconds that a float"):
+            parse_timeouts({"timeout": {name: seconds}})
+    with pytest.raises(ValueError, match="keepalive_expiry must be"):
+        ConnectionPool(keepalive_expiry=seconds)
+    with pytest.raises(ValueError, match="expect_continue_timeout must be"):
+        ConnectionPool(expect_continue_timeout=seconds)
+    with pytest.raises(ValueError, match="timeout must be a number of seconds that"):
+        ConnectionPool(timeout=seconds)
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 0.0, 1, math.inf, 10**300])
 def test_seconds_that_are_fine(seconds: object) -> None:
     check_seconds("x", seconds)
 
@@ -71,6 +96,153 @@ async def test_a_bad_timeout_is_found_before_anybody_is_dialled(nursery: trio.Nu
         with pytest.raises(ValueError, match="read timeout"):
             await pool.request("GET", "http://example.com/", extensions={"timeout": {"read": -1}})
     assert connector.dialled == []
+
+
+# -- The pool's default, and the argument.
+
+
+def test_a_number_stands_for_all_four() -> None:
+    given = with_timeout(None, 2.5)
+    assert given is not None
+    assert parse_timeouts(given) == Timeouts(2.5, 2.5, 2.5, 2.5)
+
+
+def test_the_argument_is_added_to_the_extensions() -> None:
+    extensions = {"trace": None, "timeout": None}
+    assert with_timeout(extensions, {"read": 1}) == {"trace": None, "timeout": {"read": 1}}
+    assert extensions == {"trace": None, "timeout": None}
+    assert with_timeout(extensions, None) is extensions
+
+
+@pytest.mark.parametrize("extensions", [{}, {"timeout": None}])
+def test_a_request_without_timeouts_has_the_pools_as_they_are(extensions: dict[str, Any]) -> None:
+    defaults = Timeouts(1, 2, 3, 4)
+    assert parse_timeouts(extensions, defaults) is defaults
+
+
+def test_a_request_replaces_the_pools_timeouts_name_by_name() -> None:
+    defaults = Timeouts(1, 2, 3, 4)
+    assert parse_timeouts({"timeout": {"read": 5, "write": None}}, defaults) == Timeouts(1, 5, None, 4)
+    assert parse_timeouts({"timeout": {}}, defaults) == defaults
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "message"),
+    [
+        ({"total": 1}, ValueError, "unknown timeout 'total', expected one of connect, read, write, pool"),
+        ({"read": -1}, ValueError, "the read timeout must be zero or more seconds, not -1"),
+        ({"read": "1"}, TypeError, "the read timeout must be a number of seconds or None, not '1'"),
+        (-1, ValueError, "timeout must be zero or more seconds, not -1"),
+        (math.nan, ValueError, "timeout must be zero or more seconds, not nan"),
+        (
+            "5",
+            TypeError,
+            "timeout must be a mapping of names to seconds, a number of seconds or None, not '5'",
+        ),
+        (True, TypeError, "timeout must be a mapping of names to seconds, a number .*, not True"),
+        ((1, 2, 3, 4), TypeError, "timeout must be a mapping of names to seconds, a number"),
+    ],
+)
+async def test_bad_timeouts_of_a_pool_and_in_arguments(
+    nursery: trio.Nursery, timeout: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ConnectionPool(timeout=timeout)
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(error, match=message):
+            await pool.request("GET", URL, timeout=timeout)
+        with pytest.raises(error, match=message):
+            async with pool.stream("GET", URL, timeout=timeout):
+                pytest.fail("it must not get here")
+        with pytest.raises(error, match=message):
+            await pool.open_tcp_stream("example.com", 80, timeout=timeout)
+        with pytest.raises(error, match=message):
+            await trio_exchange.request("GET", URL, timeout=timeout)
+        with pytest.raises(error, match=message):
+            async with trio_exchange.stream("GET", URL, timeout=timeout):
+                pytest.fail("it must not get here")
+    assert connector.dialled == []
+
+
+async def test_a_timeout_is_given_in_one_place(nursery: trio.Nursery) -> None:
+    connector = MemoryConnector(nursery, respond)
+    extensions = {"timeout": {"read": 1}}
+    one = "give either the timeout argument or the timeout extension, not both"
+    async with ConnectionPool(connector=connector) as pool:
+        with pytest.raises(TypeError, match=one):
+            await pool.request("GET", URL, extensions=extensions, timeout=1)
+        with pytest.raises(TypeError, match=one):
+            pool.stream("GET", URL, extensions=extensions, timeout={"read": 1})
+        with pytest.raises(TypeError, match=one):
+            await pool.open_tcp_stream("example.com", 80, extensions=extensions, timeout=1)
+        with pytest.raises(TypeError, match=one):
+            await trio_exchange.request("GET", URL, extensions=extensions, timeout=1)
+        with pytest.raises(TypeError, match=one):
+            trio_exchange.stream("GET", URL, extensions=extensions, timeout=1)
+    assert connector.dialled == []
+
+
+async def mute(peer: ScriptedPeer) -> None:
+    async for _ in peer:
+        pass
+
+
+async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kwargs: Any) -> float:
+    """The seconds until a call raises a timeout."""
+    started = trio.current_time()
+    with pytest.raises(error):
+        await function(*args, **kwargs)
+    return trio.current_time() - started
+
+
+@pytest.mark.parametrize("timeout", [7, {"read": 7}])
+async def test_the_pools_timeouts_hold_for_each_request(
+    nursery: trio.Nursery, autojump_clock: MockClock, timeout: Any
+) -> None:
+    async def open_stream(**options: Any) -> None:
+        async with pool.stream("GET", URL, **options):
+            pytest.fail("it must not get here")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, mute), timeout=timeout) as pool:
+        assert await time_of(ReadTimeout, pool.request, "GET", URL) == 7
+        assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"write": 1}) == 7
+        assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"read": 2}) == 2
+        assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout=3) == 3
+        assert await time_of(ReadTimeout, open_stream) == 7
+        assert await time_of(ReadTimeout, open_stream, timeout=4) == 4
+        request = Request("GET", URL, extensions={"timeout": {"read": 5}})
+        assert await time_of(ReadTimeout, pool.handle_async_request, request) == 5
+        assert await time_of(ReadTimeout, pool.handle_async_request, Request("GET", URL)) == 7
+        with trio.move_on_after(1000) as scope:
+            await pool.request("GET", URL, timeout={"read": None})
+        assert scope.cancelled_caught
+
+
+async def test_the_pools_timeouts_cover_connecting_and_waiting(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    timeout = {"connect": 7, "pool": 2}
+    async with ConnectionPool(connector=connector, max_connections=1, timeout=timeout) as pool:
+        stream = await pool.open_tcp_stream("example.com", 80)
+        assert await time_of(PoolTimeout, pool.request, "GET", URL) == 2
+        assert await time_of(PoolTimeout, pool.open_tcp_stream, "example.com", 80, timeout={"pool": 1}) == 1
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        connector.gate = trio.Event()
+        assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80) == 7
+        assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80, timeout=3) == 3
+        assert await time_of(ConnectTimeout, pool.request, "GET", URL) == 7
+
+
+async def test_the_functions_of_the_module_take_a_timeout(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, mute)
+    with pytest.raises(ReadTimeout, match=r"within 0\.01 seconds"):
+        await trio_exchange.request("GET", server.url, timeout={"read": 0.01})
+    with pytest.raises(ReadTimeout, match=r"within 0\.02 seconds"):
+        async with trio_exchange.stream("GET", server.url, timeout={"read": 0.02}):
+            pytest.fail("it must not get here")
 
 
 # -- One operation.

@@ -14,6 +14,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import ipaddress
+import os
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,13 +66,9 @@ class Connector:
             The connected stream, without TLS.
 
         Raises:
-            OSError: No address could be connected to.
+            OSError: No address could be connected to: the error of the only one, or one that tells of all.
         """
-        family = None if local_address is not None else _family_of(host)
-        if family is not None:
-            stream = await _connect_to_address(family, host, port)
-        else:
-            stream = await _connect_to_name(host, port, local_address)
+        stream = await _open_tcp_stream(host, port, local_address)
         return _with_options(stream, socket_options)
 
     async def connect_unix_socket(
@@ -97,6 +95,25 @@ def _family_of(host: str) -> socket.AddressFamily | None:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+async def _open_tcp_stream(host: str, port: int, local_address: str | None) -> trio.SocketStream:
+    family = None if local_address is not None else _family_of(host)
+    error: BaseException
+    try:
+        if family is not None:
+            return await _connect_to_address(family, host, port)
+        return await trio.open_tcp_stream(host, port, local_address=local_address)
+    except OSError as exc:
+        error = _without_group(exc, address_of(host, port))
+    except BaseExceptionGroup as exc:
+        # Trio tries the addresses in a nursery, which is where a KeyboardInterrupt comes then.
+        error = bare(exc)
+    # Not in the `except` clause: the context would be a group that contains the error, a reference cycle.
+    try:
+        raise error
+    finally:
+        del error
+
+
 async def _connect_to_address(family: socket.AddressFamily, host: str, port: int) -> trio.SocketStream:
     """Connect where there is nothing to look up, and no other address to try."""
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -108,12 +125,19 @@ async def _connect_to_address(family: socket.AddressFamily, host: str, port: int
     return trio.SocketStream(sock)
 
 
-async def _connect_to_name(host: str, port: int, local_address: str | None) -> trio.SocketStream:
-    try:
-        return await trio.open_tcp_stream(host, port, local_address=local_address)
-    except BaseExceptionGroup as group:
-        # Trio tries the addresses in a nursery, which is where a KeyboardInterrupt comes then.
-        raise bare(group) from None
+def _without_group(exc: OSError, where: str) -> OSError:
+    """The error to raise for what Trio's attempts ended in, without the frames of Trio."""
+    attempts: Sequence[OSError] = _attempts(exc)
+    for attempt in attempts:
+        # Trio's frames refer to all attempts, so that each of them would be in a reference cycle.
+        attempt.__traceback__ = None
+    if len(attempts) > 1:
+        numbers = {attempt.errno for attempt in attempts}
+        number = numbers.pop() if len(numbers) == 1 else None
+        reasons = reason_of(exc, where)
+        # With a number it gets the class that belongs to that, such as `ConnectionRefusedError`.
+        return OSError(reasons) if number is None else OSError(number, reasons)
+    return attempts[0]
 
 
 def _with_options(stream: trio.SocketStream, options: Iterable[SocketOption] | None) -> trio.SocketStream:
@@ -259,7 +283,17 @@ def backoff() -> Iterator[float]:
 
 
 class Way(abc.ABC):
-    """A way to connect to hosts."""
+    """A way to connect to hosts.
+
+    Attributes:
+        proxy: What errors call the one proxy that it leads to; None if it leads to any host.
+    """
+
+    proxy: str | None = None
+
+    def name_of(self, host: str, port: int) -> str:
+        """What errors call the end of the way."""
+        return address_of(host, port) if self.proxy is None else self.proxy
 
     @abc.abstractmethod
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
@@ -318,7 +352,9 @@ class Direct(Way):
         return transports[0]
 
     def _where(self, host: str, port: int) -> str:
-        return f"{host}:{port}" if self._uds is None else self._uds
+        if self._uds is None:
+            return self.name_of(host, port)
+        return self._uds if self.proxy is None else f"{self.proxy} at {self._uds}"
 
     async def _dial(self, host: str, port: int) -> trio.abc.Stream:
         given: dict[str, Any] = {}
@@ -331,15 +367,44 @@ class Direct(Way):
                 given["local_address"] = self._local_address
             return await self._connector.connect_tcp(host, port, **given)
         except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
-            raise ConnectError(f"could not connect to {self._where(host, port)}: {reason_of(exc)}") from exc
+            reason = reason_of(exc, address_of(host, port))
+            raise ConnectError(f"could not connect to {self._where(host, port)}: {reason}") from exc
 
 
-def reason_of(exc: BaseException) -> str:
-    """What lies at the bottom: Trio reports its attempts at several addresses as a group."""
-    cause = exc.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        return "; ".join(str(inner) for inner in cause.exceptions)
-    return str(exc) or type(exc).__name__
+def address_of(host: str, port: int) -> str:
+    """A host and a port as people write them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reason_of(exc: BaseException, where: str = "") -> str:
+    """Why connecting failed, for people.
+
+    Args:
+        exc: The failure. Trio has its attempts at several addresses in a group, as the cause.
+        where: The host and port that the reader is told anyway.
+    """
+    # Trio may have tried the same address twice.
+    return "; ".join(dict.fromkeys(_reason_of_attempt(attempt, where) for attempt in _attempts(exc)))
+
+
+def _attempts(exc: Any) -> Sequence[Any]:
+    group = exc.__cause__
+    return group.exceptions if isinstance(group, BaseExceptionGroup) else (exc,)
+
+
+# What Trio makes of the error number of a failed attempt; the address is shown as a tuple.
+_TRIO_REASON = re.compile(r"Error connecting to \('([^']*)', ([0-9]+)[^)]*\): .*")
+
+
+def _reason_of_attempt(exc: BaseException, where: str) -> str:
+    if not isinstance(exc, OSError) or not exc.strerror:
+        return str(exc) or type(exc).__name__
+    attempt = _TRIO_REASON.fullmatch(exc.strerror)
+    if attempt is None or exc.errno is None:
+        return exc.strerror
+    reason = os.strerror(exc.errno)
+    address = address_of(attempt[1], int(attempt[2]))
+    return reason if address == where else f"{reason} ({address})"
 
 
 async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, attempt: Attempt) -> Connection:

@@ -20,13 +20,14 @@ answer to a request, and what carries it a connection like any other.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import trio
 
 from ._connectors import Connection, Establish, close_forcefully
-from ._exceptions import ConnectionNotAvailable, ExchangeError, may_resend
+from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, may_resend
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
 from ._http11 import HTTP11Connection
@@ -182,7 +183,10 @@ class Dispatcher:
         self.scheduler.request(ticket, trio.current_time(), first=turn.begun)
         turn.begun = True
         if ticket.grant is None:
-            await turn.waiting.spend(self._wait_for_grant, turn)
+            try:
+                await turn.waiting.spend(self._wait_for_grant, turn)
+            except PoolTimeout as exc:
+                raise PoolTimeout(f"{exc}; {self._describe(turn.route)}") from None
         if isinstance(ticket.grant, ConnectionNotAvailable):
             raise ticket.grant
         return ticket.grant
@@ -193,6 +197,34 @@ class Dispatcher:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _describe(self, route: Route) -> str:
+        """What keeps a request for this route waiting."""
+        scheduler = self.scheduler
+        limits = scheduler.limits
+        states = [connection.state for connection in self]
+        parts = [f"{states.count('active')} active"]
+        longest = self.longest_active()
+        if longest is not None:
+            parts.append(f"the longest for {longest:.1f} seconds")
+        for state in ("idle", "closing"):
+            if state in states:
+                parts.append(f"{states.count(state)} {state}")
+        parts.append(f"{scheduler.connecting} connecting")
+        in_all = _of_at_most(scheduler.slots, limits.connections)
+        to_origin = _of_at_most(scheduler.slots_of(route), limits.per_lane)
+        return (
+            f"connections: {in_all} ({', '.join(parts)}), to {route.origin}: {to_origin}; "
+            f"other requests waiting: {scheduler.waiting}"
+        )
+
+    def longest_active(self) -> float | None:
+        """Seconds since the connection that has been in use longest came into use, None if none is."""
+        times = (
+            self.scheduler.active_since(connection) for connection in self if connection.state == "active"
+        )
+        earliest = min((since for since in times if since is not None), default=None)
+        return None if earliest is None else trio.current_time() - earliest
 
     async def _is_usable(self, connection: HTTPConnection) -> bool:
         match connection.readiness():
@@ -235,7 +267,7 @@ class Dispatcher:
             established, route.origin, self._settings, self._owner
         )
         shared = isinstance(connection, HTTP2Connection)
-        self.scheduler.connected(route, connection, shared=shared)
+        self.scheduler.connected(route, connection, trio.current_time(), shared=shared)
         self.opened += 1
         self._supervisor.start_in_pool_context(self._own, connection)
         self._work.set()
@@ -307,3 +339,7 @@ class Dispatcher:
             self.scheduler.released(connection, since)
         else:
             connection.decline()
+
+
+def _of_at_most(number: int, limit: int) -> str:
+    return str(number) if limit == sys.maxsize else f"{number} of at most {limit}"

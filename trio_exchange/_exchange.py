@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import trio
 
 from ._connectors import Connection
+from ._entrypoints import drop_own_frames
 from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout
 from ._models import CollectableStream, Headers, Origin, Prepared, Response
 from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
@@ -436,7 +437,11 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
 
     @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> bytes:
-        chunk = await self._read(checkpoint=True)
+        try:
+            chunk = await self._read(checkpoint=True)
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
         if chunk is None:
             raise StopAsyncIteration
         return chunk

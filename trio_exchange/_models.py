@@ -25,12 +25,14 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import idna
 import trio
 
-from ._exceptions import LocalProtocolError
+from ._entrypoints import drop_own_frames
+from ._exceptions import ExchangeError, LocalProtocolError
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 # A mapping's type of keys is invariant, hence three of them.
@@ -129,6 +131,40 @@ def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"extensions must be a mapping or None, but got {type(value).__name__}")
     return dict(value)
+
+
+#: The extensions of requests.
+_REQUEST_EXTENSIONS = frozenset(("timeout", "trace", "sni_hostname", "target", "informational", "protocol"))
+# Likely mistakes that are too far from the right name for `get_close_matches`.
+_MISTAKEN_EXTENSIONS = {
+    "sni": "sni_hostname",
+    "server_hostname": "sni_hostname",
+    "on_trace": "trace",
+    "info": "informational",
+}
+# At a lower cutoff names that callers may use for themselves, such as `trace_id`, would be mistakes.
+_SIMILARITY = 0.8
+
+
+def check_extension_names(extensions: Mapping[str, Any]) -> None:
+    """Check that no name of a request's extensions is nearly, but not quite, a known one.
+
+    Names that resemble none pass: they are the caller's own.
+
+    Raises:
+        ValueError: Naming the extension that was meant.
+    """
+    if _REQUEST_EXTENSIONS.issuperset(extensions):
+        return
+    for name in extensions:
+        if name in _REQUEST_EXTENSIONS or not isinstance(name, str):
+            continue
+        lowered = name.lower()
+        meant = _MISTAKEN_EXTENSIONS.get(lowered)
+        if meant is None:
+            meant = next(iter(get_close_matches(lowered, _REQUEST_EXTENSIONS, 1, _SIMILARITY)), None)
+        if meant is not None:
+            raise ValueError(f"unknown extension {name!r}, did you mean {meant!r}?")
 
 
 def check_ssl_context(value: object) -> None:
@@ -577,7 +613,11 @@ class Response:
         When it is cancelled, what it had read is lost; close the response then.
         """
         await trio.lowlevel.checkpoint()
-        return await self.read_without_checkpoint()
+        try:
+            return await self.read_without_checkpoint()
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
 
     async def read_without_checkpoint(self) -> bytes:
         """`aread` for a caller that has just waited for the network, and need not yield again.
@@ -804,6 +844,8 @@ class Prepared:
     )
 
     def __init__(self, request: Request) -> None:
+        if request.extensions:
+            check_extension_names(request.extensions)
         callback = request.extensions.get("informational")
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")

@@ -18,7 +18,8 @@ import trio
 
 from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
-from ._exceptions import PoolTimeout
+from ._entrypoints import check_runs_under_trio, drop_own_frames
+from ._exceptions import ExchangeError, PoolTimeout
 from ._exchange import HTTPConnection, OwnedConnection, Settings
 from ._models import (
     URL,
@@ -28,6 +29,7 @@ from ._models import (
     Proxy,
     Request,
     Response,
+    check_extension_names,
     check_ssl_context,
     check_yes_or_no,
     to_extensions,
@@ -37,7 +39,7 @@ from ._routes import TCP, Endpoint, Route, route_for
 from ._scheduler import Limits
 from ._streams import NetworkStream
 from ._supervisor import State, Supervisor
-from ._timeouts import Budget, Timeouts, check_seconds, parse_timeouts
+from ._timeouts import Budget, Timeouts, TimeoutTypes, check_seconds, parse_timeouts, with_timeout
 from ._trace import Tracer, tracer_for
 
 
@@ -54,6 +56,9 @@ class PoolStatistics:
         waiting: Requests that wait for a connection.
         connections_opened: Connections established since the pool was entered.
         requests_served: Requests that got a response since the pool was entered.
+        longest_active: Seconds since the active connection that has been so longest became active: over
+            HTTP/1.1 by its present request, over HTTP/2 by the first of those that overlapped since. None
+            if no connection is active.
     """
 
     open: int
@@ -64,6 +69,7 @@ class PoolStatistics:
     waiting: int
     connections_opened: int
     requests_served: int
+    longest_active: float | None
 
 
 class ConnectionPool:
@@ -88,6 +94,9 @@ class ConnectionPool:
             which without TLS takes a server that is known to speak it.
         retries: How often establishing a connection is tried again after a `ConnectError` or
             `ConnectTimeout`, after 0, 0.5, 1, 2, 4 ... seconds.
+        timeout: For every request: a mapping of `connect`, `read`, `write` and `pool` to seconds, or a number
+            of seconds for each of the four. A request's own timeout replaces it name by name. What is
+            left out, or None, has no limit.
         local_address: The address to connect from.
         uds: The path of a unix socket to connect to instead of any host.
         connector: Dials in place of Trio's own functions.
@@ -101,7 +110,8 @@ class ConnectionPool:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is too small, or neither `http1` nor `http2` is True.
+        ValueError: A number is too small or too large, a timeout's name is unknown, or neither `http1` nor
+            `http2` is True.
         ImportError: A SOCKS proxy needs the `socksio` package, which is not installed.
     """
 
@@ -117,6 +127,7 @@ class ConnectionPool:
         http1: bool = True,
         http2: bool = False,
         retries: int = 0,
+        timeout: TimeoutTypes | None = None,
         local_address: str | None = None,
         uds: str | None = None,
         connector: Connector | None = None,
@@ -138,6 +149,7 @@ class ConnectionPool:
         if connector is not None and not isinstance(connector, Connector):
             raise TypeError(f"connector must be a Connector or None, not {connector!r}")
         self._retries = _at_least(0, "retries", retries)
+        self._timeouts = parse_timeouts(with_timeout(None, timeout) or {})
         direct = Direct(
             Connector() if connector is None else connector,
             local_address=_text("local_address", local_address),
@@ -183,8 +195,9 @@ class ConnectionPool:
         """Open the pool.
 
         Raises:
-            RuntimeError: It was opened before.
+            RuntimeError: It was opened before, or Trio is not running.
         """
+        check_runs_under_trio()
         try:
             await self._supervisor.start(*self._dispatchers)
         except trio.Cancelled:
@@ -229,11 +242,12 @@ class ConnectionPool:
         already this does nothing.
 
         Raises:
-            RuntimeError: It is open in another `trio.run`.
+            RuntimeError: It is open in another `trio.run`, or Trio is not running.
             ConnectionNotAvailable: It was closed.
 
         When it is cancelled the pool is open all the same.
         """
+        check_runs_under_trio()
         supervisor = self._supervisor
         supervisor.check_run()
         if supervisor.state is State.NEW:
@@ -258,10 +272,11 @@ class ConnectionPool:
         Any task may call it, any number of times.
 
         Raises:
-            RuntimeError: The pool is open in another `trio.run`.
+            RuntimeError: The pool is open in another `trio.run`, or Trio is not running.
             Exception: A bug in this library or in a connector's stream crashed a task of the pool, and it was
                 opened with `open`. Where it was opened otherwise, its block raises this.
         """
+        check_runs_under_trio()
         self._supervisor.check_run()
         self._supervisor.stop()
         await trio.lowlevel.checkpoint()
@@ -281,6 +296,7 @@ class ConnectionPool:
         headers: HeaderTypes | None = None,
         content: ContentTypes | None = None,
         extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> Response:
         """Send a request and read the whole response.
 
@@ -292,12 +308,14 @@ class ConnectionPool:
             content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
             extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
                 `protocol`.
+            timeout: The `timeout` extension, in place of that, or a number of seconds for each of its names.
+                What it leaves out is as the pool's own `timeout` says.
 
         Returns:
             The response with its `content`; it is closed.
 
         Raises:
-            RuntimeError: The pool was not entered.
+            RuntimeError: The pool was not entered, or Trio is not running.
             TypeError, ValueError, LocalProtocolError, UnsupportedProtocol: The request can't be sent as
                 it is; nothing was sent, unless it is the content that turns out so under way.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
@@ -310,12 +328,17 @@ class ConnectionPool:
         When it is cancelled nothing is left behind: if the request had begun, its stream is reset over
         HTTP/2, and the connection is closed over HTTP/1.1.
         """
+        extensions = with_timeout(extensions, timeout)
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
-        response = await self.handle_async_request(request)
-        await response.read_without_checkpoint()
-        if response.status == 101 or request.method == b"CONNECT":
-            # Reading does not end what was handed over.
-            await response.aclose()
+        try:
+            response = await self.handle_async_request(request)
+            await response.read_without_checkpoint()
+            if response.status == 101 or request.method == b"CONNECT":
+                # Reading does not end what was handed over.
+                await response.aclose()
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
         return response
 
     def stream(
@@ -326,6 +349,7 @@ class ConnectionPool:
         headers: HeaderTypes | None = None,
         content: ContentTypes | None = None,
         extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> StreamContext:
         """Send a request and give its response before its body is read, as an `async with` block.
 
@@ -333,6 +357,7 @@ class ConnectionPool:
         the response is closed. If what is left of the body has arrived already, and is little, the
         connection is kept, else it is closed; over HTTP/2 this is the stream, and the connection goes on.
         """
+        extensions = with_timeout(extensions, timeout)
         return StreamContext(
             self, Request(method, url, headers=headers, content=content, extensions=extensions)
         )
@@ -345,14 +370,16 @@ class ConnectionPool:
         those of `request`.
 
         Args:
-            request: The request; it is not changed.
+            request: The request; it is not changed. What its `timeout` extension leaves out is as the
+                pool's own `timeout` says.
         """
+        check_runs_under_trio()
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._supervisor.check_open()
         prepared = Prepared(request)
         route = self._route(request, prepared)
-        timeouts = parse_timeouts(request.extensions)
+        timeouts = parse_timeouts(request.extensions, self._timeouts)
         tracer = tracer_for(request.extensions)
 
         def begin(connection: HTTPConnection) -> Awaitable[Response]:
@@ -361,15 +388,22 @@ class ConnectionPool:
         try:
             await prepared.peek_body()
             response = await self._dispatcher.exchange(prepared, self._turn(route, timeouts, tracer), begin)
-        except BaseException:
+        except BaseException as exc:
             await prepared.close_body()
+            if isinstance(exc, ExchangeError):
+                drop_own_frames(exc)
             raise
         self._served += 1
         return response
 
     @trio.lowlevel.enable_ki_protection
     async def open_tcp_stream(
-        self, host: bytes | str, port: int, *, extensions: Mapping[str, Any] | None = None
+        self,
+        host: bytes | str,
+        port: int,
+        *,
+        extensions: Mapping[str, Any] | None = None,
+        timeout: TimeoutTypes | None = None,
     ) -> NetworkStream:
         """Open a stream of bytes to a host, through the pool's proxies if it has any.
 
@@ -381,12 +415,13 @@ class ConnectionPool:
             port: Port number.
             extensions: Of those of a request, `timeout` and `trace`. The time is limited by `connect`, and by
                 `pool` for the waiting.
+            timeout: As in `request`.
 
         Returns:
             The stream, without TLS; see `NetworkStream.start_tls`.
 
         Raises:
-            RuntimeError: The pool was not entered.
+            RuntimeError: The pool was not entered, or Trio is not running.
             TypeError, ValueError, LocalProtocolError: Host or port can't be such, or an extension is wrong.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout: It took too long.
@@ -395,14 +430,20 @@ class ConnectionPool:
 
         When it is cancelled nothing is left behind.
         """
+        check_runs_under_trio()
         self._supervisor.check_open()
         origin = URL(scheme=TCP, host=host, port=port).origin
         if not (origin.host and origin.port):
             raise ValueError(f"a stream needs a host and a port, not {host!r} and {port!r}")
-        given = to_extensions(extensions)
+        given = to_extensions(with_timeout(extensions, timeout))
+        check_extension_names(given)
         route = Route(origin.scheme, origin.host, origin.port, None)
-        turn = self._turn(route, parse_timeouts(given), tracer_for(given))
-        connection = await self._dispatcher.obtain(turn)
+        turn = self._turn(route, parse_timeouts(given, self._timeouts), tracer_for(given))
+        try:
+            connection = await self._dispatcher.obtain(turn)
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
         return connection.raw_stream()
 
     def _route(self, request: Request, prepared: Prepared) -> Route:
@@ -441,13 +482,16 @@ class ConnectionPool:
             waiting=scheduler.waiting,
             connections_opened=self._dispatcher.opened,
             requests_served=self._served,
+            longest_active=self._dispatcher.longest_active(),
         )
 
     def __repr__(self) -> str:
-        numbers = self.statistics()
+        # Not from `statistics`, which needs Trio's clock.
+        states = [connection.state for connection in self._dispatcher]
+        scheduler = self._dispatcher.scheduler
         return (
-            f"<{type(self).__name__} {self._supervisor.state.value}: {numbers.active} active, "
-            f"{numbers.idle} idle, {numbers.connecting} connecting, {numbers.waiting} waiting>"
+            f"<{type(self).__name__} {self._supervisor.state.value}: {states.count('active')} active, "
+            f"{states.count('idle')} idle, {scheduler.connecting} connecting, {scheduler.waiting} waiting>"
         )
 
 
@@ -470,6 +514,8 @@ class StreamContext:
         except BaseException as exc:
             if self._own_pool:
                 await self._pool.__aexit__(type(exc), exc, exc.__traceback__)
+            if isinstance(exc, ExchangeError):
+                drop_own_frames(exc)
             raise
         return self._response
 
@@ -501,13 +547,20 @@ async def request(
     headers: HeaderTypes | None = None,
     content: ContentTypes | None = None,
     extensions: Mapping[str, Any] | None = None,
+    timeout: TimeoutTypes | None = None,
 ) -> Response:
     """Send a request on a connection of its own, and read the whole response.
 
     Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
     """
-    async with ConnectionPool() as pool:
-        return await pool.request(method, url, headers=headers, content=content, extensions=extensions)
+    try:
+        async with ConnectionPool() as pool:
+            return await pool.request(
+                method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
+            )
+    except ExchangeError as exc:
+        drop_own_frames(exc)
+        raise
 
 
 def stream(
@@ -517,11 +570,13 @@ def stream(
     headers: HeaderTypes | None = None,
     content: ContentTypes | None = None,
     extensions: Mapping[str, Any] | None = None,
+    timeout: TimeoutTypes | None = None,
 ) -> StreamContext:
     """Send a request on a connection of its own; the response is the `async with` block's.
 
     Arguments, errors and what cancellation does are those of `ConnectionPool.stream`.
     """
+    extensions = with_timeout(extensions, timeout)
     return StreamContext(
         ConnectionPool(),
         Request(method, url, headers=headers, content=content, extensions=extensions),

@@ -103,7 +103,9 @@ class Tunnels(Way):
         Raises:
             ProxyError: The proxy refused, or broke HTTP.
         """
-        tunnel = _TunnelRequest(self._proxy, b"%b:%d" % (bracketed(host.encode("ascii")), port), attempt)
+        target = b"%b:%d" % (bracketed(host.encode("ascii")), port)
+        what = target.decode("ascii") if self.proxy is None else self.proxy
+        tunnel = _TunnelRequest(self._proxy, target, what, attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
         turn = Turn(self._route, attempt.budget, establish, attempt.tracer)
         await self.dispatcher.exchange(tunnel.prepared, turn, tunnel.open)
@@ -115,7 +117,7 @@ class _TunnelRequest:
 
     transport: Transport
 
-    def __init__(self, proxy: Proxy, target: bytes, attempt: Attempt) -> None:
+    def __init__(self, proxy: Proxy, target: bytes, what: str, attempt: Attempt) -> None:
         self.prepared = Prepared(
             Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
         )
@@ -123,7 +125,7 @@ class _TunnelRequest:
         self.prepared.idempotent = True
         self._proxy = proxy
         self._attempt = attempt
-        self._what = f"{target.decode('ascii')} through the proxy {proxy.url.origin}"
+        self._what = f"{what} through the proxy {proxy.url.origin}"
 
     async def open(self, connection: HTTPConnection) -> Response:
         """Make the exchange."""
@@ -230,6 +232,7 @@ def chain(proxies: Sequence[Proxy], direct: Way, new_dispatcher: NewDispatcher) 
 
 
 def _with_hop(before: Chain, proxy: Proxy, new_dispatcher: NewDispatcher) -> Chain:
+    before.way.proxy = f"the proxy {proxy.url.origin}"
     if proxy.url.scheme.startswith(b"socks"):
         return Chain(_socks(before.way, proxy), None, before.dispatchers)
     endpoint = Endpoint(before.way, proxy.ssl_context, http2=proxy.http2, tls_trace_point="proxy.start_tls")

@@ -125,14 +125,15 @@ class _Lane(Generic[C]):
 class _Held(Generic[C]):
     """What is known of a connection."""
 
-    __slots__ = ("capacity", "closing", "decided", "key", "lane", "retired", "used")
+    __slots__ = ("capacity", "closing", "decided", "key", "lane", "retired", "since", "used")
 
-    def __init__(self, key: Hashable, lane: _Lane[C], *, decided: bool) -> None:
+    def __init__(self, key: Hashable, lane: _Lane[C], now: float, *, decided: bool) -> None:
         self.key = key
         self.lane = lane
         self.capacity = 1
-        # How many requests it carries.
+        # How many requests it carries, and since when there has been one. A hold counts, but sets no time.
         self.used = 1
+        self.since: float | None = now
         self.decided = decided
         self.retired = False
         self.closing = False
@@ -163,6 +164,11 @@ class Scheduler(Generic[C]):
     # -- What is there.
 
     @property
+    def limits(self) -> Limits:
+        """How many connections there may be."""
+        return self._limits
+
+    @property
     def slots(self) -> int:
         """How many slots are taken."""
         return len(self._held) + self._connecting
@@ -176,6 +182,16 @@ class Scheduler(Generic[C]):
     def waiting(self) -> int:
         """How many requests wait."""
         return self._waiting
+
+    def slots_of(self, key: Hashable) -> int:
+        """How many of the slots are taken by one lane."""
+        lane = self._lanes.get(key)
+        return 0 if lane is None else lane.slots
+
+    def active_since(self, connection: C) -> float | None:
+        """Since when a connection has carried requests without a pause, None if it carries none."""
+        held = self._held.get(connection)
+        return None if held is None else held.since
 
     @property
     def idle(self) -> list[C]:
@@ -229,13 +245,13 @@ class Scheduler(Generic[C]):
             connection = next(iter(lane.shared))
             held = self._held[connection]
             if not self._another_starves(held):
-                self._use(connection, held)
+                self._use(connection, held, now)
                 return connection
             self._retire(connection, held)
         while lane.idle:
             connection = next(reversed(lane.idle))
             if not self._has_expired(self._idle[connection], now):
-                self._use(connection, self._held[connection])
+                self._use(connection, self._held[connection], now)
                 return connection
             self.close(connection)
         return None
@@ -255,17 +271,18 @@ class Scheduler(Generic[C]):
         self._update_hunger(ticket.key, lane)
         self._forget_if_empty(ticket.key, lane)
 
-    def connected(self, key: Hashable, connection: C, *, shared: bool) -> None:
+    def connected(self, key: Hashable, connection: C, now: float, *, shared: bool) -> None:
         """A `CONNECT` was used: the slot holds this connection, busy with the request that dialled it.
 
         Args:
             key: The lane.
             connection: The connection.
+            now: The time, in seconds.
             shared: Whether it can carry several requests, once `capacity_changed` has told how many.
         """
         lane = self._lanes[key]
         self._connecting -= 1
-        self._held[connection] = _Held(key, lane, decided=not shared)
+        self._held[connection] = _Held(key, lane, now, decided=not shared)
         if shared:
             lane.exclusive = False
             self._exclusive.pop(key, None)
@@ -296,8 +313,10 @@ class Scheduler(Generic[C]):
         if held is None:
             return
         held.used -= 1
-        if held.retired and not held.used:
-            self._close(connection, held)
+        if not held.used:
+            held.since = None
+            if held.retired:
+                self._close(connection, held)
         self._offer(connection, held, now)
 
     def capacity_changed(self, connection: C, capacity: int, now: float) -> None:
@@ -324,7 +343,7 @@ class Scheduler(Generic[C]):
             if next(iter(lane.waiting)).fresh or self._another_starves(held):
                 self._retire(connection, held)
             else:
-                self._use(connection, held)
+                self._use(connection, held, now)
                 self._hand_over(held.key, lane, connection)
         if held.closing:
             return
@@ -374,7 +393,7 @@ class Scheduler(Generic[C]):
         """
         if connection not in self._idle:
             return False
-        self._use(connection, self._held[connection])
+        self._use(connection, self._held[connection], None)
         return True
 
     def idle_since(self, connection: C) -> float | None:
@@ -429,8 +448,10 @@ class Scheduler(Generic[C]):
         expiry = self._limits.expiry
         return expiry is not None and now - idle_since >= expiry
 
-    def _use(self, connection: C, held: _Held[C]) -> None:
+    def _use(self, connection: C, held: _Held[C], since: float | None) -> None:
         held.used += 1
+        if held.since is None:
+            held.since = since
         self._idle.pop(connection, None)
         self._place(connection, held)
 

@@ -117,7 +117,7 @@ class SOCKS(Way):
     async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport | ProxyError:
         """Ask for one address. A refusal is returned, as another address may do."""
         transport = await self._way.connect(self._host, self._port, attempt)
-        conversation = _Conversation(transport, self._proxy, self._where)
+        conversation = _Conversation(transport, self._proxy, self._where, self.name_of(host, port))
 
         async def ask() -> NetworkStream:
             if self._version == 4:
@@ -152,11 +152,12 @@ class _Conversation:
         refusal: How the address was refused, if it was.
     """
 
-    def __init__(self, transport: Transport, proxy: Proxy, where: str) -> None:
+    def __init__(self, transport: Transport, proxy: Proxy, where: str, destination: str) -> None:
         self.refusal: ProxyError | None = None
         self._transport = transport
         self._auth = proxy.auth
         self._where = where
+        self._destination = destination
 
     async def connect_4(self, host: str, port: int) -> None:
         user = self._auth[0] if self._auth is not None else b""
@@ -167,7 +168,7 @@ class _Conversation:
         await self._send(protocol)
         reply = await self._receive_code(version=0)
         if reply[1] != 0x5A:
-            self._refuse_address(host, port, reply[1], _SOCKS4_MEANINGS)
+            self._refuse_address(reply[1], _SOCKS4_MEANINGS)
         self._take(protocol, reply + await self._receive(6))
 
     async def connect_5(self, host: str, port: int) -> None:
@@ -178,7 +179,7 @@ class _Conversation:
         await self._send(protocol)
         reply = await self._receive_code(version=5)
         if reply[1] != 0:
-            self._refuse_address(host, port, reply[1], _SOCKS5_MEANINGS)
+            self._refuse_address(reply[1], _SOCKS5_MEANINGS)
         reply += await self._receive(2)
         if reply[3] == _NAME:
             reply += await self._receive(1)
@@ -248,9 +249,9 @@ class _Conversation:
     def _not_socks(self, reply: bytes) -> NoReturn:
         raise ProxyError(f"the proxy {self._where} does not speak this version of SOCKS: it sent {reply!r}")
 
-    def _refuse_address(self, host: str, port: int, code: int, meanings: dict[int, str]) -> NoReturn:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.refusal = self._refusal(f"connect to {where}", code, meanings.get(code, "unassigned"))
+    def _refuse_address(self, code: int, meanings: dict[int, str]) -> NoReturn:
+        what = f"connect to {self._destination}"
+        self.refusal = self._refusal(what, code, meanings.get(code, "unassigned"))
         raise self.refusal
 
     def _refusal(self, what: str, code: int, meaning: str) -> ProxyError:

@@ -1,4 +1,4 @@
-"""The `timeout` request extension, as cancel scopes.
+"""The `timeout` request extension and the pool's default for it, as cancel scopes.
 
 Theory of operation. A timeout covers waiting for the world, never the user's own code: no trace handler
 and no body iterator runs inside a timed scope, so a slow handler can't be mistaken for a slow server,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
@@ -26,8 +26,12 @@ from ._exceptions import (
     TimeoutException,
     WriteTimeout,
 )
+from ._models import to_extensions
 
 T = TypeVar("T")
+
+#: What a `timeout` argument takes: names and seconds, or seconds for all four names.
+TimeoutTypes: TypeAlias = Mapping[str, float | None] | float
 
 
 class Timeouts(NamedTuple):
@@ -42,19 +46,53 @@ class Timeouts(NamedTuple):
 _NO_TIMEOUTS = Timeouts()
 
 
-def parse_timeouts(extensions: Mapping[str, Any]) -> Timeouts:
+def with_timeout(
+    extensions: Mapping[str, Any] | None, timeout: TimeoutTypes | None
+) -> Mapping[str, Any] | None:
+    """Put a `timeout` argument among extensions.
+
+    Args:
+        extensions: The extensions that it is added to.
+        timeout: The argument; a number stands for all four names. None adds nothing.
+
+    Returns:
+        The extensions as given, or a copy with `timeout`. `parse_timeouts` checks what a mapping contains.
+
+    Raises:
+        TypeError: The argument is neither a mapping nor a number, or the extensions have a `timeout` too, or
+            are not a mapping.
+        ValueError: The number is negative, not a number (NaN), or too large for a float.
+    """
+    if timeout is None:
+        return extensions
+    copy = to_extensions(extensions)
+    if copy.get("timeout") is not None:
+        raise TypeError("give either the timeout argument or the timeout extension, not both")
+    if not isinstance(timeout, Mapping):
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(
+                f"timeout must be a mapping of names to seconds, a number of seconds or None, not {timeout!r}"
+            )
+        check_seconds("timeout", timeout)
+        timeout = dict.fromkeys(Timeouts._fields, timeout)
+    copy["timeout"] = timeout
+    return copy
+
+
+def parse_timeouts(extensions: Mapping[str, Any], defaults: Timeouts = _NO_TIMEOUTS) -> Timeouts:
     """Read and check the `timeout` extension.
 
     Args:
         extensions: The request's extensions.
+        defaults: The timeouts whose names the extension leaves out.
 
     Raises:
         TypeError: The extension is not a mapping, or a value is neither a number nor None.
-        ValueError: A key is unknown, or a value is negative or not a number (NaN).
+        ValueError: A key is unknown, or a value is negative, not a number (NaN), or too large for a float.
     """
     given = extensions.get("timeout")
     if given is None:
-        return _NO_TIMEOUTS
+        return defaults
     if not isinstance(given, Mapping):
         raise TypeError(f"the timeout extension must be a mapping of names to seconds, not {given!r}")
     for name, seconds in given.items():
@@ -62,7 +100,7 @@ def parse_timeouts(extensions: Mapping[str, Any]) -> Timeouts:
             expected = ", ".join(Timeouts._fields)
             raise ValueError(f"unknown timeout {name!r}, expected one of {expected}")
         check_seconds(f"the {name} timeout", seconds)
-    return Timeouts(**given)
+    return defaults._replace(**given)
 
 
 def check_seconds(name: str, seconds: object) -> None:
@@ -74,13 +112,18 @@ def check_seconds(name: str, seconds: object) -> None:
 
     Raises:
         TypeError: It is not a number.
-        ValueError: It is negative, or not a number (NaN).
+        ValueError: It is negative, not a number (NaN), or too large for a float.
     """
     if seconds is None:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if math.isnan(seconds) or seconds < 0:
+    try:
+        is_nan = math.isnan(seconds)
+    except OverflowError:
+        # Without the number: above 4300 digits Python refuses to show it.
+        raise ValueError(f"{name} must be a number of seconds that a float can hold") from None
+    if is_nan or seconds < 0:
         raise ValueError(f"{name} must be zero or more seconds, not {seconds!r}")
 
 
