@@ -54,6 +54,7 @@ PUBLIC = [
     "ConnectionPool",
     "Connector",
     "ExchangeError",
+    "Headers",
     "LocalProtocolError",
     "NetworkError",
     "NetworkStream",

@@ -24,7 +24,7 @@ from ._exceptions import (
     WriteError,
     WriteTimeout,
 )
-from ._models import URL, Origin, Proxy, Request, Response
+from ._models import URL, Headers, Origin, Proxy, Request, Response
 from ._pool import ConnectionPool, PoolStatistics, request, stream
 from ._streams import NetworkStream
 from ._tls import default_ssl_context
@@ -39,6 +39,7 @@ __all__ = [
     "ConnectionPool",
     "Connector",
     "ExchangeError",
+    "Headers",
     "LocalProtocolError",
     "NetworkError",
     "NetworkStream",

@@ -25,7 +25,7 @@ import trio
 
 from ._connectors import Connection
 from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout
-from ._models import CollectableStream, Headers, Origin, Prepared, Response
+from ._models import CollectableStream, HeaderList, Headers, Origin, Prepared, Response
 from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
 from ._timeouts import Timeouts
 from ._trace import Tracer, call_async, log_enabled, traced
@@ -255,7 +255,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         self._write_error: WriteError | WriteTimeout | None = None
         # The failure of the network, as opposed to errors that users' callbacks raise.
         self._failure: ExchangeError | None = None
-        self._trailers: Headers = []
+        self._trailers: Headers = Headers()
         # How far it has come. All but the last two only ever go from False to True.
         self._answered = False
         self._response_begun = False
@@ -489,7 +489,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         finally:
             self._busy = False
 
-    def _end_response(self, trailers: Headers) -> None:
+    def _end_response(self, trailers: HeaderList) -> None:
         self._response_complete = True
         self._trailers.extend(trailers)
         if self._upload is None:

@@ -25,14 +25,17 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import idna
 import trio
 
 from ._exceptions import LocalProtocolError
 
-Headers: TypeAlias = list[tuple[bytes, bytes]]
+T = TypeVar("T")
+
+#: Headers where no user sees them.
+HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 # A mapping's type of keys is invariant, hence three of them.
 HeaderTypes: TypeAlias = (
     Mapping[str, bytes | str]
@@ -95,13 +98,75 @@ def _to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
     )
 
 
+class Headers(list[tuple[bytes, bytes]]):
+    """Header fields, in the order and case of the wire: a list of pairs of name and value, all bytes.
+
+    It compares, and can be changed, like any list. Besides, fields are found by name, given as bytes or
+    ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def get(self, name: bytes | str) -> bytes | None: ...
+
+    @overload
+    def get(self, name: bytes | str, default: T) -> bytes | T: ...
+
+    def get(self, name: bytes | str, default: T | None = None) -> bytes | T | None:
+        """The value of the first field of that name.
+
+        Args:
+            name: The field's name, in any case.
+            default: What to return where there is no such field.
+
+        Raises:
+            TypeError: The name is neither bytes nor str.
+        """
+        wanted = _folded(name)
+        for key, value in self:
+            if key.lower() == wanted:
+                return value
+        return default
+
+    def get_all(self, name: bytes | str) -> list[bytes]:
+        """The values of all fields of that name, in their order; an empty list where there is none.
+
+        Args:
+            name: The fields' name, in any case.
+
+        Raises:
+            TypeError: The name is neither bytes nor str.
+        """
+        wanted = _folded(name)
+        return [value for key, value in self if key.lower() == wanted]
+
+    def copy(self) -> Headers:
+        """A copy, of the same type."""
+        return Headers(self)
+
+    def __contains__(self, item: object) -> bool:
+        if isinstance(item, (bytes, str)):
+            return self.get(item) is not None
+        return super().__contains__(item)
+
+
+def _folded(name: bytes | str) -> bytes | None:
+    """A header's name in lower case; None for text that is no header's name."""
+    if isinstance(name, bytes):
+        return name.lower()
+    if isinstance(name, str):
+        return name.lower().encode() if name.isascii() else None
+    raise TypeError(f"a header's name must be bytes or str, but got {type(name).__name__}")
+
+
 def _to_headers(value: HeaderTypes | None) -> Headers:
     if value is None:
-        return []
+        return Headers()
     pairs: Any = value.items() if isinstance(value, Mapping) else value
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, bytearray)):
         raise TypeError(f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}")
-    return [_to_header(pair) for pair in pairs]
+    return Headers(map(_to_header, pairs))
 
 
 def _to_header(pair: Any) -> tuple[bytes, bytes]:
@@ -461,7 +526,7 @@ class Request:
     Attributes:
         method: bytes.
         url: `URL`; the `target` extension, if given, has replaced the target.
-        headers: List of pairs of bytes.
+        headers: `Headers`.
         stream: The body as an asynchronous iterable of bytes.
         extensions: dict.
 
@@ -525,7 +590,7 @@ class Response:
 
     Attributes:
         status: int.
-        headers: List of pairs of bytes, in the order and case of the wire.
+        headers: `Headers`, in the order and case of the wire.
         stream: The body as an asynchronous iterable of bytes.
         extensions: dict: `http_version`, `network_stream`, `trailing_headers`, `reason_phrase` (HTTP/1.1
             only), `stream_id` (HTTP/2 only).
@@ -641,7 +706,7 @@ class Proxy:
     Attributes:
         url: `URL`, without userinfo.
         auth: Pair of bytes, or None.
-        headers: List of pairs of bytes, with Proxy-Authorization first where an HTTP proxy has `auth`.
+        headers: `Headers`, with Proxy-Authorization first where an HTTP proxy has `auth`.
         ssl_context: As given.
         http2: As given.
 
@@ -753,7 +818,7 @@ def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
                 raise ValueError("a user name for an HTTP proxy can't have a colon")
 
 
-def _check_proxy_headers(headers: Headers) -> None:
+def _check_proxy_headers(headers: HeaderList) -> None:
     """Check what is added to requests that have been checked."""
     names = [name.lower() for name, _ in headers]
     for name, value in headers:
@@ -815,7 +880,7 @@ class Prepared:
         self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
         self._iterator: AsyncIterator[bytes] | None = None
         self._peeked: bytes | None = None
-        self.headers: Headers
+        self.headers: HeaderList
         self.expects_continue: bool
         self.headers, self.expects_continue = _complete_headers(request, self.body)
 
@@ -898,7 +963,7 @@ def _protocol(request: Request) -> bytes | None:
     return protocol
 
 
-def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bool]:
+def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList, bool]:
     """Check everything that goes on the wire, and add what HTTP requires and the caller left out.
 
     Returns:
