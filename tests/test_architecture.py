@@ -55,6 +55,7 @@ PUBLIC = [
     "Connector",
     "ExchangeError",
     "Headers",
+    "InvalidURL",
     "LocalProtocolError",
     "NetworkError",
     "NetworkStream",

@@ -14,7 +14,7 @@ from hpack import NeverIndexedHeaderTuple
 
 from ._exceptions import LocalProtocolError, RemoteProtocolError
 from ._exchange import Head
-from ._models import HeaderList, Headers, Prepared, split_absolute
+from ._models import HeaderList, Headers, Prepared, split_absolute, unless_secret
 
 # RFC 9113, 8.2.2. Host has become :authority.
 _OF_THE_CONNECTION = frozenset(
@@ -69,8 +69,9 @@ def _pseudo_headers(prepared: Prepared, authority: bytes) -> HeaderList:
         if target.startswith(b"?") or not target:
             target = b"*" if method == b"OPTIONS" and not target else b"/" + target
     if not target.startswith(b"/") and target != b"*":
+        shown = unless_secret(f", not {target!r}", target)
         raise LocalProtocolError(
-            f"the target of a request over HTTP/2 must be a path, '*' or an absolute URL, not {target!r}"
+            f"the target of a request over HTTP/2 must be a path, '*' or an absolute URL{shown}"
         )
     return [*block, (b":scheme", _SCHEMES.get(scheme, scheme)), (b":path", target)]
 

@@ -244,8 +244,8 @@ class ConnectionPool:
 
         Raises:
             RuntimeError: The pool was not entered.
-            TypeError, ValueError, LocalProtocolError, UnsupportedProtocol: The request can't be sent as
-                it is; nothing was sent, unless it is the content that turns out so under way.
+            TypeError, ValueError, LocalProtocolError, InvalidURL, UnsupportedProtocol: The request can't be
+                sent as it is; nothing was sent, unless it is the content that turns out so under way.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout, WriteTimeout, ReadTimeout: See the README.
             ConnectError, WriteError, ReadError: The network failed.
@@ -331,7 +331,7 @@ class ConnectionPool:
 
         Raises:
             RuntimeError: The pool was not entered.
-            TypeError, ValueError, LocalProtocolError: Host or port can't be such, or an extension is wrong.
+            TypeError, ValueError, InvalidURL: Host or port can't be such, or an extension is wrong.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout: It took too long.
             ConnectError: The connection could not be established.
