@@ -694,7 +694,7 @@ class Collected(CollectableStream):
 async def test_a_stream_that_can_be_collected_is() -> None:
     response = Response(200, content=Collected())
     with trio.testing.assert_no_checkpoints():
-        assert await response.read_without_checkpoint() == b"collected"
+        assert await response._read_without_checkpoint() == b"collected"
     assert response.content == b"collected"
     with pytest.raises(RuntimeError, match="only once"):
         response.aiter_stream()

@@ -19,7 +19,7 @@ import abc
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -77,10 +77,37 @@ class Owner:
     start_upload: Callable[[Upload], None]
 
 
+class PooledConnection(Protocol):
+    """An established connection, as `ConnectionPool.connections` shows it.
+
+    Its `repr` tells what it is doing. What else it may have is not for users.
+    """
+
+    @property
+    def origin(self) -> Origin:
+        """Scheme, host and port that it is to: a server's, or those of a proxy that forwards requests."""
+        ...
+
+    @property
+    def http_version(self) -> str:
+        """What it speaks: `HTTP/1.1`, `HTTP/2`, or `no HTTP` for a stream that was handed over."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """One of `active`, `idle`, `closing` and `closed`."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """How many requests it has carried, those under way included."""
+        ...
+
+
 class OwnedConnection(abc.ABC):
     """An established connection, and the task that closes it."""
 
-    http_version: ClassVar[str]
+    http_version: str
 
     def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
         self.origin: Origin = origin

@@ -746,9 +746,9 @@ class Response:
         When it is cancelled, what it had read is lost; close the response then.
         """
         await trio.lowlevel.checkpoint()
-        return await self.read_without_checkpoint()
+        return await self._read_without_checkpoint()
 
-    async def read_without_checkpoint(self) -> bytes:
+    async def _read_without_checkpoint(self) -> bytes:
         """`aread` for a caller that has just waited for the network, and need not yield again.
 
         Errors and what cancellation does are those of `aread`.

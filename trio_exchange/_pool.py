@@ -19,7 +19,7 @@ import trio
 from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
 from ._exceptions import PoolTimeout
-from ._exchange import HTTPConnection, OwnedConnection, Settings
+from ._exchange import HTTPConnection, PooledConnection, Settings
 from ._models import (
     URL,
     ContentTypes,
@@ -258,7 +258,7 @@ class ConnectionPool:
         """
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
         response = await self.handle_async_request(request)
-        await response.read_without_checkpoint()
+        await response._read_without_checkpoint()
         if response.status == 101 or request.method == b"CONNECT":
             # Reading does not end what was handed over.
             await response.aclose()
@@ -365,12 +365,12 @@ class ConnectionPool:
     # -- What there is to see.
 
     @property
-    def connections(self) -> list[OwnedConnection]:
+    def connections(self) -> list[PooledConnection]:
         """The established connections, oldest first; their `repr` tells what they are doing.
 
         Those that carry tunnels through proxies are not among them, but what runs through the tunnels.
         """
-        return list(self._dispatcher)
+        return [*self._dispatcher]
 
     def statistics(self) -> PoolStatistics:
         """Count what the pool is doing now."""
