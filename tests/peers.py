@@ -218,3 +218,8 @@ def assert_unharmed(pool: ConnectionPool, *, idle: int = 0) -> None:
     """The pool has no connection but `idle` ones, and nothing under way."""
     numbers = pool.statistics()
     assert (numbers.open, numbers.idle, numbers.connecting, numbers.waiting) == (idle, idle, 0, 0)
+
+
+def internals(pool: ConnectionPool) -> list[Any]:
+    """The pool's connections, with what is not for users."""
+    return [*pool.connections]

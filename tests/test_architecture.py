@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import pickle
 import re
+import traceback
 import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,12 +58,15 @@ PUBLIC = [
     "ConnectionPool",
     "Connector",
     "ExchangeError",
+    "Headers",
+    "InvalidURL",
     "LocalProtocolError",
     "NetworkError",
     "NetworkStream",
     "Origin",
     "PoolStatistics",
     "PoolTimeout",
+    "PooledConnection",
     "ProtocolError",
     "Proxy",
     "ProxyError",
@@ -181,6 +187,76 @@ def test_nothing_else_looks_public() -> None:
     modules = {name for name in visible if isinstance(getattr(trio_exchange, name), types.ModuleType)}
     assert visible - modules == set(trio_exchange.__all__)
     assert modules <= {"testing"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_shown_without_a_private_module(name: str) -> None:
+    thing = getattr(trio_exchange, name)
+    assert thing.__module__ == "trio_exchange"
+    assert pickle.loads(pickle.dumps(thing)) is thing
+    if inspect.isclass(thing):
+        typing.get_type_hints(thing)
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_what_is_for_tests_is_shown_in_its_module(name: str) -> None:
+    assert getattr(testing, name).__module__ == "trio_exchange.testing"
+
+
+def test_an_error_is_shown_by_its_public_name() -> None:
+    error = trio_exchange.ConnectError("it is down")
+    assert traceback.format_exception_only(error) == ["trio_exchange.ConnectError: it is down\n"]
+    again = pickle.loads(pickle.dumps(trio_exchange.InvalidURL("no host")))
+    assert (type(again), str(again)) == (trio_exchange.InvalidURL, "no host")
+
+
+def test_the_source_of_functions_and_methods_is_found() -> None:
+    assert inspect.getsource(trio_exchange.stream).startswith("def stream(")
+    assert "async def request(" in inspect.getsource(trio_exchange.ConnectionPool.request)
+
+
+def test_completion_offers_public_names_only() -> None:
+    offered = {name for name in dir(trio_exchange) if not name.startswith("__")}
+    assert offered == {*trio_exchange.__all__, "testing"}
+
+
+@pytest.mark.parametrize(
+    ("thing", "names"),
+    [
+        (
+            trio_exchange.ConnectionPool(),
+            "aclose connections handle_async_request open_tcp_stream request statistics stream",
+        ),
+        (trio_exchange.Request("GET", "http://h"), "extensions headers method stream url"),
+        (
+            trio_exchange.Response(200),
+            "aclose aiter_stream aread content extensions headers status stream",
+        ),
+        (trio_exchange.URL("http://h"), "host origin port scheme target"),
+        (trio_exchange.Proxy("http://h"), "auth headers http2 ssl_context url"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_what_completion_offers_is_documented(thing: object, names: str) -> None:
+    assert [name for name in dir(thing) if not name.startswith("_")] == names.split()
+
+
+def test_help_begins_with_what_to_do() -> None:
+    text = inspect.getdoc(trio_exchange)
+    assert text is not None
+    for needed in ("trio_exchange.request(", "ConnectionPool(", ".stream(", "`extensions`", "README"):
+        assert needed in text
+    named = set(re.findall(r"`(\w+)`", text)) - {"extensions"}
+    assert {"Request", "Response", "Headers", "URL", "Proxy", "ExchangeError"} <= named
+    assert named <= set(trio_exchange.__all__)
+
+
+def test_a_connection_shows_what_its_public_type_has() -> None:
+    shown = {name for name in vars(trio_exchange.PooledConnection) if not name.startswith("_")}
+    assert shown == {"origin", "http_version", "state", "requests"}
+    connections: Any = vars(trio_exchange.ConnectionPool)["connections"]
+    hints = typing.get_type_hints(connections.fget)
+    assert hints == {"return": list[trio_exchange.PooledConnection]}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

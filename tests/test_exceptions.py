@@ -10,6 +10,7 @@ from trio_exchange import (
     ConnectionNotAvailable,
     ConnectTimeout,
     ExchangeError,
+    InvalidURL,
     LocalProtocolError,
     NetworkError,
     PoolTimeout,
@@ -26,13 +27,14 @@ from trio_exchange import (
 )
 from trio_exchange._exceptions import mark_refused, mark_unanswered, may_resend
 
-PARENTS = {
+PARENTS: dict[type[Exception], type[Exception] | tuple[type[Exception], ...]] = {
     ExchangeError: Exception,
     ConnectionNotAvailable: ExchangeError,
     ProxyError: ExchangeError,
-    UnsupportedProtocol: ExchangeError,
     ProtocolError: ExchangeError,
     LocalProtocolError: ProtocolError,
+    InvalidURL: (LocalProtocolError, ValueError),
+    UnsupportedProtocol: InvalidURL,
     RemoteProtocolError: ProtocolError,
     TimeoutException: ExchangeError,
     PoolTimeout: TimeoutException,
@@ -46,9 +48,9 @@ PARENTS = {
 }
 
 
-@pytest.mark.parametrize(("error", "parent"), PARENTS.items())
-def test_the_tree(error: type[Exception], parent: type[Exception]) -> None:
-    assert error.__bases__ == (parent,)
+@pytest.mark.parametrize(("error", "parents"), PARENTS.items())
+def test_the_tree(error: type[Exception], parents: type[Exception] | tuple[type[Exception], ...]) -> None:
+    assert error.__bases__ == (parents if isinstance(parents, tuple) else (parents,))
 
 
 def test_every_exception_is_public() -> None:

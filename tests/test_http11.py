@@ -29,6 +29,7 @@ from .peers import (
     DELIVERIES,
     Script,
     assert_unharmed,
+    internals,
     make_tls,
     open_sockets,
     reset,
@@ -727,7 +728,7 @@ async def test_an_early_answer(
                 assert await response.aread() == b"too large"
         with trio.fail_after(10):
             while pool.connections:
-                await pool.connections[0].closed.wait()
+                await internals(pool)[0].closed.wait()
     server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert open_sockets() <= sockets
@@ -1374,7 +1375,7 @@ async def test_a_connection_says_what_it_does(nursery: trio.Nursery) -> None:
     script, go = in_two_parts(*(PARTS["content-length"][0], b"abcdef"))
     async with memory_pool(nursery, script) as pool:
         async with pool.stream("GET", URL) as response:
-            [connection] = pool.connections
+            [connection] = internals(pool)
             assert (
                 repr(connection) == "<HTTP11Connection 'http://example.com:80', HTTP/1.1, active, 1 request>"
             )

@@ -80,7 +80,7 @@ async def test_a_response_closed_by_another_task_ends_a_read(
 
         async def read() -> None:
             with pytest.raises(ReadError, match="the stream was closed"):
-                await response.read_without_checkpoint()
+                await response._read_without_checkpoint()
 
         with trio.fail_after(10):
             async with trio.open_nursery() as readers:

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.h2peer import H2Peer, h2_pool
-from tests.peers import DELIVERIES, assert_unharmed, client_context, make_tls, serve_tcp
+from tests.peers import DELIVERIES, assert_unharmed, client_context, internals, make_tls, serve_tcp
 from trio_exchange import (
     ConnectionPool,
     Connector,
@@ -448,7 +448,7 @@ async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(
             for path in "abcd":
                 nursery.start_soon(get, path)
                 await trio.testing.wait_all_tasks_blocked()
-            (old,) = pool.connections[:1]
+            (old,) = internals(pool)[:1]
             await trio.sleep(0.5)
             # A request that is new goes to the new connection, while the old one still works.
             nursery.start_soon(get, "e")
@@ -894,7 +894,7 @@ async def test_a_fault_ends_the_connection_with_the_right_code(
             with pytest.raises(RemoteProtocolError, match="the server"):
                 await fetch(pool, extensions={"timeout": {"read": 5}})
         # What the server says may have ended the request before it goes too far.
-        for connection in pool.connections:
+        for connection in internals(pool):
             await connection.closed.wait()
         assert await fetch(pool, "POST", content=b"next") == b"POST next"
         assert trio.current_time() == start
@@ -915,7 +915,7 @@ async def test_data_above_an_unread_streams_window(autojump_clock: trio.testing.
 
     async with linked("memory", in_turn(hostile, ordinary)) as (pool, _):
         async with pool.stream("GET", URL) as response:
-            await pool.connections[0].closed.wait()
+            await internals(pool)[0].closed.wait()
             with pytest.raises(RemoteProtocolError, match="in the middle of the response"):
                 await response.aread()
         await fetch(pool)
@@ -1037,7 +1037,7 @@ async def test_a_server_that_reads_nothing_but_asks_for_answers(
                 await fetch(pool, extensions={"timeout": {"read": None, "write": None}})
             # Each answer has 17 bytes.
             assert pings * 17 < 320 * 1024
-            (connection,) = pool.connections
+            (connection,) = internals(pool)
             assert await fetch(pool) == b"GET "
             # Its GOAWAY can't be sent, which does not hold up the closing for long.
             with trio.fail_after(2):

@@ -39,7 +39,7 @@ from trio_exchange._connectors import Connector
 from trio_exchange.testing import ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool
-from .peers import assert_unharmed, client_context, make_tls, respond, serve_tcp
+from .peers import assert_unharmed, client_context, internals, make_tls, respond, serve_tcp
 
 URL = "http://proxy.example/"
 TARGET = {"target": "example.com:443"}
@@ -974,7 +974,7 @@ async def test_a_connection_that_breaks(via: str) -> None:
         with pytest.raises(WriteError):
             await stream.write(b"x")
         await stream.aclose()
-        for connection in pool.connections:
+        for connection in internals(pool):
             await connection.closed.wait()
         assert_unharmed(pool)
 

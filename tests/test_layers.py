@@ -34,7 +34,7 @@ from trio_exchange._tls import TLSSettings, start_tls
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer
-from .peers import assert_unharmed, client_context, make_tls, open_sockets, respond, serve_tcp
+from .peers import assert_unharmed, client_context, internals, make_tls, open_sockets, respond, serve_tcp
 
 QUIET, READABLE, CLOSED = Readiness.QUIET, Readiness.READABLE, Readiness.CLOSED
 
@@ -836,7 +836,7 @@ async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
         numbers = pool.statistics()
         assert (numbers.open, numbers.active, numbers.idle, numbers.connections_opened) == (1, 1, 0, 1)
         assert numbers.requests_served == 0
-        (connection,) = pool.connections
+        (connection,) = internals(pool)
         assert connection.state == "active"
         assert connection.http_version == "no HTTP"
         assert repr(connection) == "<RawConnection 'tcp://example.com:443', no HTTP, active>"

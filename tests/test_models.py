@@ -13,11 +13,13 @@ from trio.testing import MockClock, assert_checkpoints
 from trio_exchange import (
     URL,
     ConnectionPool,
+    InvalidURL,
     LocalProtocolError,
     Origin,
     Proxy,
     Request,
     Response,
+    UnsupportedProtocol,
 )
 from trio_exchange._models import ByteStream, CollectableStream, Prepared
 from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
@@ -147,19 +149,73 @@ def test_a_host_that_idna_refuses(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "whole",
+    ("whole", "message"),
     [
-        "http://h/\u00e4",
-        "http://h?\u00e4",
-        "http://h:\uff18\uff10/",
-        "\u00e4://h/",
-        "http://h/?a=://\u00e4",
-        "\u00e4",
+        ("http://h/\u00e4", "URL's path must be ASCII, with all else percent-encoded, '\u00e4' as '%C3%A4'"),
+        ("http://h/\ud800", r"URL's path must be ASCII, .*, '\\ud800' as '%ED%A0%80'"),
+        ("http://\u00e4/\u00e4", "the URL's path must be ASCII"),
+        ("/\u00e4", "the URL's path must be ASCII"),
+        ("http://h?\u00e4", "the URL's query must be ASCII"),
+        ("http://h/?a=://\u00e4", "the URL's query must be ASCII"),
+        ("/?a=http://\u00e4/", "the URL's query must be ASCII"),
+        ("http://h/#\u00e4", "the URL's fragment must be ASCII"),
+        ("http://h:\uff18\uff10/", r"the URL's authority must be HOST or HOST:PORT, not 'h:\uff18\uff10'"),
+        ("http://u\u00e4@h/", "a URL with userinfo"),
+        ("\u00e4://h/", "a URL must begin with SCHEME://HOST$"),
+        ("\u00e4", "a URL must begin with SCHEME://HOST, such as 'http://\u00e4'"),
+        ("b\u00fccher.example/x", "must begin with SCHEME://HOST, such as 'http://b\u00fccher.example/x'"),
     ],
 )
-def test_only_the_host_may_be_other_than_ascii(whole: str) -> None:
-    with pytest.raises(TypeError, match="url given as str must be ASCII"):
+def test_only_the_host_may_be_other_than_ascii(whole: str, message: str) -> None:
+    with pytest.raises(InvalidURL, match=message):
         URL(whole)
+
+
+@pytest.mark.parametrize("part", ["scheme", "target"])
+def test_a_part_that_is_not_ascii(part: str) -> None:
+    parts: dict[str, Any] = {"scheme": "http", "host": "h", part: "/\u00e4"}
+    with pytest.raises(InvalidURL, match=f"the URL's {part} must be ASCII, .* '\u00e4' as '%C3%A4'"):
+        URL(**parts)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "http://h:99999/",
+        "http://h:" + "9" * 10_000,
+        "http://h:x/",
+        "http://user@h/",
+        "user:password@h",
+        "http:user:password@h",
+        "http:/user:password@h",
+        "http://a b/",
+        "http://a%b/",
+        "http://[1]/",
+        "http://\u2100.com/",
+        "http://h/\u00e4",
+        "ht tp://h/",
+        "http://h/a b",
+        b"http://h/\xff",
+        " http://h/",
+        "http:///path",
+        "ftp://h/",
+        "localhost:8080/",
+    ],
+)
+async def test_every_mistake_in_a_url_is_an_invalid_url(whole: str | bytes) -> None:
+    """Also a `LocalProtocolError`, as most of them were, and a `ValueError`."""
+    async with ConnectionPool() as pool:
+        with pytest.raises(InvalidURL) as info:
+            await pool.request("GET", whole)
+    assert isinstance(info.value, LocalProtocolError)
+    assert isinstance(info.value, ValueError)
+    assert type(info.value) in (InvalidURL, UnsupportedProtocol)
+
+
+def test_a_port_of_many_digits() -> None:
+    assert URL("http://h:" + "0" * 10_000 + "80").port == 80
+    with pytest.raises(InvalidURL, match="port must be between 1 and 65535, not 9999"):
+        URL("http://h:" + "9" * 10_000)
 
 
 @pytest.mark.parametrize(
@@ -320,11 +376,38 @@ def test_a_zone_is_not_in_the_url_that_is_sent() -> None:
     assert bytes(URL("http://[fe80::1%25eth0]:80/")) == b"http://[fe80::1]:80/"
 
 
-def test_the_repr_of_a_url() -> None:
-    assert repr(URL("https://Example.com:1/p?q")) == (
-        "URL(scheme=b'https', host=b'example.com', port=1, target=b'/p?q')"
-    )
-    assert repr(URL("https://h")) == "URL(scheme=b'https', host=b'h', port=None, target=b'/')"
+@pytest.mark.parametrize(
+    ("url", "whole", "shown"),
+    [
+        (URL("https://Example.com:1/p?q"), "https://example.com:1/p?q", None),
+        (URL("https://h"), "https://h/", None),
+        (URL("http://[::1]:80/"), "http://[::1]:80/", None),
+        (URL("/path?q"), "/path?q", None),
+        (URL("localhost:80/x"), "localhost:80/x", None),
+        (URL("//h:1/x"), "//h:1/x", None),
+        (URL("http:///x"), "http:/x", None),
+        (
+            URL("http://[fe80::1%25a]/"),
+            "http://[fe80::1]/",
+            "URL(scheme=b'http', host=b'fe80::1%a', port=None, target=b'/')",
+        ),
+        (
+            URL(scheme="http", host="h", target="*"),
+            "http://h *",
+            "URL(scheme=b'http', host=b'h', port=None, target=b'*')",
+        ),
+        (
+            URL(b"http://h/\xff"),
+            "http://h/\xff",
+            "URL(scheme=b'http', host=b'h', port=None, target=b'/\\xff')",
+        ),
+    ],
+)
+def test_a_url_as_text(url: URL, whole: str, shown: str | None) -> None:
+    """The `repr` makes the URL again, and is the short form where that does."""
+    assert str(url) == f"{url}" == whole
+    assert repr(url) == (f"URL({whole!r})" if shown is None else shown)
+    assert eval(repr(url)) == url
 
 
 def test_equal_urls() -> None:
@@ -400,8 +483,23 @@ def test_a_request() -> None:
     assert request.url == URL("http://example.com/p?q")
     assert request.headers == [(b"A", b"b")]
     assert request.extensions == {"timeout": None}
-    assert repr(request) == "<Request [b'GET']>"
+    assert repr(request) == "<Request [GET 'http://example.com/p?q']>"
     assert repr(request.stream) == "<ByteStream [0 bytes]>"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "shown"),
+    [
+        ("OPTIONS", "*", "<Request [OPTIONS 'http://h *']>"),
+        ("CONNECT", "example.com:443", "<Request [CONNECT 'http://h example.com:443']>"),
+        ("GET", "/@/?", "<Request [GET 'http://h/@/?']>"),
+        (b"M\xff", "http://user:hunter2@example.com/", r"<Request [M\xff 'http://h:80']>"),
+    ],
+)
+def test_a_requests_repr_shows_its_target_without_credentials(
+    method: str | bytes, target: str, shown: str
+) -> None:
+    assert repr(Request(method, "http://h", extensions={"target": target})) == shown
 
 
 def test_bytes_pass_as_they_are() -> None:
@@ -597,7 +695,7 @@ class Collected(CollectableStream):
 async def test_a_stream_that_can_be_collected_is() -> None:
     response = Response(200, content=Collected())
     with trio.testing.assert_no_checkpoints():
-        assert await response.read_without_checkpoint() == b"collected"
+        assert await response._read_without_checkpoint() == b"collected"
     assert response.content == b"collected"
     with pytest.raises(RuntimeError, match="only once"):
         response.aiter_stream()
@@ -1210,6 +1308,15 @@ def test_a_proxys_url_is_not_guessed_at(url: Any) -> None:
     with pytest.raises(ValueError, match="percent-encoded") as info:
         Proxy(url)
     assert "cret" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [("localhost:8080", "http://localhost:8080"), ("127.0.0.1:8080/", "http://127.0.0.1:8080/")],
+)
+def test_a_proxys_url_without_scheme(url: str, hint: str) -> None:
+    with pytest.raises(InvalidURL, match=f"a proxy's scheme must be .*; did you mean '{hint}'\\?"):
+        Proxy(url)
 
 
 def test_an_error_about_a_proxys_url_without_credentials_says_what_is_wrong() -> None:

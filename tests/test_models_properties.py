@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import string
+import traceback
 from typing import Any
+from unittest import mock
 
 import h11
 import hypothesis
 from hypothesis import strategies as st
 
-from trio_exchange import URL, LocalProtocolError, Proxy, Request
+from trio_exchange import URL, LocalProtocolError, Proxy, Request, proxy_from_environment
+from trio_exchange._http2_headers import request_headers
 from trio_exchange._models import Prepared
+from trio_exchange._routes import route_for
 
 # No deadline: the machine may be busy with something else.
 SETTINGS = hypothesis.settings(deadline=None, max_examples=300)
@@ -99,6 +104,74 @@ def test_a_proxys_password_is_never_shown(text: str) -> None:
         shown = repr(Proxy(f"http://user:hunter2{text}@proxy:80/"))
     except REFUSED as exc:
         shown = str(exc)
+    assert "hunter2" not in shown
+
+
+# A mistake wherever one can be made, and an `@`, also encoded, somewhere after the secret.
+MISTAKES = st.text(
+    st.one_of(st.sampled_from(":/?#[]@%. \t\r\n\0\xff\u00e4\u2100\uff0f\uff20"), st.characters()), max_size=4
+)
+AROUND = st.one_of(
+    MISTAKES,
+    st.sampled_from(
+        ["", "http", "http:", "http:/", "http://", "//", "http://u:", "http://[", "ftp://", "http://h:9"]
+    ),
+)
+AFTER = st.one_of(
+    MISTAKES, st.sampled_from(["", "h", "h:99999", "h:x/", "[::1", "h/\u00e4", "\u2100.com", "h/ "])
+)
+AT = st.sampled_from(["@", "%40", "%2540", "\uff20", ":@", "@@"])
+
+
+def sent(url: Any) -> object:
+    prepared = Prepared(Request("GET", url))
+    return route_for(prepared.request), request_headers(prepared)
+
+
+def with_target(target: Any) -> object:
+    prepared = Prepared(Request("GET", "http://h", extensions={"target": target}))
+    return route_for(prepared.request), request_headers(prepared)
+
+
+def from_environment(url: Any) -> object:
+    value = url.decode("latin-1") if isinstance(url, bytes) else url
+    with mock.patch.object(os, "environ", {"http_proxy": value}):
+        return proxy_from_environment("http://h")
+
+
+@SETTINGS
+@hypothesis.given(
+    around=AROUND,
+    more=MISTAKES,
+    at=AT,
+    rest=AFTER,
+    take=st.sampled_from([URL, Proxy, sent, with_target, from_environment, proxy_from_environment]),
+    kind=st.sampled_from(["str", "bytes", "long"]),
+)
+@hypothesis.example("", ":", "@", "proxy.example.com:8080", Proxy, "str")
+@hypothesis.example("http://u:", "", "%40", "h/", URL, "str")
+@hypothesis.example("http:/u:", "", "@", "h/ ", sent, "str")
+@hypothesis.example("http://", "\u2100", "\uff20", "", URL, "str")
+@hypothesis.example("http://u:", "", "@", "h/ ", with_target, "str")
+@hypothesis.example("", "", "@", "h", with_target, "str")
+@hypothesis.example("", "#", "@", "h", sent, "str")
+@hypothesis.example("", "://h#", "@", "", sent, "str")
+@hypothesis.example("", "://\u00fc#", "@", "", sent, "str")
+@hypothesis.example("http://h/", " #", "%40", "", sent, "str")
+def test_no_error_shows_what_stands_before_an_at(
+    around: str, more: str, at: str, rest: str, take: Any, kind: str
+) -> None:
+    """Neither its message nor what else its traceback shows."""
+    whole: Any = f"{around}hunter2{more}{at}{rest}"
+    if kind == "long":
+        whole += "x" * 2000
+    elif kind == "bytes":
+        whole = whole.encode("utf-8", "replace")
+    shown = ""
+    try:
+        take(whole)
+    except REFUSED as exc:
+        shown = "".join(traceback.format_exception(exc))
     assert "hunter2" not in shown
 
 

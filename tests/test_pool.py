@@ -44,6 +44,7 @@ from trio_exchange.testing import MemoryConnector, ScriptedPeer
 from .peers import (
     assert_unharmed,
     background_nursery,
+    internals,
     open_sockets,
     reset,
     respond,
@@ -1076,7 +1077,7 @@ async def test_a_connection_that_ends_while_idle_is_not_used(
 
 async def until_noticed(pool: ConnectionPool) -> None:
     """Wait until the kernel has something to say about the pool's only connection."""
-    [connection] = pool.connections
+    [connection] = internals(pool)
     sock = connection.info.get_extra_info("socket")
     if sock.fileno() >= 0:
         with trio.fail_after(5), contextlib.suppress(trio.ClosedResourceError):
@@ -1097,7 +1098,7 @@ async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
     server = await serve_tcp(nursery, script, tls=server_context if tls else None)
     async with ConnectionPool(client_context) as pool:
         await pool.request("GET", server.url)
-        [connection] = pool.connections
+        [connection] = internals(pool)
         event.set()
         with trio.fail_after(1.5):
             await connection.closed.wait()
@@ -1264,7 +1265,7 @@ async def test_a_post_of_which_nothing_was_sent_is_sent_again(nursery: trio.Nurs
 
     async def sabotage(event: str, _: dict[str, Any]) -> None:
         if event == "http11.send_request_headers.started" and pool.statistics().connections_opened == 1:
-            [connection] = pool.connections
+            [connection] = internals(pool)
             connection.info.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
     server = await serve_tcp(nursery, script)

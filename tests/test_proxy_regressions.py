@@ -21,7 +21,7 @@ from trio_exchange import (
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import assert_unharmed, client_context, make_tls, open_sockets, respond, serve_tcp
+from .peers import assert_unharmed, client_context, internals, make_tls, open_sockets, respond, serve_tcp
 from .test_http2_proxies import H2Proxy, tunnel
 from .test_proxies import Net, proxied, secure_proxy, secured
 from .test_proxy_cancellation import ServerStream
@@ -105,7 +105,7 @@ async def test_closing_that_is_cancelled_goes_on_for_connections_to_proxies(
     async with proxy.pool(max_keepalive_connections=None) as pool:
         await pool.request("GET", URL)
         if not tunnels:
-            pool.connections[0].close_soon()
+            internals(pool)[0].close_soon()
             await trio.testing.wait_all_tasks_blocked()
         with trio.CancelScope() as scope:
             scope.cancel()

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from trio_exchange import Origin, Proxy, Request, UnsupportedProtocol, default_ssl_context
+from trio_exchange import (
+    InvalidURL,
+    Origin,
+    Proxy,
+    Request,
+    UnsupportedProtocol,
+    default_ssl_context,
+)
 from trio_exchange._connectors import Connector, Direct
 from trio_exchange._routes import TCP, Endpoint, Route, route_for, route_to
 
@@ -79,6 +86,26 @@ def test_an_sni_name_that_is_no_text(name: object) -> None:
 def test_a_scheme_that_we_do_not_speak(url: str, scheme: str) -> None:
     with pytest.raises(UnsupportedProtocol, match=f"must be http, https, ws or wss, not '{scheme}'"):
         route(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("localhost:8080/", "; did you mean 'http://localhost:8080/'?"),
+        ("127.0.0.1:8080/", "; did you mean 'http://127.0.0.1:8080/'?"),
+        ("example.com/x?y", "; did you mean 'http://example.com/x?y'?"),
+        ("[::1]:80", "; did you mean 'http://[::1]:80'?"),
+        ("//h:1/x", "; did you mean 'http://h:1/x'?"),
+        ("/path", ""),
+        ("ftp://h:1/x", ""),
+        ("data:text", ""),
+    ],
+)
+def test_a_url_without_scheme_gets_a_hint(url: str, hint: str) -> None:
+    with pytest.raises(InvalidURL) as info:
+        route(url)
+    _, separator, rest = str(info.value).partition(";")
+    assert separator + rest == hint
 
 
 @pytest.mark.parametrize("url", ["http:///path", "https://", "http:path", "http://:80/"])

@@ -199,7 +199,8 @@ async def test_the_events_of_a_request(nursery: trio.Nursery) -> None:
         "timeout": None,
         "socket_options": None,
     }
-    assert repr(events.info("http11.send_request_headers.started")) == "{'request': <Request [b'GET']>}"
+    started = events.info("http11.send_request_headers.started")
+    assert repr(started) == "{'request': <Request [GET 'http://example.com/']>}"
     assert events.info("http11.receive_response_headers.complete") == {
         "return_value": (b"HTTP/1.1", 200, b"OK", [(b"Content-Length", b"0")])
     }

@@ -1,7 +1,22 @@
-"""The HTTP client for Trio programs: low level, structured, with nothing hidden.
+"""An HTTP client for Trio: HTTP/1.1 and HTTP/2, from connection pools that own their connections.
 
-The pool sends requests and gives responses; what belongs to a request and has no place in HTTP's own
-model travels in `extensions`, both ways. The README describes them.
+A single request, on a connection of its own:
+
+    response = await trio_exchange.request("GET", "https://www.example.com/")
+
+Any number of requests, on connections that a pool keeps and shares:
+
+    async with trio_exchange.ConnectionPool() as pool:
+        response = await pool.request("GET", "https://www.example.com/")
+        print(response.status, response.headers.get("Content-Type"), response.content)
+        async with pool.stream("GET", "https://www.example.com/large") as response:
+            async for chunk in response.aiter_stream():
+                print(len(chunk))
+
+`Request`, `Response`, `Headers` and `URL` are what goes in and comes out, `Proxy` is a way through a proxy,
+and every error is an `ExchangeError`, except one about arguments. Timeouts, traces and whatever else has no
+place in HTTP's own model of requests and responses travel in `extensions`, both ways; the README describes
+them. `trio_exchange.testing` has servers for tests.
 """
 
 from ._connectors import Connector
@@ -11,6 +26,7 @@ from ._exceptions import (
     ConnectionNotAvailable,
     ConnectTimeout,
     ExchangeError,
+    InvalidURL,
     LocalProtocolError,
     NetworkError,
     PoolTimeout,
@@ -24,7 +40,8 @@ from ._exceptions import (
     WriteError,
     WriteTimeout,
 )
-from ._models import URL, Origin, Proxy, Request, Response
+from ._exchange import PooledConnection
+from ._models import URL, Headers, Origin, Proxy, Request, Response
 from ._pool import ConnectionPool, PoolStatistics, request, stream
 from ._streams import NetworkStream
 from ._tls import default_ssl_context
@@ -39,12 +56,15 @@ __all__ = [
     "ConnectionPool",
     "Connector",
     "ExchangeError",
+    "Headers",
+    "InvalidURL",
     "LocalProtocolError",
     "NetworkError",
     "NetworkStream",
     "Origin",
     "PoolStatistics",
     "PoolTimeout",
+    "PooledConnection",
     "ProtocolError",
     "Proxy",
     "ProxyError",
@@ -62,3 +82,12 @@ __all__ = [
     "request",
     "stream",
 ]
+
+# Users are shown `trio_exchange.ConnectError`, and pickles name it, wherever it is defined.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that they come from."""
+    return [name for name in globals() if name.startswith("__") or not name.startswith("_")]

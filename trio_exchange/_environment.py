@@ -13,7 +13,7 @@ import ipaddress
 import os
 import re
 
-from ._exceptions import LocalProtocolError
+from ._exceptions import InvalidURL, LocalProtocolError
 from ._models import URL, Proxy
 
 _VARIABLES = {b"http": "http_proxy", b"ws": "http_proxy", b"https": "https_proxy", b"wss": "https_proxy"}
@@ -53,8 +53,8 @@ def proxy_from_environment(url: URL | bytes | str) -> Proxy | None:
         which a pool refuses.
 
     Raises:
-        TypeError, ValueError, LocalProtocolError: It is not a URL, see `URL`.
-        ValueError: The variable's value is not a proxy's URL, or is one that `Proxy` refuses.
+        TypeError, InvalidURL: It is not a URL, see `URL`.
+        InvalidURL: The variable's value is not a proxy's URL, or is one that `Proxy` refuses.
             So is `socks:`, which some take for version 4, others for 5.
     """
     if not isinstance(url, URL):
@@ -83,7 +83,7 @@ def _to_proxy(name: str, value: str) -> Proxy:
         proxy = Proxy(value if "://" in value else f"http://{value}")
     if proxy is None:
         # Neither the value nor an error about it is shown, as credentials may be anywhere in it.
-        raise ValueError(
+        raise InvalidURL(
             f"the environment variable {name} must be a proxy's URL, [SCHEME://][USER:PASSWORD@]HOST[:PORT], "
             "with the scheme http, https, socks4, socks4a, socks5 or socks5h, and credentials that fit it"
         )

@@ -2,8 +2,8 @@
 
 Every error that this library raises for something that happened on the way to, or at, a server is an
 `ExchangeError`. Errors about wrong arguments are Python's own (`TypeError`, `ValueError`), raised
-before anything is sent. Whatever a user's own code raises (a body iterator, a trace handler) passes
-through unchanged.
+before anything is sent; one about a URL is both. Whatever a user's own code raises (a body iterator,
+a trace handler) passes through unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionNotAvailable",
     "ExchangeError",
+    "InvalidURL",
     "LocalProtocolError",
     "NetworkError",
     "PoolTimeout",
@@ -70,16 +71,23 @@ class ProxyError(ExchangeError):
         self.meaning: str | None = meaning
 
 
-class UnsupportedProtocol(ExchangeError):
-    """The URL's scheme is missing or is none that this library speaks."""
-
-
 class ProtocolError(ExchangeError):
     """The base of errors about HTTP itself."""
 
 
 class LocalProtocolError(ProtocolError):
     """The request, as the caller made it, can't be expressed in HTTP."""
+
+
+class InvalidURL(LocalProtocolError, ValueError):
+    """A URL is not one that a request can be sent to, or that a proxy can have.
+
+    Its message shows nothing of a URL that has an `@`, since what stands before that may be a password.
+    """
+
+
+class UnsupportedProtocol(InvalidURL):
+    """The URL's scheme is missing or is none that this library speaks."""
 
 
 class RemoteProtocolError(ProtocolError):

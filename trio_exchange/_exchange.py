@@ -19,14 +19,14 @@ import abc
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import trio
 
 from ._connectors import Connection
 from ._entrypoints import drop_own_frames
 from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout
-from ._models import CollectableStream, Headers, Origin, Prepared, Response
+from ._models import CollectableStream, HeaderList, Headers, Origin, Prepared, Response
 from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
 from ._timeouts import Timeouts
 from ._trace import Tracer, call_async, log_enabled, traced
@@ -78,10 +78,37 @@ class Owner:
     start_upload: Callable[[Upload], None]
 
 
+class PooledConnection(Protocol):
+    """An established connection, as `ConnectionPool.connections` shows it.
+
+    Its `repr` tells what it is doing. What else it may have is not for users.
+    """
+
+    @property
+    def origin(self) -> Origin:
+        """Scheme, host and port that it is to: a server's, or those of a proxy that forwards requests."""
+        ...
+
+    @property
+    def http_version(self) -> str:
+        """What it speaks: `HTTP/1.1`, `HTTP/2`, or `no HTTP` for a stream that was handed over."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """One of `active`, `idle`, `closing` and `closed`."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """How many requests it has carried, those under way included."""
+        ...
+
+
 class OwnedConnection(abc.ABC):
     """An established connection, and the task that closes it."""
 
-    http_version: ClassVar[str]
+    http_version: str
 
     def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
         self.origin: Origin = origin
@@ -256,7 +283,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         self._write_error: WriteError | WriteTimeout | None = None
         # The failure of the network, as opposed to errors that users' callbacks raise.
         self._failure: ExchangeError | None = None
-        self._trailers: Headers = []
+        self._trailers: Headers = Headers()
         # How far it has come. All but the last two only ever go from False to True.
         self._answered = False
         self._response_begun = False
@@ -495,7 +522,7 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         finally:
             self._busy = False
 
-    def _end_response(self, trailers: Headers) -> None:
+    def _end_response(self, trailers: HeaderList) -> None:
         self._response_complete = True
         self._trailers.extend(trailers)
         if self._upload is None:

@@ -33,7 +33,7 @@ from ._exceptions import (
     mark_unanswered,
 )
 from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
-from ._models import Headers, Origin, Prepared, Response
+from ._models import HeaderList, Headers, Origin, Prepared, Response
 from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain, watch
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
@@ -54,7 +54,7 @@ class HTTP11Connection(HTTPConnection):
         super().__init__(connection, origin, settings, owner)
         self.h11: h11.Connection = self._new_h11()
         self._exchange: HTTP11Exchange | None = None
-        self._last_headers: Headers = []
+        self._last_headers: HeaderList = []
         self._last_head: h11.Request | None = None
         self._waits = 0
 
@@ -314,7 +314,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         if event.status_code < 200 and event.status_code != 101:
             self._received = 0
             self._count(self._h11.trailing_data[0])
-        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, event.headers.raw_items())
+        headers = Headers(event.headers.raw_items())
+        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, headers)
 
     def _check_head_size(self) -> None:
         """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""

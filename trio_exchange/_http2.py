@@ -86,7 +86,7 @@ from ._http2_frames import (
     window_update,
 )
 from ._http2_headers import check_fields, content_length, request_headers, response_head
-from ._models import Headers, Origin, Prepared, Response
+from ._models import HeaderList, Origin, Prepared, Response
 from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
@@ -378,7 +378,9 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Streams, as exchanges use them.
 
-    def open(self, exchange: HTTP2Exchange, headers: Headers, body: bytes, *, end_stream: bool) -> int | None:
+    def open(
+        self, exchange: HTTP2Exchange, headers: HeaderList, body: bytes, *, end_stream: bool
+    ) -> int | None:
         """Open a stream, with the request's head and, if it is small, all of its body.
 
         Returns:
@@ -659,7 +661,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         self.stream_id: int | None = None
         self._is_first = is_first
         # What has arrived and was not taken: heads, pieces of the body, trailers, and None for the end.
-        self._inbox: deque[Head | bytes | bytearray | Headers | None] = deque()
+        self._inbox: deque[Head | bytes | bytearray | HeaderList | None] = deque()
         self._arrived = Wakeup()
         # How far each side has come on the wire, and how the stream is to be reset if they don't get to the
         # end. Once it `is_over` there is nothing left to reset.
@@ -721,7 +723,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         else:
             await self._trace_sent_body()
 
-    def _open(self, headers: Headers, body: bytes, *, end: bool) -> None:
+    def _open(self, headers: HeaderList, body: bytes, *, end: bool) -> None:
         self.stream_id = self._connection.open(self, headers, body, end_stream=end)
         if self.stream_id is None:
             self._failure = RemoteProtocolError("the server takes no more requests on this connection")
@@ -844,7 +846,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 self._left -= len(data)
             self._put_data(data)
 
-    def take_trailers(self, block: Headers) -> None:
+    def take_trailers(self, block: HeaderList) -> None:
         """The trailers; the end follows."""
         try:
             check_fields(block)
@@ -913,7 +915,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             self._upload.cancel()
         self._arrived.set()
 
-    def _put(self, item: Head | bytes | bytearray | Headers | None) -> None:
+    def _put(self, item: Head | bytes | bytearray | HeaderList | None) -> None:
         self._inbox.append(item)
         self._arrived.set()
 
@@ -987,7 +989,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if isinstance(item, (bytes, bytearray)):
             self._consumed(len(item))
             return bytes(item)
-        trailers: Headers = []
+        trailers: HeaderList = []
         while item is not None:
             trailers = item
             item = await self._next()

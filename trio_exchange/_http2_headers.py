@@ -14,7 +14,7 @@ from hpack import NeverIndexedHeaderTuple
 
 from ._exceptions import LocalProtocolError, RemoteProtocolError
 from ._exchange import Head
-from ._models import Headers, Prepared, split_absolute
+from ._models import HeaderList, Headers, Prepared, split_absolute, unless_secret
 
 # RFC 9113, 8.2.2. Host has become :authority.
 _OF_THE_CONNECTION = frozenset(
@@ -30,14 +30,14 @@ _STATUS = re.compile(rb"[1-9][0-9][0-9]")
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
-def request_headers(prepared: Prepared) -> Headers:
+def request_headers(prepared: Prepared) -> HeaderList:
     """The header block of a request (RFC 9113, 8.3.1; 8.5 for CONNECT; RFC 8441 for extended CONNECT).
 
     Raises:
         LocalProtocolError: The request can't be expressed in HTTP/2.
     """
     authority = b""
-    fields: Headers = []
+    fields: HeaderList = []
     for name, value in prepared.headers:
         lower = name.lower()
         if lower in _NEVER_INDEXED:
@@ -51,7 +51,7 @@ def request_headers(prepared: Prepared) -> Headers:
     return [*_pseudo_headers(prepared, authority), *fields]
 
 
-def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
+def _pseudo_headers(prepared: Prepared, authority: bytes) -> HeaderList:
     scheme = prepared.request.url.scheme
     method, target = prepared.method, prepared.target
     block = [(b":method", method), (b":authority", authority)]
@@ -69,8 +69,9 @@ def _pseudo_headers(prepared: Prepared, authority: bytes) -> Headers:
         if target.startswith(b"?") or not target:
             target = b"*" if method == b"OPTIONS" and not target else b"/" + target
     if not target.startswith(b"/") and target != b"*":
+        shown = unless_secret(f", not {target!r}", target)
         raise LocalProtocolError(
-            f"the target of a request over HTTP/2 must be a path, '*' or an absolute URL, not {target!r}"
+            f"the target of a request over HTTP/2 must be a path, '*' or an absolute URL{shown}"
         )
     return [*block, (b":scheme", _SCHEMES.get(scheme, scheme)), (b":path", target)]
 
@@ -86,7 +87,7 @@ def response_head(block: list[tuple[bytes, bytes]]) -> Head:
         raise RemoteProtocolError(f"the response has no valid status first, but {name!r}: {status!r}")
     if status == b"101":
         raise RemoteProtocolError("the server answered 101, which HTTP/2 does not have")
-    headers = block[1:]
+    headers = Headers(block[1:])
     check_fields(headers)
     return Head(b"HTTP/2", int(status), b"", headers)
 
@@ -106,7 +107,7 @@ def check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
             raise RemoteProtocolError(f"the response has a header that HTTP/2 does not have: {name!r}")
 
 
-def content_length(headers: Headers) -> int | None:
+def content_length(headers: HeaderList) -> int | None:
     """The length of the body that is to come, None if it is not known.
 
     Raises:

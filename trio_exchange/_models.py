@@ -11,6 +11,7 @@ connection is looked for, so that nothing is sent of a request that can't be sen
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import inspect
 import ipaddress
@@ -26,15 +27,18 @@ from collections.abc import (
     Sequence,
 )
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, overload
 
 import idna
 import trio
 
 from ._entrypoints import drop_own_frames
-from ._exceptions import ExchangeError, LocalProtocolError
+from ._exceptions import ExchangeError, InvalidURL, LocalProtocolError
 
-Headers: TypeAlias = list[tuple[bytes, bytes]]
+T = TypeVar("T")
+
+#: Headers where no user sees them.
+HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 # A mapping's type of keys is invariant, hence three of them.
 HeaderTypes: TypeAlias = (
     Mapping[str, bytes | str]
@@ -67,6 +71,9 @@ _URL = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[
 _AUTHORITY = re.compile(rb"(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?", re.DOTALL)
 _NOT_IN_URL = re.compile(rb"[\x00-\x20\x7f]")
 _BRACKETED = re.compile(rb"\[(.*)\]", re.DOTALL)
+_URL_TEXT = re.compile(_URL.pattern.decode(), re.DOTALL)
+# Also percent-encoded, and the characters that IDNA maps to it.
+_AT = re.compile("[@\ufe6b\uff20]|%(?:25)*40")
 # RFC 3986, 3.2.2, without percent-encoding, which resolvers and certificates don't know.
 _NAME = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=-]*")
 
@@ -97,13 +104,75 @@ def _to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
     )
 
 
+class Headers(list[tuple[bytes, bytes]]):
+    """Header fields, in the order and case of the wire: a list of pairs of name and value, all bytes.
+
+    It compares, and can be changed, like any list. Besides, fields are found by name, given as bytes or
+    ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def get(self, name: bytes | str) -> bytes | None: ...
+
+    @overload
+    def get(self, name: bytes | str, default: T) -> bytes | T: ...
+
+    def get(self, name: bytes | str, default: T | None = None) -> bytes | T | None:
+        """The value of the first field of that name.
+
+        Args:
+            name: The field's name, in any case.
+            default: What to return where there is no such field.
+
+        Raises:
+            TypeError: The name is neither bytes nor str.
+        """
+        wanted = _folded(name)
+        for key, value in self:
+            if key.lower() == wanted:
+                return value
+        return default
+
+    def get_all(self, name: bytes | str) -> list[bytes]:
+        """The values of all fields of that name, in their order; an empty list where there is none.
+
+        Args:
+            name: The fields' name, in any case.
+
+        Raises:
+            TypeError: The name is neither bytes nor str.
+        """
+        wanted = _folded(name)
+        return [value for key, value in self if key.lower() == wanted]
+
+    def copy(self) -> Headers:
+        """A copy, of the same type."""
+        return Headers(self)
+
+    def __contains__(self, item: object) -> bool:
+        if isinstance(item, (bytes, str)):
+            return self.get(item) is not None
+        return super().__contains__(item)
+
+
+def _folded(name: bytes | str) -> bytes | None:
+    """A header's name in lower case; None for text that is no header's name."""
+    if isinstance(name, bytes):
+        return name.lower()
+    if isinstance(name, str):
+        return name.lower().encode() if name.isascii() else None
+    raise TypeError(f"a header's name must be bytes or str, but got {type(name).__name__}")
+
+
 def _to_headers(value: HeaderTypes | None) -> Headers:
     if value is None:
-        return []
+        return Headers()
     pairs: Any = value.items() if isinstance(value, Mapping) else value
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, bytearray)):
         raise TypeError(f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}")
-    return [_to_header(pair) for pair in pairs]
+    return Headers(map(_to_header, pairs))
 
 
 def _to_header(pair: Any) -> tuple[bytes, bytes]:
@@ -314,12 +383,14 @@ class URL:
         port: int, or None where the URL named none.
         target: bytes, path and query.
 
+    `str(url)` is the whole URL again, `repr(url)` what makes it.
+
     Raises:
-        TypeError: A part is neither bytes nor ASCII text, or the URL is given both ways.
-        ValueError: The port is not a port, the authority can't be parsed, or it contains userinfo
-            (credentials before an `@`, which would otherwise be dropped without a word: send them as an
-            Authorization header).
-        LocalProtocolError: Scheme or authority contain white space or control characters.
+        TypeError: A part is neither bytes nor text, or the URL is given both ways.
+        InvalidURL: The port is not a port, the authority can't be parsed, scheme or authority contain white
+            space or control characters, text is not ASCII outside the host name, or the URL contains
+            userinfo (credentials before an `@`, which would otherwise be dropped without a word: send them
+            as an Authorization header).
     """
 
     __slots__ = ("host", "port", "scheme", "target")
@@ -343,19 +414,15 @@ class URL:
                 raise TypeError("a URL is given as a whole or in parts, not both")
             userinfo, self.scheme, self.host, self.port, self.target = _parse_url(url)
             if userinfo is not None:
-                raise ValueError(
-                    "a URL with userinfo (a user name or password before '@') is refused; "
-                    "send credentials in an Authorization header"
-                )
+                raise InvalidURL(_USERINFO_REFUSED)
         else:
-            self.scheme = _to_bytes("scheme", scheme).lower()
+            self.scheme = _part_to_bytes("scheme", scheme).lower()
             if _NOT_IN_URL.search(self.scheme):
-                raise LocalProtocolError(
-                    f"the URL's scheme has white space or control characters: {self.scheme!r}"
-                )
-            self.host = _to_host(host)
+                shown = unless_secret(f": {self.scheme!r}", self.scheme)
+                raise InvalidURL(f"the URL's scheme has white space or control characters{shown}")
+            self.host = _to_host(host, host)
             self.port = _to_port(port)
-            self.target = _to_bytes("target", target) or b"/"
+            self.target = _part_to_bytes("target", target) or b"/"
 
     @property
     def origin(self) -> Origin:
@@ -376,7 +443,19 @@ class URL:
         port = b"" if self.port is None else b":%d" % self.port
         return b"%b://%b%b%b" % (self.scheme, bracketed(self.host), port, self.target)
 
+    def __str__(self) -> str:
+        scheme = self.scheme + b":" if self.scheme else b""
+        host = b"//" + bracketed(self.host) if self.host else b""
+        port = b"" if self.port is None else b":%d" % self.port
+        # A target in another form, such as `*`, is no part of the host's name.
+        space = b" " if self.host and not self.target.startswith(b"/") else b""
+        return (scheme + host + port + space + self.target).decode("latin-1")
+
     def __repr__(self) -> str:
+        whole = str(self)
+        with contextlib.suppress(InvalidURL):
+            if URL(whole) == self:
+                return f"URL({whole!r})"
         return f"URL(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r}, target={self.target!r})"
 
 
@@ -386,6 +465,30 @@ class _ParsedURL(NamedTuple):
     host: bytes
     port: int | None
     target: bytes
+
+
+_USERINFO_REFUSED = (
+    "a URL with userinfo (a user name or password before '@') is refused; "
+    "send credentials in an Authorization header"
+)
+
+
+def unless_secret(text: str, url: bytes | str) -> str:
+    """The part of an error's message that shows something of a URL, if there is no `@` in that URL.
+
+    What stands before an `@` may be a password, wherever it is: of a URL with a mistake nobody can tell
+    where its parts were meant to begin.
+    """
+    given = url if isinstance(url, str) else url.decode("utf-8", "replace")
+    return "" if _AT.search(given) else text
+
+
+def scheme_hint(url: URL) -> str:
+    """What an error about a URL's scheme adds where it seems to be missing: `localhost:8080/`."""
+    whole = str(url).removeprefix("//")
+    if whole.startswith("/") or (url.scheme and (url.host or not url.target[:1].isdigit())):
+        return ""
+    return unless_secret(f"; did you mean 'http://{whole}'?", whole)
 
 
 def _parse_url(url: bytes | str) -> _ParsedURL:
@@ -405,20 +508,29 @@ def _parse_new_url(url: bytes) -> _ParsedURL:
     scheme, authority, path, query = match.groups()
     for name, part in (("scheme", scheme), ("host", authority)):
         if part is not None and _NOT_IN_URL.search(part):
-            raise LocalProtocolError(f"the URL's {name} has white space or control characters")
+            raise InvalidURL(f"the URL's {name} has white space or control characters")
     target = (path or b"/") + (query or b"")
+    if not authority and b"@" in path and not url.startswith(b"/"):
+        # Such as `user:password@host`.
+        raise InvalidURL(_USERINFO_REFUSED)
+    fragment = url[match.end() :]
+    if fragment and not (
+        unless_secret("shown", fragment)
+        or (scheme and scheme.lower() in _PORTS and authority and _TARGET.fullmatch(target))
+    ):
+        # The '@' is about to be dropped, and later errors would show what stands before it.
+        raise InvalidURL("the URL can't be requested, and may have a password before its '@'")
     if authority is None:
         return _ParsedURL(None, (scheme or b"").lower(), b"", None, target)
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        without_userinfo = authority.rpartition(b"@")[2]
-        raise ValueError(f"the URL's authority must be HOST or HOST:PORT, not {without_userinfo!r}")
+        raise _bad_authority(authority, url)
     userinfo, host, port = parts.groups()
     return _ParsedURL(
         userinfo,
         (scheme or b"").lower(),
-        _to_host(host),
-        _to_port(int(port)) if port else None,
+        _to_host(host, url),
+        _parse_port(port, url) if port else None,
         target,
     )
 
@@ -427,43 +539,98 @@ def _url_to_bytes(url: bytes | str) -> bytes:
     """Encode a URL whose host name, and nothing else, may be other than ASCII."""
     if not isinstance(url, str) or url.isascii():
         return _to_bytes("url", url)
-    before, separator, rest = url.partition("://")
-    end = min((index for index in map(rest.find, "/?#") if index >= 0), default=len(rest))
-    userinfo, at, host_and_port = rest[:end].rpartition("@")
+    match = _URL_TEXT.match(url)
+    assert match is not None, "every part of the pattern is optional"
+    scheme, authority, path, query = match.groups(default="")
+    userinfo, at, host_and_port = authority.rpartition("@")
     host, colon, port = host_and_port.partition(":")
-    if not host.isascii():
-        host = _encode_idna(host).decode()
-    return _to_bytes("url", f"{before}{separator}{userinfo}{at}{host}{colon}{port}{rest[end:]}")
+    if not userinfo.isascii():
+        raise InvalidURL(_USERINFO_REFUSED)
+    if not port.isascii():
+        raise _bad_authority(authority, url)
+    if not (scheme or authority or path.startswith("/")):
+        hint = "" if "://" in url else unless_secret(f", such as 'http://{url}'", url)
+        raise InvalidURL(f"a URL must begin with SCHEME://HOST{hint}")
+    fragment = url[match.end() :]
+    parts = {"path": path, "query": query, "fragment": fragment}
+    for name, part in parts.items():
+        if not part.isascii():
+            raise _not_ascii(name, part, url)
+    separator = "://" if scheme else "//"
+    encoded = _encode_idna(host, url).decode()
+    return f"{scheme}{separator}{userinfo}{at}{encoded}{colon}{port}{path}{query}{fragment}".encode()
 
 
-def _encode_idna(host: str) -> bytes:
+def _part_to_bytes(name: str, value: bytes | str) -> bytes:
+    if isinstance(value, str) and not value.isascii():
+        raise _not_ascii(name, value, value)
+    return _to_bytes(name, value)
+
+
+def _bad_authority(authority: bytes | str, url: bytes | str) -> InvalidURL:
+    shown = unless_secret(f", not {authority!r}", url)
+    return InvalidURL(f"the URL's authority must be HOST or HOST:PORT{shown}")
+
+
+def _not_ascii(name: str, part: str, url: str) -> InvalidURL:
+    """Find the error to raise for a URL whose part `name` has a character that no URL has."""
+    character = next(filter(lambda character: not character.isascii(), part))
+    encoded = "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+    shown = unless_secret(f", {character!r} as {encoded!r}", url)
+    return InvalidURL(f"the URL's {name} must be ASCII, with all else percent-encoded{shown}")
+
+
+def _encode_idna(host: str, url: str) -> bytes:
     try:
         return idna.encode(host, uts46=True)
     except idna.IDNAError as exc:
-        raise ValueError(f"{host!r} is not a host name: {exc}") from exc
+        if unless_secret(host, url):
+            raise InvalidURL(f"{host!r} is not a host name: {exc}") from exc
+    # Its cause, too, would show what stands before the '@'.
+    raise InvalidURL("what the URL has for a host is not a host name")
 
 
-def _to_host(host: bytes | str) -> bytes:
+def _to_host(host: bytes | str, url: bytes | str) -> bytes:
+    """Check the host that a URL has."""
     if isinstance(host, str) and not host.isascii():
-        return _encode_idna(host)
+        return _encode_idna(host, host)
     raw = _to_bytes("host", host)
     if b"@" in raw:
-        raise ValueError("the host must be a name or an address, without '@' and what is before it")
+        raise InvalidURL("the host must be a name or an address, without '@' and what is before it")
     if _NOT_IN_URL.search(raw):
-        raise LocalProtocolError(f"the host has white space or control characters: {raw!r}")
+        shown = unless_secret(f": {raw!r}", url)
+        raise InvalidURL(f"the host has white space or control characters{shown}")
     in_brackets = _BRACKETED.fullmatch(raw)
     if in_brackets is None and b":" not in raw:
         if not _NAME.fullmatch(raw):
-            raise ValueError(f"the host must be a name or an address, not {raw!r}")
+            shown = unless_secret(f", not {raw!r}", url)
+            raise InvalidURL(f"the host must be a name or an address{shown}")
         return raw.lower()
     if in_brackets is not None:
         raw = in_brackets[1].replace(b"%25", b"%", 1)
-    try:
-        ipaddress.IPv6Address(raw.decode("ascii"))
-    except ValueError:
-        raise ValueError(f"a host with brackets or colons must be an IPv6 address, not {raw!r}") from None
+    if not _is_ipv6(raw):
+        shown = unless_secret(f", not {raw!r}", url)
+        raise InvalidURL(f"a host with brackets or colons must be an IPv6 address{shown}")
     address, percent, zone = raw.partition(b"%")
     return address.lower() + percent + zone
+
+
+def _is_ipv6(address: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(address.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_port(digits: bytes, url: bytes) -> int:
+    significant = digits.lstrip(b"0")
+    # Python refuses to make a number of too many digits.
+    port = int(significant or b"0") if len(significant) < 6 else 0
+    if not 0 < port < 65536:
+        shown = unless_secret(f", not {digits.decode()}", url)
+        raise InvalidURL(f"port must be between 1 and 65535{shown}")
+    return port
 
 
 def _to_port(port: int | None) -> int | None:
@@ -472,7 +639,7 @@ def _to_port(port: int | None) -> int | None:
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"port must be an int or None, but got {type(port).__name__}")
     if not 0 < port < 65536:
-        raise ValueError(f"port must be between 1 and 65535, not {port}")
+        raise InvalidURL(f"port must be between 1 and 65535, not {port}")
     return port
 
 
@@ -497,14 +664,13 @@ class Request:
     Attributes:
         method: bytes.
         url: `URL`; the `target` extension, if given, has replaced the target.
-        headers: List of pairs of bytes.
+        headers: `Headers`.
         stream: The body as an asynchronous iterable of bytes.
         extensions: dict.
 
     Raises:
         TypeError: An argument is of the wrong type, or text that is not ASCII.
-        ValueError: See `URL`.
-        LocalProtocolError: See `URL`.
+        InvalidURL: See `URL`.
     """
 
     __slots__ = ("extensions", "headers", "method", "stream", "url")
@@ -529,7 +695,11 @@ class Request:
             self.url.target = _to_bytes("the target extension", target)
 
     def __repr__(self) -> str:
-        return f"<Request [{self.method!r}]>"
+        method, url = self.method.decode("ascii", "backslashreplace"), str(self.url)
+        if not self.url.target.startswith(b"/"):
+            # The log shows this, and a `target` extension may have userinfo.
+            url = unless_secret(url, self.url.target) or str(self.url.origin)
+        return f"<Request [{method} {url!r}]>"
 
 
 class CollectableStream:
@@ -561,7 +731,7 @@ class Response:
 
     Attributes:
         status: int.
-        headers: List of pairs of bytes, in the order and case of the wire.
+        headers: `Headers`, in the order and case of the wire.
         stream: The body as an asynchronous iterable of bytes.
         extensions: dict: `http_version`, `network_stream`, `trailing_headers`, `reason_phrase` (HTTP/1.1
             only), `stream_id` (HTTP/2 only).
@@ -614,12 +784,12 @@ class Response:
         """
         await trio.lowlevel.checkpoint()
         try:
-            return await self.read_without_checkpoint()
+            return await self._read_without_checkpoint()
         except ExchangeError as exc:
             drop_own_frames(exc)
             raise
 
-    async def read_without_checkpoint(self) -> bytes:
+    async def _read_without_checkpoint(self) -> bytes:
         """`aread` for a caller that has just waited for the network, and need not yield again.
 
         Errors and what cancellation does are those of `aread`.
@@ -683,15 +853,15 @@ class Proxy:
     Attributes:
         url: `URL`, without userinfo.
         auth: Pair of bytes, or None.
-        headers: List of pairs of bytes, with Proxy-Authorization first where an HTTP proxy has `auth`.
+        headers: `Headers`, with Proxy-Authorization first where an HTTP proxy has `auth`.
         ssl_context: As given.
         http2: As given.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: The URL's authority can't be parsed, its scheme is none of a proxy's, it has no host, or
-            the credentials can't be sent to such a proxy.
-        LocalProtocolError: A header can't be sent; or see `URL`.
+        InvalidURL: The URL's scheme is none of a proxy's, it has no host, or it has a path; or see `URL`.
+        ValueError: The credentials can't be sent to such a proxy.
+        LocalProtocolError: A header can't be sent.
     """
 
     __slots__ = ("auth", "headers", "http2", "ssl_context", "url")
@@ -714,13 +884,14 @@ class Proxy:
             self.url = URL(scheme=scheme, host=host, port=port, target=target)
         if self.url.scheme not in PROXY_PORTS:
             schemes = ", ".join(scheme.decode() for scheme in PROXY_PORTS)
-            raise ValueError(
-                f"a proxy's scheme must be one of {schemes}, not {self.url.scheme.decode('latin-1')!r}"
-            )
+            given = bytes(url) if isinstance(url, URL) else url
+            name = self.url.scheme.decode("latin-1")
+            shown = unless_secret(f", not {name!r}{scheme_hint(self.url)}", given)
+            raise InvalidURL(f"a proxy's scheme must be one of {schemes}{shown}")
         if not self.url.host:
-            raise ValueError("a proxy's URL must have a host")
+            raise InvalidURL("a proxy's URL must have a host")
         if self.url.target != b"/":
-            raise ValueError(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
+            raise InvalidURL(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
         check_ssl_context(ssl_context)
         check_yes_or_no("http2", http2)
         if auth is None and userinfo is not None:
@@ -766,13 +937,13 @@ def _parse_proxy_url(url: bytes | str) -> _ParsedURL:
     given: Any = url
     try:
         parsed = _parse_url(url)
-    except (ValueError, LocalProtocolError):
+    except InvalidURL:
         if at not in given:
             raise
     else:
         if fragment not in given:
             return parsed
-    raise ValueError(f"a proxy's URL must be SCHEME://[USER:PASSWORD@]HOST[:PORT]; {_IN_CREDENTIALS}")
+    raise InvalidURL(f"a proxy's URL must be SCHEME://[USER:PASSWORD@]HOST[:PORT]; {_IN_CREDENTIALS}")
 
 
 def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
@@ -795,7 +966,7 @@ def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
                 raise ValueError("a user name for an HTTP proxy can't have a colon")
 
 
-def _check_proxy_headers(headers: Headers) -> None:
+def _check_proxy_headers(headers: HeaderList) -> None:
     """Check what is added to requests that have been checked."""
     names = [name.lower() for name, _ in headers]
     for name, value in headers:
@@ -859,7 +1030,7 @@ class Prepared:
         self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
         self._iterator: AsyncIterator[bytes] | None = None
         self._peeked: bytes | None = None
-        self.headers: Headers
+        self.headers: HeaderList
         self.expects_continue: bool
         self.headers, self.expects_continue = _complete_headers(request, self.body)
 
@@ -956,7 +1127,7 @@ def _protocol(request: Request) -> bytes | None:
     return protocol
 
 
-def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bool]:
+def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList, bool]:
     """Check everything that goes on the wire, and add what HTTP requires and the caller left out.
 
     Returns:
@@ -968,9 +1139,11 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[Headers, bo
     if not _TOKEN.fullmatch(request.method):
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
     if not _TARGET.fullmatch(request.url.target):
-        raise LocalProtocolError(
-            "the target must be ASCII, not empty, and without fragment, white space or control characters: "
-            f"{request.url.target!r}"
+        shown = unless_secret(f": {request.url.target!r}", bytes(request.url))
+        kind = InvalidURL if request.extensions.get("target") is None else LocalProtocolError
+        raise kind(
+            "the target must be ASCII, not empty, and without fragment, white space or control characters"
+            f"{shown}"
         )
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:

@@ -20,7 +20,7 @@ from ._connectors import Connector, Direct, SocketOption, establish_persistently
 from ._dispatcher import Dispatcher, Turn
 from ._entrypoints import check_runs_under_trio, drop_own_frames
 from ._exceptions import ExchangeError, PoolTimeout
-from ._exchange import HTTPConnection, OwnedConnection, Settings
+from ._exchange import HTTPConnection, PooledConnection, Settings
 from ._models import (
     URL,
     ContentTypes,
@@ -316,8 +316,8 @@ class ConnectionPool:
 
         Raises:
             RuntimeError: The pool was not entered, or Trio is not running.
-            TypeError, ValueError, LocalProtocolError, UnsupportedProtocol: The request can't be sent as
-                it is; nothing was sent, unless it is the content that turns out so under way.
+            TypeError, ValueError, LocalProtocolError, InvalidURL, UnsupportedProtocol: The request can't be
+                sent as it is; nothing was sent, unless it is the content that turns out so under way.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout, WriteTimeout, ReadTimeout: See the README.
             ConnectError, WriteError, ReadError: The network failed.
@@ -332,7 +332,7 @@ class ConnectionPool:
         request = Request(method, url, headers=headers, content=content, extensions=extensions)
         try:
             response = await self.handle_async_request(request)
-            await response.read_without_checkpoint()
+            await response._read_without_checkpoint()
             if response.status == 101 or request.method == b"CONNECT":
                 # Reading does not end what was handed over.
                 await response.aclose()
@@ -422,7 +422,7 @@ class ConnectionPool:
 
         Raises:
             RuntimeError: The pool was not entered, or Trio is not running.
-            TypeError, ValueError, LocalProtocolError: Host or port can't be such, or an extension is wrong.
+            TypeError, ValueError, InvalidURL: Host or port can't be such, or an extension is wrong.
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
             PoolTimeout, ConnectTimeout: It took too long.
             ConnectError: The connection could not be established.
@@ -462,12 +462,12 @@ class ConnectionPool:
     # -- What there is to see.
 
     @property
-    def connections(self) -> list[OwnedConnection]:
+    def connections(self) -> list[PooledConnection]:
         """The established connections, oldest first; their `repr` tells what they are doing.
 
         Those that carry tunnels through proxies are not among them, but what runs through the tunnels.
         """
-        return list(self._dispatcher)
+        return [*self._dispatcher]
 
     def statistics(self) -> PoolStatistics:
         """Count what the pool is doing now."""

@@ -27,7 +27,7 @@ from ._connectors import Attempt, Way, establish_once
 from ._dispatcher import Dispatcher, Turn
 from ._exceptions import ExchangeError, ProxyError, mark_alike
 from ._exchange import HTTPConnection
-from ._models import Headers, Prepared, Proxy, Request, Response, authority_of, bracketed
+from ._models import HeaderList, Prepared, Proxy, Request, Response, authority_of, bracketed
 from ._routes import Endpoint, Route, route_to
 from ._streams import Transport
 from ._timeouts import Timeouts
@@ -74,7 +74,7 @@ class Forwarding:
         return b"%b://%b" % (url.scheme, authority_of(url))
 
 
-def merged(headers: Headers, more: Headers) -> Headers:
+def merged(headers: HeaderList, more: HeaderList) -> HeaderList:
     """Headers, with those of `more` whose names they don't have."""
     names = {name.lower() for name, _ in headers}
     return [*headers, *(pair for pair in more if pair[0].lower() not in names)]

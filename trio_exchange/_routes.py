@@ -13,8 +13,8 @@ from typing import NamedTuple
 import trio
 
 from ._connectors import Attempt, Connection, Way, encrypt
-from ._exceptions import UnsupportedProtocol
-from ._models import DEFAULT_PORTS, Origin, Proxy, Request
+from ._exceptions import InvalidURL, UnsupportedProtocol
+from ._models import DEFAULT_PORTS, Origin, Proxy, Request, scheme_hint, unless_secret
 from ._tls import TLSSettings, default_context_for
 
 #: The scheme of routes for who speaks something else than HTTP.
@@ -43,17 +43,18 @@ def route_for(request: Request) -> Route:
 
     Raises:
         UnsupportedProtocol: The URL's scheme is missing or unknown.
-        ValueError: The URL has no host, or the `sni_hostname` extension is empty.
+        InvalidURL: The URL has no host.
+        ValueError: The `sni_hostname` extension is empty.
         TypeError: The `sni_hostname` extension is not text.
     """
     url = request.url
     default_port = DEFAULT_PORTS.get(url.scheme)
     if default_port is None:
-        raise UnsupportedProtocol(
-            f"the URL's scheme must be http, https, ws or wss, not {url.scheme.decode('latin-1')!r}"
-        )
+        shown = unless_secret(f", not {url.scheme.decode('latin-1')!r}{scheme_hint(url)}", bytes(url))
+        raise UnsupportedProtocol(f"the URL's scheme must be http, https, ws or wss{shown}")
     if not url.host:
-        raise ValueError(f"the URL has no host: {bytes(url)!r}")
+        shown = unless_secret(f": {str(url)!r}", bytes(url))
+        raise InvalidURL(f"the URL has no host{shown}")
     server_hostname = None
     if url.scheme in _SECURE:
         server_hostname = _server_hostname(url.host, request.extensions.get("sni_hostname"))
