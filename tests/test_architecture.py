@@ -225,7 +225,7 @@ def test_completion_offers_public_names_only() -> None:
     [
         (
             trio_exchange.ConnectionPool(),
-            "aclose connections handle_async_request open_tcp_stream request statistics stream",
+            "aclose connections handle_async_request open open_tcp_stream request serve statistics stream",
         ),
         (trio_exchange.Request("GET", "http://h"), "extensions headers method stream url"),
         (

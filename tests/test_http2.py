@@ -2229,9 +2229,9 @@ async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery
     peers = []
 
     async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
         await peer.start()
         await peer.respond((await peer.head())[0], end=False)
-        peers.append(peer)
         await trio.sleep_forever()
 
     pool, url = await serve_h2(nursery, serve, secure=False)
