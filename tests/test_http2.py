@@ -55,7 +55,17 @@ from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, Headers, h2_pool
-from .peers import DELIVERIES, TLS, Events, assert_unharmed, client_context, make_tls, reset, serve_tcp
+from .peers import (
+    BUFFERS,
+    DELIVERIES,
+    TLS,
+    Events,
+    assert_unharmed,
+    client_context,
+    make_tls,
+    reset,
+    serve_tcp,
+)
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -1058,6 +1068,32 @@ async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, autojump_clock: 
             await request.result()
         assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
         await client.is_served_on(peer)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("name", BUFFERS)
+async def test_pieces_are_counted_in_bytes(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, method: str, declared: bool
+) -> None:
+    buffer, content = BUFFERS[name]
+    headers = {"Content-Length": str(len(content) + 2)} if declared else {}
+    async with Client(nursery) as client:
+        request = client.request(method, content=[b"<", buffer, b">"], headers=headers)
+        peer = await client.peer()
+        stream_id, _, body = await peer.request()
+        assert body == b"<" + content + b">"
+        await peer.respond(stream_id, 200)
+        assert (await request.result()).status == 200
+        # As the first piece, and the only one.
+        request = client.request(method, content=[buffer])
+        stream_id, _, body = await peer.request()
+        assert body == content
+        await peer.respond(stream_id, 200)
+        assert (await request.result()).status == 200
+        wrong = client.request(method, content=[buffer], headers={"Content-Length": str(len(content) + 1)})
+        with pytest.raises(LocalProtocolError, match="shorter"):
+            await wrong.result()
 
 
 # -- What arrives for streams that were left.

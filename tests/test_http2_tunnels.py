@@ -39,7 +39,7 @@ from trio_exchange._connectors import Connector
 from trio_exchange.testing import ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool
-from .peers import assert_unharmed, client_context, make_tls, respond, serve_tcp
+from .peers import BUFFERS, assert_unharmed, client_context, make_tls, respond, serve_tcp
 
 URL = "http://proxy.example/"
 TARGET = {"target": "example.com:443"}
@@ -753,6 +753,32 @@ async def test_closing_after_the_server_ended_ends_our_side_too(nursery: trio.Nu
         await (stream.aclose() if close == "stream" else response.aclose())
         assert_unharmed(pool, idle=1)
         await trio.testing.wait_all_tasks_blocked()
+
+
+@everywhere
+@pytest.mark.parametrize("name", BUFFERS)
+async def test_buffers_are_counted_in_bytes(via: str, name: str) -> None:
+    buffer, content = BUFFERS[name]
+    async with a_pool(via, echo) as (pool, url, peer), a_tunnel(pool, url) as response:
+        stream = network_stream(response)
+        for send in (stream.write, stream.send_all):
+            async with trio.open_nursery() as writer:
+                writer.start_soon(send, buffer)
+                assert await read_exactly(stream, len(content)) == content
+        await stream.write(b"on")
+        assert await read_exactly(stream, 2) == b"on"
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_what_is_no_buffer_does_a_tunnel_no_harm(nursery: trio.Nursery) -> None:
+    pool, _ = h2_pool(nursery, echo)
+    text: Any = "text"
+    async with pool, a_tunnel(pool) as response:
+        stream = network_stream(response)
+        with pytest.raises(TypeError, match="bytes-like"):
+            await stream.write(text)
+        await stream.write(b"on")
+        assert await read_exactly(stream, 2) == b"on"
 
 
 async def test_trailers_end_a_tunnel(nursery: trio.Nursery) -> None:

@@ -87,7 +87,7 @@ from ._http2_frames import (
 )
 from ._http2_headers import check_fields, content_length, request_headers, response_head
 from ._models import Headers, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain
+from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain, to_octets
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
@@ -761,7 +761,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if not self.sent_end:
             await self.send(b"", end=True)
 
-    async def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
+    async def send(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
         """Send data when there is room for it, and maybe the end. A checkpoint only if it has to wait.
 
         Raises:
@@ -1137,7 +1137,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_sendable()
             try:
-                await self._exchange.send(memoryview(data))
+                await self._exchange.send(to_octets(data))
             except WriteError as exc:
                 self._check_sendable()
                 raise trio.BrokenResourceError(str(exc)) from exc

@@ -860,7 +860,7 @@ class Prepared:
         self._iterator = aiter(self.request.stream)
         async for chunk in self._iterator:
             check_chunk(chunk)
-            if chunk:
+            if memoryview(chunk).nbytes:
                 self._peeked = chunk
                 return
         self.body = b""
