@@ -1077,6 +1077,34 @@ async def test_a_fault_over_a_real_socket_is_told_to_the_server(tls: bool) -> No
         await fetch(pool, url=url)
 
 
+async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> None:
+    """Send pieces that arrive together; under TLS each is a record of its own, and so read by itself."""
+    if isinstance(stream, trio.SSLStream):
+        for piece in pieces:
+            stream._ssl_object.write(piece)
+        await stream.transport_stream.send_all(stream._outgoing.read())
+    else:
+        await stream.send_all(b"".join(pieces))
+
+
+@pytest.mark.parametrize("link", ["plain", "tls"])
+async def test_what_arrives_behind_a_fault_does_not_change_its_code(link: str) -> None:
+    async def hostile(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.request()
+        faults = [update(0, 2**31 - 1), raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
+        await send_together(peer.stream, [*faults, DONE, raw(PING, 0, 0, bytes(8))])
+        while await peer.listen():
+            pass
+        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.FLOW_CONTROL_ERROR]
+        assert not peer.sent(PingFrame)
+
+    async with linked(link, in_turn(hostile, ordinary)) as (pool, url):
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await fetch(pool, url=url)
+        await fetch(pool, url=url)
+
+
 # -- Whatever a server sends.
 
 _SOUND = [

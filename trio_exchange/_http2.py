@@ -246,6 +246,9 @@ class HTTP2Connection(HTTPConnection):
         )
         try:
             while data := await receive(RECEIVE_SIZE):
+                if self.will_close:
+                    # Else a further violation would replace the code of the GOAWAY that is to be sent.
+                    return
                 self._receive(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             failure = ReadError(explain(exc))
