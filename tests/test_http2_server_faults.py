@@ -1300,6 +1300,20 @@ async def test_a_reset_of_a_stream_that_was_refused_is_no_news(
             assert len(connector.dialled) == 2
 
 
+async def test_a_second_goaway_for_a_stream_that_was_refused_is_no_news(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refuse(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.request()
+        # In one piece, so that the request hears of both at once.
+        await peer.send_frame(GoAwayFrame(0, 0), GoAwayFrame(0, 0))
+        await peer.until_closed()
+
+    async with linked("memory", in_turn(refuse, ordinary)) as (pool, _):
+        assert await fetch(pool, "POST", content=b"once") == b"POST once"
+
+
 @pytest.mark.parametrize("resumes", [True, False])
 async def test_closing_waits_a_moment_for_what_is_being_sent(
     autojump_clock: trio.testing.MockClock, resumes: bool

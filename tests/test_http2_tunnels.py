@@ -781,6 +781,27 @@ async def test_what_is_no_buffer_does_a_tunnel_no_harm(nursery: trio.Nursery) ->
         assert await read_exactly(stream, 2) == b"on"
 
 
+async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id = await accept(peer)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send_frame(
+            HeadersFrame(stream_id, peer.h2.encoder.encode([(b"t", b"u")]), flags=["END_HEADERS"])
+        )
+        reset = await peer.event(h2.events.StreamReset, stream_id)
+        assert reset.error_code == ErrorCodes.PROTOCOL_ERROR
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, serve)
+    async with pool, a_tunnel(pool) as response:
+        # More than the window, which is never opened.
+        with trio.fail_after(10), pytest.raises(WriteError, match="trailers that do not end the stream"):
+            await network_stream(response).write(bytes(100_000))
+
+
 async def test_trailers_end_a_tunnel(nursery: trio.Nursery) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
