@@ -46,13 +46,20 @@ class H2Peer:
         self.unparsed = b""
         self._preface_left = len(PREFACE)
 
-    async def start(self, settings: dict[SettingCodes, int] | None = None) -> None:
-        """Send the server's preface, with these settings besides h2's own."""
+    async def start(
+        self,
+        settings: dict[SettingCodes, int] | None = None,
+        *,
+        then: dict[SettingCodes | int, int] | None = None,
+    ) -> None:
+        """Send the server's preface, with these settings besides h2's own, and others right after them."""
         if settings:
             # As if the client knew them already: they are in the first frame.
             self.h2.local_settings = h2.settings.Settings(client=False, initial_values=settings)
             self.h2.max_inbound_frame_size = self.h2.local_settings.max_frame_size
         self.h2.initiate_connection()
+        if then:
+            self.h2.update_settings(then)
         await self.flush()
 
     # -- Sending.

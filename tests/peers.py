@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import ctypes
 import functools
 import os
 import socket
@@ -25,6 +27,20 @@ Script: TypeAlias = Callable[[ScriptedPeer], Awaitable[object]]
 
 #: The ways in which the same bytes may arrive.
 DELIVERIES = pytest.mark.parametrize("byte_by_byte", [False, True], ids=["whole", "bytewise"])
+
+
+#: Buffers of which an item is more than one byte, or that have gaps, and what they amount to.
+BUFFERS: dict[str, tuple[memoryview, bytes]] = {
+    "items of four bytes": (
+        memoryview(array.array("I", range(10_000))),
+        array.array("I", range(10_000)).tobytes(),
+    ),
+    "every other byte": (memoryview(bytes(range(256)) * 250)[::2], (bytes(range(256)) * 250)[::2]),
+    "backwards": (memoryview(array.array("H", range(9)))[::-1], array.array("H", range(8, -1, -1)).tobytes()),
+    "two dimensions": (memoryview(bytes(range(24))).cast("B", (4, 6)), bytes(range(24))),
+    "no dimension": (memoryview(ctypes.c_uint32(1)), bytes(ctypes.c_uint32(1))),
+    "nothing": (memoryview(array.array("I")), b""),
+}
 
 
 # -- Servers on real sockets.

@@ -25,7 +25,7 @@ from trio_exchange import (
     WriteTimeout,
     _exceptions,
 )
-from trio_exchange._exceptions import mark_refused, mark_unanswered, may_resend
+from trio_exchange._exceptions import Resend, mark_refused, mark_unanswered, reason_to_resend
 
 PARENTS: dict[type[Exception], type[Exception] | tuple[type[Exception], ...]] = {
     ExchangeError: Exception,
@@ -65,7 +65,7 @@ reused_or_not = pytest.mark.parametrize("reused", [False, True])
 @idempotent_or_not
 @reused_or_not
 def test_an_error_that_nobody_marked_forbids_resending(idempotent: bool, reused: bool) -> None:
-    assert not may_resend(ReadError(), idempotent=idempotent, reused=reused)
+    assert reason_to_resend(ReadError(), idempotent=idempotent, reused=reused) is None
 
 
 @idempotent_or_not
@@ -75,7 +75,8 @@ def test_an_unsent_request_may_be_sent_again_if_the_connection_was_reused(
 ) -> None:
     error = WriteError()
     mark_unanswered(error, unsent=True)
-    assert may_resend(error, idempotent=idempotent, reused=reused) is reused
+    reason = reason_to_resend(error, idempotent=idempotent, reused=reused)
+    assert reason is (Resend.UNSENT if reused else None)
 
 
 @idempotent_or_not
@@ -85,7 +86,8 @@ def test_a_sent_but_unanswered_request_may_be_sent_again_if_it_is_idempotent_bes
 ) -> None:
     error = ReadError()
     mark_unanswered(error, unsent=False)
-    assert may_resend(error, idempotent=idempotent, reused=reused) is (idempotent and reused)
+    reason = reason_to_resend(error, idempotent=idempotent, reused=reused)
+    assert reason is (Resend.UNANSWERED if idempotent and reused else None)
 
 
 @idempotent_or_not
@@ -96,10 +98,21 @@ def test_a_refused_request_may_always_be_sent_again(idempotent: bool, reused: bo
     mark_refused(error)
     if unanswered:
         mark_unanswered(error, unsent=False)
-    assert may_resend(error, idempotent=idempotent, reused=reused)
+    assert reason_to_resend(error, idempotent=idempotent, reused=reused) is Resend.REFUSED
+
+
+@idempotent_or_not
+@reused_or_not
+def test_a_request_for_which_a_connection_had_no_place_may_always_be_sent(
+    idempotent: bool, reused: bool
+) -> None:
+    error = RemoteProtocolError()
+    mark_refused(error)
+    mark_unanswered(error, unsent=True)
+    assert reason_to_resend(error, idempotent=idempotent, reused=reused) is Resend.UNSENT
 
 
 @pytest.mark.parametrize("mark", [lambda error: mark_unanswered(error, unsent=True), mark_refused])
 def test_marking_one_error_leaves_others_alone(mark: Callable[[ReadError], None]) -> None:
     mark(ReadError())
-    assert not may_resend(ReadError(), idempotent=True, reused=True)
+    assert reason_to_resend(ReadError(), idempotent=True, reused=True) is None

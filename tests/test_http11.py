@@ -26,6 +26,7 @@ from trio_exchange import (
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (
+    BUFFERS,
     DELIVERIES,
     Script,
     assert_unharmed,
@@ -894,6 +895,28 @@ async def test_content_of_another_length_than_declared(
             )
         await settled(pool)
         assert (await pool.request("PUT", URL, content=b"x")).content == b"x"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("name", BUFFERS)
+async def test_pieces_are_counted_in_bytes(
+    nursery: trio.Nursery, name: str, method: str, declared: bool
+) -> None:
+    buffer: Any
+    buffer, content = BUFFERS[name]
+    headers = {"Content-Length": str(len(content) + 2)} if declared else {}
+    async with memory_pool(nursery, respond) as pool:
+        response = await pool.request(method, URL, content=[b"<", buffer, b">"], headers=headers)
+        assert response.content == b"<" + content + b">"
+        # As the first piece, and the only one.
+        assert (await pool.request(method, URL, content=[buffer])).content == content
+        assert (await pool.request(method, URL, content=buffer)).content == content
+    async with memory_pool(nursery, tolerate) as pool:
+        with pytest.raises(LocalProtocolError):
+            await pool.request(
+                method, URL, content=[buffer], headers={"Content-Length": str(len(content) + 1)}
+            )
 
 
 async def test_the_iterators_own_error_before_the_response(nursery: trio.Nursery) -> None:

@@ -55,7 +55,17 @@ from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, Headers, h2_pool
-from .peers import DELIVERIES, TLS, Events, assert_unharmed, client_context, make_tls, reset, serve_tcp
+from .peers import (
+    BUFFERS,
+    DELIVERIES,
+    TLS,
+    Events,
+    assert_unharmed,
+    client_context,
+    make_tls,
+    reset,
+    serve_tcp,
+)
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -730,7 +740,69 @@ MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
     "trailer with LF": (trailer(b"x", b"y\nz"), "invalid value"),
     "trailer of the connection": (trailer(b"connection", b"close"), "HTTP/2 does not have"),
     "pseudo-header in trailers": (trailer(b":status", b"200"), "invalid header name"),
+    "pseudo-header late in trailers": (
+        lambda peer, id_: [
+            head(peer, id_, OK),
+            head(peer, id_, [(b"a", b"b"), (b":path", b"/")], "END_STREAM"),
+        ],
+        "invalid header name",
+    ),
+    "status 1000": (block_of((b":status", b"1000")), "no valid status"),
+    "status 1": (block_of((b":status", b"1")), "no valid status"),
+    "informational with the end": (
+        lambda peer, id_: [head(peer, id_, [(b":status", b"103")], "END_STREAM")],
+        "ended the stream with an informational response: 103",
+    ),
+    "status 1000 with the end": (
+        lambda peer, id_: [head(peer, id_, [(b":status", b"1000")], "END_STREAM")],
+        "no valid status",
+    ),
+    "informational after the head": (
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")])],
+        "an informational response after the response's head",
+    ),
+    "informational after the head, with the end": (
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")], "END_STREAM")],
+        "invalid header name",
+    ),
+    "informational after data": (
+        lambda peer, id_: [head(peer, id_, OK), data(id_, b"a"), head(peer, id_, [(b":status", b"100")])],
+        "an informational response after the response's head",
+    ),
+    "second head": (
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, OK)],
+        "a second head after the response's head",
+    ),
+    "trailers without the end": (
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"a", b"b")])],
+        "trailers that do not end the stream",
+    ),
+    "empty trailers without the end": (
+        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [])],
+        "trailers that do not end the stream",
+    ),
+    "trailers without the end, then data": (
+        lambda peer, id_: [
+            head(peer, id_, OK),
+            head(peer, id_, [(b"a", b"b")]),
+            data(id_, b"late", "END_STREAM"),
+        ],
+        "trailers that do not end the stream",
+    ),
+    "malformed in pieces": (
+        lambda peer, id_: in_pieces(head(peer, id_, [*OK, (b"X-a", b"b" * 100)])),
+        "invalid header name",
+    ),
 }
+
+
+def in_pieces(frame: HeadersFrame) -> list[Frame]:
+    """The same header block in three frames, of which the first has none of it."""
+    frame.flags.discard("END_HEADERS")
+    block, frame.data = frame.data, b""
+    pieces = [ContinuationFrame(frame.stream_id, piece) for piece in (block[:50], block[50:])]
+    pieces[-1].flags.add("END_HEADERS")
+    return [frame, *pieces]
 
 
 @DELIVERIES
@@ -764,6 +836,94 @@ async def test_a_malformed_response_concerns_its_stream_alone(
         await client.is_served_on(peer)
         assert len(client.connector.dialled) == 1
         assert {frame.stream_id for frame in peer.sent(RstStreamFrame)} <= {stream_id}
+
+
+@pytest.mark.parametrize(
+    "name", ["informational with the end", "informational after the head", "second head"]
+)
+async def test_a_malformed_head_leaves_header_compression_in_step(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        frames = MALFORMED[name][0](peer, stream_id)
+        malformed = frames[-1]
+        assert isinstance(malformed, HeadersFrame)
+        malformed.data += peer.h2.encoder.encode([(b"x-indexed", b"by the malformed")])
+        await peer.send_frame(*frames)
+        with pytest.raises(RemoteProtocolError):
+            await request.result()
+        # Even where the server has ended the stream.
+        assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+        request = client.request()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, 200, [(b"x-indexed", b"by the malformed")])
+        assert (await request.result()).headers == [(b"x-indexed", b"by the malformed")]
+
+
+@pytest.mark.parametrize("priority", [False, True])
+@pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])
+async def test_padding_and_priority_of_heads(
+    nursery: trio.Nursery, autojump_clock: MockClock, pieces: bool, priority: bool
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        frame = head(peer, stream_id, [*OK, (b"a", b"b" * 100)])
+        # Where the block is in pieces, the padding fills all of the first frame (RFC 9113, 6.2).
+        first, *rest = in_pieces(frame) if pieces else [frame]
+        assert isinstance(first, HeadersFrame)
+        first.flags.add("PADDED")
+        first.pad_length = 20
+        if priority:
+            first.flags.add("PRIORITY")
+        await peer.send_frame(first, *rest, data(stream_id, b"", "END_STREAM"))
+        response = await request.result()
+        assert response.headers == [(b"a", b"b" * 100)]
+
+
+async def test_a_request_given_up_between_the_pieces_of_its_head(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        first, *rest = in_pieces(head(peer, stream_id, [*OK, (b"x-indexed", b"a" * 50)]))
+        await peer.send_frame(first)
+        await trio.testing.wait_all_tasks_blocked()
+        await request.cancel()
+        await peer.send_frame(*rest)
+        # Header compression has stayed in step.
+        request = client.request()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, 200, [(b"x-indexed", b"a" * 50)])
+        assert (await request.result()).headers == [(b"x-indexed", b"a" * 50)]
+
+
+@pytest.mark.parametrize("late", ["head", "trailers", "informational", "data"])
+async def test_what_comes_after_the_end_of_an_open_stream_resets_it(
+    nursery: trio.Nursery, autojump_clock: MockClock, late: str
+) -> None:
+    """The server has answered, and the request is still being sent (RFC 9113, 5.1, half-closed (remote))."""
+    unending = Gated(b"begun")
+    async with Client(nursery) as client:
+        upload = client.open("POST", content=unending)
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, 200)
+        response = await upload.result()
+        blocks = {"head": OK, "trailers": [(b"a", b"b")], "informational": [(b":status", b"103")]}
+        frame = data(stream_id, b"x") if late == "data" else head(peer, stream_id, blocks[late])
+        await peer.send_frame(frame)
+        assert await reset_of(peer, stream_id) is ErrorCodes.STREAM_CLOSED
+        # The response was whole.
+        assert await response.aread() == b""
+        await client.is_served_on(peer)
+        assert len(client.connector.dialled) == 1
 
 
 async def test_head_with_a_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -1058,6 +1218,32 @@ async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, autojump_clock: 
             await request.result()
         assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
         await client.is_served_on(peer)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("name", BUFFERS)
+async def test_pieces_are_counted_in_bytes(
+    nursery: trio.Nursery, autojump_clock: MockClock, name: str, method: str, declared: bool
+) -> None:
+    buffer, content = BUFFERS[name]
+    headers = {"Content-Length": str(len(content) + 2)} if declared else {}
+    async with Client(nursery) as client:
+        request = client.request(method, content=[b"<", buffer, b">"], headers=headers)
+        peer = await client.peer()
+        stream_id, _, body = await peer.request()
+        assert body == b"<" + content + b">"
+        await peer.respond(stream_id, 200)
+        assert (await request.result()).status == 200
+        # As the first piece, and the only one.
+        request = client.request(method, content=[buffer])
+        stream_id, _, body = await peer.request()
+        assert body == content
+        await peer.respond(stream_id, 200)
+        assert (await request.result()).status == 200
+        wrong = client.request(method, content=[buffer], headers={"Content-Length": str(len(content) + 1)})
+        with pytest.raises(LocalProtocolError, match="shorter"):
+            await wrong.result()
 
 
 # -- What arrives for streams that were left.

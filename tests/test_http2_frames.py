@@ -22,6 +22,7 @@ from trio_exchange._http2_frames import (
     MOST_FRAMES_IN_BLOCK,
     PADDED,
     PING,
+    PRIORITIZED,
     PRIORITY,
     PUSH_PROMISE,
     RST_STREAM,
@@ -33,6 +34,7 @@ from trio_exchange._http2_frames import (
     Patience,
     Violation,
     content_of,
+    fragment_of,
     name_of,
     parse_goaway,
     window_update,
@@ -230,6 +232,39 @@ def test_the_content_of_data(content: bytes, padding: int | None) -> None:
 def test_bad_padding(body: bytes, code: ErrorCodes) -> None:
     with pytest.raises(Violation) as caught:
         content_of(Frame(DATA, PADDED, 1, raw(DATA, PADDED, 1, body)))
+    assert caught.value.code == code
+
+
+# -- Header blocks.
+
+
+@given(st.binary(max_size=50), st.none() | st.integers(0, 255), st.booleans())
+def test_the_fragment_of_headers(fragment: bytes, padding: int | None, prioritized: bool) -> None:
+    flags = (0 if padding is None else PADDED) | (PRIORITIZED if prioritized else 0)
+    body = (b"prior" if prioritized else b"") + fragment
+    if padding is not None:
+        body = bytes([padding]) + body + bytes(padding)
+    assert fragment_of(Frame(HEADERS, flags, 1, raw(HEADERS, flags, 1, body))) == fragment
+
+
+@given(st.binary(max_size=50), st.integers(0, 255))
+def test_a_continuation_has_neither_padding_nor_priority(fragment: bytes, flags: int) -> None:
+    assert fragment_of(Frame(CONTINUATION, flags, 1, raw(CONTINUATION, flags, 1, fragment))) == fragment
+
+
+@pytest.mark.parametrize(
+    ("flags", "body", "code"),
+    [
+        (PADDED, b"", ErrorCodes.FRAME_SIZE_ERROR),
+        (PADDED, b"\x01", ErrorCodes.PROTOCOL_ERROR),
+        (PADDED, b"\x05four", ErrorCodes.PROTOCOL_ERROR),
+        (PRIORITIZED, b"four", ErrorCodes.FRAME_SIZE_ERROR),
+        (PADDED | PRIORITIZED, b"\x01fourX", ErrorCodes.FRAME_SIZE_ERROR),
+    ],
+)
+def test_headers_without_room_for_what_they_announce(flags: int, body: bytes, code: ErrorCodes) -> None:
+    with pytest.raises(Violation) as caught:
+        fragment_of(Frame(HEADERS, flags, 1, raw(HEADERS, flags, 1, body)))
     assert caught.value.code == code
 
 

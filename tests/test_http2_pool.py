@@ -30,7 +30,7 @@ from trio_exchange._streams import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool
-from .peers import assert_unharmed, make_tls, open_sockets, respond, serve_tcp
+from .peers import Events, assert_unharmed, make_tls, open_sockets, respond, serve_tcp
 
 URL = "http://example.com/"
 TLS_URL = "https://example.com/"
@@ -43,6 +43,7 @@ class Origin:
         limit: Its limit of concurrent streams, None for none.
         hold: Whether it answers only by `answer`.
         settings: Whether it sends SETTINGS at once; else it says nothing until `begin`.
+        then: A limit that it sends right after the first.
 
     Attributes:
         peers: Its connections.
@@ -50,7 +51,14 @@ class Origin:
         most: The most streams at once on one connection since this was set.
     """
 
-    def __init__(self, limit: int | None = None, *, hold: bool = False, settings: bool = True) -> None:
+    def __init__(
+        self,
+        limit: int | None = None,
+        *,
+        hold: bool = False,
+        settings: bool = True,
+        then: int | None = None,
+    ) -> None:
         self.peers: list[H2Peer] = []
         self.pending: list[tuple[H2Peer, int]] = []
         self.most = 0
@@ -58,13 +66,16 @@ class Origin:
         self._settings = settings
         self._silence = trio.CancelScope()
         self._limit = {} if limit is None else {SettingCodes.MAX_CONCURRENT_STREAMS: limit}
+        self._then: dict[SettingCodes | int, int] = {}
+        if then is not None:
+            self._then[SettingCodes.MAX_CONCURRENT_STREAMS] = then
 
     async def __call__(self, peer: H2Peer) -> None:
         self.peers.append(peer)
         received = b"" if self._settings else await self._listen(peer)
         if peer.ended:
             return
-        await peer.start(self._limit)
+        await peer.start(self._limit, then=self._then)
         peer.events += peer.h2.receive_data(received)
         await peer.flush()
         with contextlib.suppress(EOFError, trio.BrokenResourceError):
@@ -401,6 +412,186 @@ async def test_a_limit_lowered_between_the_grant_and_the_request_drops_nothing(
             assert results.statuses == [200] * 3
             assert origin.most == 2
             assert len(connector.dialled) == 1
+
+
+@pytest.mark.parametrize("connections", [1, 3, 20])
+@pytest.mark.parametrize("then", [0, 1, 2])
+async def test_what_was_not_sent_for_a_limit_lowered_at_once_waits_again(
+    connections: int, then: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    origin = Origin(100, hold=True, then=then)
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, origin, max_connections=connections)
+        async with pool:
+            results = Results(pool, nursery)
+            for _ in range(20):
+                # Content that can be taken only once.
+                body = (piece for piece in [b"some ", b"content"])
+                nursery.start_soon(results._one, URL, {"content": body})
+            await trio.testing.wait_all_tasks_blocked()
+            while origin.pending:
+                await origin.answer()
+            assert results.errors == []
+            assert results.statuses == [200] * 20
+            assert origin.most <= max(1, then)
+            assert not any(peer.sent(RstStreamFrame) for peer in origin.peers)
+
+
+async def test_a_burst_meets_a_limit_lowered_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    origin = Origin(100, hold=True, then=2)
+    events = Events()
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, origin, max_connections=1)
+        async with pool:
+            results = Results(pool, nursery)
+            await results.make(20, extensions={"trace": events})
+            assert len(origin.pending) == 2
+            assert pool.statistics().waiting == 18
+            while origin.pending:
+                await origin.answer()
+            assert results.statuses == [200] * 20
+            assert origin.most == 2
+            assert len(connector.dialled) == 1
+    retries = events.infos("connection.retry.started")
+    assert len(retries) == 18
+    for info in retries:
+        assert info.keys() == {"attempt", "delay", "exception"}
+        assert (info["attempt"], info["delay"]) == (1, 0.0)
+        assert isinstance(info["exception"], RemoteProtocolError)
+
+
+async def test_what_was_not_sent_waits_under_the_pool_timeout(autojump_clock: trio.testing.MockClock) -> None:
+    origin = Origin(100, hold=True, then=1)
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, origin, max_connections=1)
+        async with pool:
+            results = Results(pool, nursery)
+            await results.make(5, extensions={"timeout": {"pool": 3}})
+            assert len(origin.pending) == 1
+            await trio.sleep(2)
+            await origin.answer()
+            assert results.statuses == [200]
+            await trio.sleep(2)
+            assert [type(error) for error in results.errors] == [PoolTimeout] * 3
+            await origin.answer()
+            assert results.statuses == [200] * 2
+            assert_unharmed(pool, idle=1)
+
+
+async def test_what_was_not_sent_goes_to_the_head_of_the_queue(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    origin = Origin(2, hold=True)
+    async with trio.open_nursery() as nursery:
+        pool, _ = h2_pool(nursery, origin, max_connections=1)
+        async with pool:
+            results = Results(pool, nursery)
+            waits, go = trio.Event(), trio.Event()
+
+            async def handler(event: str, _: dict[str, Any]) -> None:
+                if event == "http2.send_connection_init.started":
+                    waits.set()
+                    await go.wait()
+
+            # The leader's handler takes its time, and another one's request is the only one allowed.
+            await results.make(1, URL + "first", extensions={"trace": handler})
+            await results.make(1, URL + "second")
+            await origin.set_limit(1)
+            await results.make(1, URL + "third")
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(3):
+                assert len(origin.pending) == 1
+                await origin.answer()
+            assert results.order == [URL + "second", URL + "first", URL + "third"]
+
+
+@pytest.mark.parametrize("times", [1, 2, 5, 6])
+async def test_a_limit_of_nothing_while_a_handler_takes_its_time(
+    times: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    origin = Origin(hold=True)
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, origin, max_connections=1)
+        async with pool:
+            results = Results(pool, nursery)
+
+            async def handler(event: str, _: dict[str, Any]) -> None:
+                if event == "http2.send_connection_init.started":
+                    await trio.testing.wait_all_tasks_blocked()
+                    if len(origin.peers) <= times:
+                        peer = origin.peers[-1]
+                        peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0})
+                        await peer.flush()
+                        await trio.testing.wait_all_tasks_blocked()
+
+            body = (piece for piece in [b"can be had ", b"once"])
+            await results.make(1, content=body, extensions={"trace": handler})
+            await trio.sleep(1)
+            await origin.answer()
+            # A connection that takes no request at all is not replaced for ever.
+            assert results.statuses == ([200] if times <= 5 else [])
+            assert len(results.errors) == (0 if times <= 5 else 1)
+            assert len(connector.dialled) == min(times + 1, 6)
+
+
+async def test_what_was_not_sent_may_still_be_repeated_once(autojump_clock: trio.testing.MockClock) -> None:
+    """The request finds no place, then no answer, and is answered at the third try."""
+    origin = Origin(10, hold=True)
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, origin, max_connections=1)
+        async with pool:
+            results, held_up = Results(pool, nursery), Results(pool, nursery)
+            go = trio.Event()
+
+            async def handler(event: str, info: dict[str, Any]) -> None:
+                events.append((event, info))
+                if event == "http2.send_connection_init.started":
+                    await go.wait()
+
+            events: list[tuple[str, dict[str, Any]]] = []
+            await held_up.make(1, extensions={"trace": handler})
+            await results.make(1)
+            await origin.set_limit(1)
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+            await origin.answer()
+            assert [stream_id for _, stream_id in origin.pending] == [3]
+            # The server ends the connection without an answer.
+            stream = origin.peers[0].stream
+            assert isinstance(stream, trio.StapledStream)
+            await stream.send_eof()
+            origin.pending.clear()
+            await trio.testing.wait_all_tasks_blocked()
+            await origin.answer()
+            assert held_up.statuses == results.statuses == [200]
+            attempts = [info["attempt"] for event, info in events if event == "connection.retry.started"]
+            assert attempts == [1, 2]
+            assert len(connector.dialled) == 2
+
+
+async def test_what_was_not_answered_twice_is_not_sent_a_third_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Also where the second connection has carried requests before."""
+    origin = Origin(1, hold=True)
+    async with trio.open_nursery() as nursery:
+        pool, connector = h2_pool(nursery, origin, max_connections=2)
+        async with pool:
+            results = Results(pool, nursery)
+            await results.make(2)
+            await origin.answer()
+            await results.make(1)
+            for _ in range(2):
+                [(peer, _)] = origin.pending
+                origin.pending.clear()
+                assert isinstance(peer.stream, trio.StapledStream)
+                await peer.stream.send_eof()
+                await trio.testing.wait_all_tasks_blocked()
+            assert [type(error) for error in results.errors] == [RemoteProtocolError]
+            assert origin.pending == []
+            assert len(connector.dialled) == 2
+            assert_unharmed(pool)
 
 
 async def test_a_server_that_never_sends_settings_is_asked_one_thing_at_a_time(

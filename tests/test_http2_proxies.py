@@ -55,6 +55,7 @@ class H2Proxy:
         nursery: In which it runs.
         script: Plays each request.
         settings: That its connections begin with.
+        then: Those that follow at once.
 
     Attributes:
         connector: For the pool.
@@ -63,12 +64,17 @@ class H2Proxy:
     """
 
     def __init__(
-        self, nursery: trio.Nursery, script: Script, settings: dict[SettingCodes, int] | None = None
+        self,
+        nursery: trio.Nursery,
+        script: Script,
+        settings: dict[SettingCodes, int] | None = None,
+        then: dict[SettingCodes, int] | None = None,
     ) -> None:
         self.connector = MemoryConnector(nursery, self._serve)
         self.script = script
         self.connections: list[Multiplexer] = []
         self._settings = settings
+        self._then = then
 
     async def _serve(self, peer: ScriptedPeer) -> None:
         await peer.start_tls(server_context("h2", "http/1.1"))
@@ -78,7 +84,7 @@ class H2Proxy:
         """Serve a connection whose TLS has been done."""
         connection = Multiplexer(stream, lambda stream: self.script(stream))
         self.connections.append(connection)
-        await connection.serve(self._settings)
+        await connection.serve(self._settings, self._then)
 
     @property
     def streams(self) -> list[ServerStream]:
@@ -504,15 +510,68 @@ async def test_a_tunnel_that_was_not_acted_on_is_asked_for_again_once(
     assert len(proxy.streams) == 2
 
 
+@pytest.mark.parametrize("traced", [False, True])
+async def test_tunnels_that_were_not_asked_for_yet_wait_for_another_place(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, traced: bool
+) -> None:
+    """The proxy lowers its limit at once, when many tunnels have been granted a place."""
+    limit = SettingCodes.MAX_CONCURRENT_STREAMS
+    proxy = H2Proxy(nursery, tunnel, {limit: 100}, {limit: 2})
+    answers: list[bytes | None] = []
+
+    async def slowly(event: str, _: dict[str, Any]) -> None:
+        if event == "proxy.connect.started":
+            await trio.sleep(0.01)
+
+    async def get(number: int) -> None:
+        extensions = {"trace": slowly} if traced else {}
+        response = await pool.request("GET", f"https://{number}.origin.example/", extensions=extensions)
+        answers.append(response.content)
+
+    async with proxy.pool() as pool:
+        async with trio.open_nursery() as requests:
+            for number in range(10):
+                requests.start_soon(get, number)
+        assert pool.statistics().idle == 10
+    assert len(answers) == len(set(answers)) == 10
+    # No tunnel was asked for twice.
+    assert [len(connection.streams) for connection in proxy.connections] == [2] * 5
+
+
+async def test_a_proxy_that_goes_away_again_and_again_refuses_no_tunnel(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def twice(stream: ServerStream) -> None:
+        if stream.id > 3:
+            stream.break_off()
+            return
+        if stream.id == 3:
+            await goaway(stream, 3)
+        await tunnel(stream)
+
+    proxy = H2Proxy(nursery, twice)
+    statuses: list[int] = []
+
+    async def get(number: int) -> None:
+        statuses.append((await pool.request("GET", f"https://{number}.origin.example/")).status)
+
+    async with proxy.pool() as pool, trio.open_nursery() as requests:
+        for number in range(15):
+            requests.start_soon(get, number)
+    assert statuses == [200] * 15
+
+
 @pytest.mark.parametrize("refuse", [not_acted_on, reset_as_refused])
-async def test_a_tunnel_that_is_refused_twice_is_a_proxy_error(nursery: trio.Nursery, refuse: Script) -> None:
-    proxy = H2Proxy(nursery, scripts(refuse, refuse, tunnel))
+async def test_a_tunnel_that_is_refused_six_times_is_a_proxy_error(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, refuse: Script
+) -> None:
+    proxy = H2Proxy(nursery, scripts(*[refuse] * 6, tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError, match=r"a\.origin\.example:443") as caught:
             await pool.request("GET", URL)
         assert caught.value.response is None
         assert (await pool.request("GET", URL)).status == 200
-    assert len(proxy.streams) == 3
+    assert len(proxy.streams) == 7
 
 
 async def test_a_proxy_that_goes_away_without_an_answer_is_a_proxy_error(nursery: trio.Nursery) -> None:

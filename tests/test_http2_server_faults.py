@@ -27,7 +27,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.h2peer import H2Peer, h2_pool
-from tests.peers import DELIVERIES, assert_unharmed, client_context, internals, make_tls, serve_tcp
+from tests.peers import (
+    DELIVERIES,
+    Events,
+    assert_unharmed,
+    client_context,
+    internals,
+    make_tls,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectionPool,
     Connector,
@@ -371,7 +379,7 @@ async def test_a_generator_that_was_used_is_not_sent_again(
 
 
 @pytest.mark.parametrize("how", ["refused", "goaway"])
-async def test_a_second_refusal_is_an_error(autojump_clock: trio.testing.MockClock, how: str) -> None:
+async def test_a_sixth_refusal_is_an_error(autojump_clock: trio.testing.MockClock, how: str) -> None:
     requests = 0
 
     async def refuses(peer: H2Peer) -> None:
@@ -386,10 +394,21 @@ async def test_a_second_refusal_is_an_error(autojump_clock: trio.testing.MockClo
                 else:
                     await peer.send(going_away(0))
 
+    events = Events()
+    start = trio.current_time()
     async with linked("memory", refuses) as (pool, _):
         with pytest.raises(RemoteProtocolError, match=r"REFUSED_STREAM|GOAWAY"):
-            await fetch(pool)
-        assert requests == 2
+            await fetch(pool, extensions={"trace": events})
+        assert requests == 6
+        assert pool.statistics().connections_opened == (1 if how == "refused" else 6)
+    retries = events.infos("connection.retry.started")
+    assert [info["attempt"] for info in retries] == [1, 2, 3, 4, 5]
+    assert all("REFUSED_STREAM" in str(info["exception"]) or how == "goaway" for info in retries)
+    # On another connection the first repetition needs no pause.
+    expected = [0.1, 0.2, 0.4, 0.8, 1.6] if how == "refused" else [0, 0.2, 0.4, 0.8, 1.6]
+    for info, pause in zip(retries, expected, strict=True):
+        assert 0.5 * pause <= info["delay"] <= 1.5 * pause
+    assert trio.current_time() - start == pytest.approx(sum(info["delay"] for info in retries))
 
 
 @pytest.mark.parametrize("code", [ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, 0xDEAD])
@@ -504,7 +523,7 @@ async def test_an_unknown_error_code_and_long_debug_data_do_no_harm(
         await peer.request()
         await peer.send(going_away(0, 0xBADC0DE, b"\x00\xff" * 8000))
 
-    async with linked("memory", in_turn(goes, goes)) as (pool, _):
+    async with linked("memory", in_turn(*[goes] * 6)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match="error 0xbadc0de") as caught:
             await fetch(pool)
         assert len(str(caught.value)) < 2000
@@ -552,6 +571,139 @@ async def test_goaway_while_others_wait_for_a_place(autojump_clock: trio.testing
             for _ in range(5):
                 nursery.start_soon(functools.partial(fetch, pool, "POST", content=b""))
         assert pool.statistics().connections_opened == 2
+
+
+def goes_after(streams: int, served: list[H2Peer], *, at_once: bool) -> Serve:
+    """A server that acts on so many streams of a connection, and then says GOAWAY.
+
+    It says so before it answers the last of them, or only after.
+    """
+
+    async def serve(peer: H2Peer) -> None:
+        served.append(peer)
+        await peer.start()
+        acted_on: list[int] = []
+        with contextlib.suppress(trio.BrokenResourceError):
+            while len(acted_on) < streams:
+                if not await peer.receive():
+                    return
+                ids = [event.stream_id for event in peer.events if isinstance(event, h2.events.StreamEnded)]
+                peer.events.clear()
+                ids = ids[: streams - len(acted_on)]
+                acted_on += ids
+                if at_once and len(acted_on) == streams:
+                    await peer.send(going_away(acted_on[-1]))
+                for stream_id in ids:
+                    await peer.respond(stream_id)
+            if not at_once:
+                await peer.send(going_away(acted_on[-1]))
+            while await peer.listen():
+                pass
+
+    return serve
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["before the answers", "after them"])
+@pytest.mark.parametrize("streams", [1, 3, 10])
+async def test_a_server_that_goes_away_again_and_again_fails_nothing(
+    autojump_clock: trio.testing.MockClock, streams: int, at_once: bool
+) -> None:
+    served: list[H2Peer] = []
+    left = 200
+
+    async def work() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            assert await fetch(pool, "POST", content=b"once") == b""
+
+    async with linked("memory", goes_after(streams, served, at_once=at_once)) as (pool, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(work)
+        assert 200 / streams <= len(served) <= 400 / streams
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["before the answers", "after them"])
+async def test_a_real_server_that_goes_away_again_and_again_fails_nothing(at_once: bool) -> None:
+    left = 200
+
+    async def work() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            assert await fetch(pool, url=url) == b""
+
+    serve = goes_after(5, [], at_once=at_once)
+    async with linked("plain", serve) as (pool, url), trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(work)
+
+
+@pytest.mark.parametrize("max_connections", [1, 5])
+async def test_a_request_refused_thrice_is_the_first_of_a_connection(
+    autojump_clock: trio.testing.MockClock, max_connections: int
+) -> None:
+    """The server acts on one stream of a connection, and says so only when there are others."""
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        with contextlib.suppress(EOFError, trio.BrokenResourceError):
+            first, _, _ = await peer.request()
+            with trio.move_on_after(1):
+                await peer.request()
+                await peer.send(going_away(first))
+            await peer.respond(first)
+            await peer.until_closed()
+
+    async def get() -> None:
+        await fetch(pool, extensions={"trace": events})
+
+    events = Events()
+    async with linked("memory", serve, max_connections=max_connections) as (pool, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(get)
+        assert_unharmed(pool, idle=pool.statistics().idle)
+    assert max(info["attempt"] for info in events.infos("connection.retry.started")) == 3
+
+
+async def test_a_pause_counts_as_waiting_for_a_connection(autojump_clock: trio.testing.MockClock) -> None:
+    async def refuses(peer: H2Peer) -> None:
+        await peer.start()
+        with contextlib.suppress(EOFError):
+            while True:
+                stream_id, _, _ = await peer.request()
+                await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
+
+    async with linked("memory", refuses) as (pool, _):
+        start = trio.current_time()
+        # What does not fit is not begun, and the error says what the matter is.
+        with pytest.raises(RemoteProtocolError, match="REFUSED_STREAM"):
+            await fetch(pool, extensions={"timeout": {"pool": 0.5}})
+        assert 0 < trio.current_time() - start < 0.5
+        with pytest.raises(RemoteProtocolError, match="REFUSED_STREAM"):
+            await fetch(pool, extensions={"timeout": {"pool": 0}})
+
+
+async def test_a_request_can_be_cancelled_in_its_pause(autojump_clock: trio.testing.MockClock) -> None:
+    requests = 0
+
+    async def refuses(peer: H2Peer) -> None:
+        nonlocal requests
+        await peer.start()
+        with contextlib.suppress(EOFError):
+            while True:
+                stream_id, _, _ = await peer.request()
+                requests += 1
+                await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
+
+    async with linked("memory", refuses) as (pool, _):
+        with trio.move_on_after(0.04) as scope:
+            await fetch(pool)
+        assert scope.cancelled_caught
+        assert requests == 1
+        assert_unharmed(pool, idle=1)
 
 
 async def test_stream_ids_running_out_open_a_new_connection(autojump_clock: trio.testing.MockClock) -> None:
@@ -1077,6 +1229,34 @@ async def test_a_fault_over_a_real_socket_is_told_to_the_server(tls: bool) -> No
         await fetch(pool, url=url)
 
 
+async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> None:
+    """Send pieces that arrive together; under TLS each is a record of its own, and so read by itself."""
+    if isinstance(stream, trio.SSLStream):
+        for piece in pieces:
+            stream._ssl_object.write(piece)
+        await stream.transport_stream.send_all(stream._outgoing.read())
+    else:
+        await stream.send_all(b"".join(pieces))
+
+
+@pytest.mark.parametrize("link", ["plain", "tls"])
+async def test_what_arrives_behind_a_fault_does_not_change_its_code(link: str) -> None:
+    async def hostile(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.request()
+        faults = [update(0, 2**31 - 1), raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
+        await send_together(peer.stream, [*faults, DONE, raw(PING, 0, 0, bytes(8))])
+        while await peer.listen():
+            pass
+        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.FLOW_CONTROL_ERROR]
+        assert not peer.sent(PingFrame)
+
+    async with linked(link, in_turn(hostile, ordinary)) as (pool, url):
+        with pytest.raises(RemoteProtocolError, match="without a response"):
+            await fetch(pool, url=url)
+        await fetch(pool, url=url)
+
+
 # -- Whatever a server sends.
 
 _SOUND = [
@@ -1270,6 +1450,20 @@ async def test_a_reset_of_a_stream_that_was_refused_is_no_news(
         async with pool:
             assert await fetch(pool, "POST", content=b"once") == b"POST once"
             assert len(connector.dialled) == 2
+
+
+async def test_a_second_goaway_for_a_stream_that_was_refused_is_no_news(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refuse(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.request()
+        # In one piece, so that the request hears of both at once.
+        await peer.send_frame(GoAwayFrame(0, 0), GoAwayFrame(0, 0))
+        await peer.until_closed()
+
+    async with linked("memory", in_turn(refuse, ordinary)) as (pool, _):
+        assert await fetch(pool, "POST", content=b"once") == b"POST once"
 
 
 @pytest.mark.parametrize("resumes", [True, False])

@@ -39,7 +39,7 @@ from trio_exchange._connectors import Connector
 from trio_exchange.testing import ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool
-from .peers import assert_unharmed, client_context, internals, make_tls, respond, serve_tcp
+from .peers import BUFFERS, assert_unharmed, client_context, internals, make_tls, respond, serve_tcp
 
 URL = "http://proxy.example/"
 TARGET = {"target": "example.com:443"}
@@ -753,6 +753,53 @@ async def test_closing_after_the_server_ended_ends_our_side_too(nursery: trio.Nu
         await (stream.aclose() if close == "stream" else response.aclose())
         assert_unharmed(pool, idle=1)
         await trio.testing.wait_all_tasks_blocked()
+
+
+@everywhere
+@pytest.mark.parametrize("name", BUFFERS)
+async def test_buffers_are_counted_in_bytes(via: str, name: str) -> None:
+    buffer, content = BUFFERS[name]
+    async with a_pool(via, echo) as (pool, url, peer), a_tunnel(pool, url) as response:
+        stream = network_stream(response)
+        for send in (stream.write, stream.send_all):
+            async with trio.open_nursery() as writer:
+                writer.start_soon(send, buffer)
+                assert await read_exactly(stream, len(content)) == content
+        await stream.write(b"on")
+        assert await read_exactly(stream, 2) == b"on"
+        assert peer.sent(RstStreamFrame) == []
+
+
+async def test_what_is_no_buffer_does_a_tunnel_no_harm(nursery: trio.Nursery) -> None:
+    pool, _ = h2_pool(nursery, echo)
+    text: Any = "text"
+    async with pool, a_tunnel(pool) as response:
+        stream = network_stream(response)
+        with pytest.raises(TypeError, match="bytes-like"):
+            await stream.write(text)
+        await stream.write(b"on")
+        assert await read_exactly(stream, 2) == b"on"
+
+
+async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id = await accept(peer)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send_frame(
+            HeadersFrame(stream_id, peer.h2.encoder.encode([(b"t", b"u")]), flags=["END_HEADERS"])
+        )
+        reset = await peer.event(h2.events.StreamReset, stream_id)
+        assert reset.error_code == ErrorCodes.PROTOCOL_ERROR
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, serve)
+    async with pool, a_tunnel(pool) as response:
+        # More than the window, which is never opened.
+        with trio.fail_after(10), pytest.raises(WriteError, match="trailers that do not end the stream"):
+            await network_stream(response).write(bytes(100_000))
 
 
 async def test_trailers_end_a_tunnel(nursery: trio.Nursery) -> None:

@@ -184,11 +184,11 @@ class Multiplexer:
         self.progress = trio.Event()
         self._script = script
 
-    async def serve(self, settings: Any = None) -> None:
+    async def serve(self, settings: Any = None, then: Any = None) -> None:
         """Serve until the client has gone, which must have ended all tunnels before it says so."""
         async with trio.open_nursery() as nursery:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.peer.start(settings)
+                await self.peer.start(settings, then=then)
                 while data := bytes(await self.peer.stream.receive_some(65536)):
                     self._receive(data, nursery)
                     await self.peer.flush()

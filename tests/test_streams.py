@@ -30,7 +30,17 @@ from trio_exchange import (
 from trio_exchange._streams import Readiness, Transport, WouldBlock
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import Script, client_context, make_tls, open_sockets, reset, respond, serve_tcp, serve_unix
+from .peers import (
+    BUFFERS,
+    Script,
+    client_context,
+    make_tls,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    serve_unix,
+)
 
 URL = "http://example.com/"
 UPGRADE = [("Connection", "upgrade"), ("Upgrade", "echo")]
@@ -111,6 +121,51 @@ async def test_the_raw_stream(
     server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert len(open_sockets() - sockets) == 0
+
+
+@both_schemes
+@pytest.mark.parametrize("inner", [False, True], ids=["as it is", "TLS inside"])
+@pytest.mark.parametrize("name", BUFFERS)
+@pytest.mark.parametrize("how", ["write", "send_all"])
+async def test_buffers_are_counted_in_bytes(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, how: str, name: str, inner: bool
+) -> None:
+    async def then(peer: ScriptedPeer) -> None:
+        if inner:
+            await peer.start_tls(make_tls().server)
+        await echo(peer)
+
+    buffer, content = BUFFERS[name]
+    server = await serve_tcp(nursery, switching(then), tls=tls)
+    async with ConnectionPool(ssl_context=make_tls().client) as pool:
+        extensions = {"target": "example.com:443"}
+        async with pool.stream("CONNECT", server.url, extensions=extensions) as response:
+            stream = network_stream(response)
+            if inner:
+                stream = await stream.start_tls(make_tls().client, "example.com")
+            received = b""
+            async with trio.open_nursery() as writer:
+                writer.start_soon(getattr(stream, how), buffer)
+                while len(received) < len(content):
+                    received += await stream.read(65536)
+            assert received == content
+            await getattr(stream, how)(b"on")
+            assert await stream.read() == b"on"
+    server.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("what", ["text", 5, None, [b"x"]])
+async def test_what_is_no_buffer(nursery: trio.Nursery, what: Any) -> None:
+    connector = MemoryConnector(nursery, switching())
+    async with (
+        ConnectionPool(connector=connector) as pool,
+        pool.stream("GET", URL, headers=UPGRADE) as response,
+    ):
+        for send in (network_stream(response).write, network_stream(response).send_all):
+            with pytest.raises(TypeError, match="bytes-like"):
+                await send(what)
+        await network_stream(response).write(b"unharmed")
+        assert await network_stream(response).read() == b"unharmed"
 
 
 @pytest.mark.parametrize("then", ["stream", "response"])

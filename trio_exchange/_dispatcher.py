@@ -20,6 +20,7 @@ answer to a request, and what carries it a connection like any other.
 from __future__ import annotations
 
 import functools
+import random
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import trio
 
 from ._connectors import Connection, Establish, close_forcefully
-from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, may_resend
+from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, Resend, reason_to_resend
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
 from ._http11 import HTTP11Connection
@@ -43,6 +44,11 @@ from ._uploads import Upload
 _HOUSEKEEPING_INTERVAL = 1.0
 # How long closing waits for those who dial to notice.
 _DIALLING_GRACE = 1.0
+# How often a request is sent again that the server has refused, and the first pause before that.
+_MOST_REFUSALS = 5
+_FIRST_PAUSE = 0.1
+# After so many refusals by connections that went away, a request is only sent as the first of a new one.
+_SHARED_REFUSALS = 2
 
 
 class Turn:
@@ -55,7 +61,17 @@ class Turn:
         tracer: Who is told.
     """
 
-    __slots__ = ("begun", "establish", "route", "ticket", "tracer", "waiting")
+    __slots__ = (
+        "begun",
+        "establish",
+        "refusals",
+        "repeated",
+        "repetitions",
+        "route",
+        "ticket",
+        "tracer",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -71,6 +87,58 @@ class Turn:
         wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
         self.ticket: Ticket[OwnedConnection] = Ticket(route, wake)
         self.begun = False
+        # How often the request was sent again, or waited again; how often the server had refused it; and
+        # whether it was repeated though the server may have acted on it.
+        self.repetitions = 0
+        self.refusals = 0
+        self.repeated = False
+
+    def pause_before(
+        self, reason: Resend | None, connection: HTTPConnection, *, reused: bool
+    ) -> float | None:
+        """How many seconds to wait before the request is sent again, None if it is not.
+
+        It also settles what connections the request can be sent on.
+
+        Args:
+            reason: Why it may be sent again.
+            connection: What it failed on.
+            reused: Whether that had carried a request before.
+        """
+        pause = 0.0
+        # A shared connection is read all the time, so that no other one can be dead and idle.
+        self.ticket.fresh = isinstance(connection, HTTP11Connection)
+        match reason:
+            case None:
+                return None
+            case Resend.UNANSWERED:
+                if self.repeated:
+                    return None
+                self.repeated = True
+            case Resend.REFUSED:
+                self.refusals += 1
+                goes_away = connection.readiness() is Readiness.CLOSED
+                # Else those before it might always be as many as such connections take.
+                self.ticket.fresh = goes_away and self.refusals > _SHARED_REFUSALS
+                if self.refusals > 1 or not goes_away:
+                    # Random, lest those that were refused together come back together.
+                    pause = _FIRST_PAUSE * 2 ** (self.refusals - 1) * random.uniform(0.5, 1.5)
+                    if pause >= self.waiting.left:
+                        return None
+            case Resend.UNSENT if not reused:
+                # Else a server that takes no request at all would be dialled for ever.
+                self.refusals += 1
+        if self.refusals > _MOST_REFUSALS:
+            return None
+        self.repetitions += 1
+        return pause
+
+    async def pause(self, seconds: float) -> None:
+        """Wait before the request is sent again. It counts as waiting for a connection."""
+        if seconds:
+            await self.waiting.spend(trio.sleep, seconds)
+        else:
+            await trio.lowlevel.checkpoint()
 
 
 class Dispatcher:
@@ -141,30 +209,36 @@ class Dispatcher:
     async def exchange(
         self, prepared: Prepared, turn: Turn, begin: Callable[[HTTPConnection], Awaitable[Response]]
     ) -> Response:
-        """Send a request on a connection, and on a second one where that can do no harm.
+        """Send a request on a connection, and again where that can do no harm.
+
+        A request of which nothing was sent has given its grant back when `begin` raises, and waits again at
+        the head of the queue. One that the server refused is sent again a few times, one that it did not
+        answer once.
 
         Args:
             prepared: The request.
             turn: Its way to a connection.
             begin: Makes the exchange on it.
         """
-        connection: Any = await self.obtain(turn)
-        reused = connection.requests > 0
-        try:
-            return await begin(connection)
-        except ExchangeError as exc:
-            # A callback's error may have been marked by the request that the callback made.
-            is_its_own = exc is prepared.failure
-            if not (is_its_own and may_resend(exc, idempotent=prepared.idempotent, reused=reused)):
-                raise
-            if not prepared.body_can_be_sent_again:
-                raise
-            info = {"attempt": 1, "delay": 0.0, "exception": exc}
-        # A shared connection is read all the time, so that no other one can be dead and idle.
-        turn.ticket.fresh = isinstance(connection, HTTP11Connection)
-        await traced(turn.tracer, "connection.retry", info, trio.lowlevel.checkpoint)
-        connection = await self.obtain(turn)
-        return await begin(connection)
+        while True:
+            connection: Any = await self.obtain(turn)
+            reused = connection.requests > 0
+            try:
+                return await begin(connection)
+            except ExchangeError as exc:
+                # A callback's error may have been marked by the request that the callback made.
+                if exc is not prepared.failure or not prepared.body_can_be_sent_again:
+                    raise
+                reason = reason_to_resend(exc, idempotent=prepared.idempotent, reused=reused)
+                pause = turn.pause_before(reason, connection, reused=reused)
+                if pause is None:
+                    raise
+                info = {"attempt": turn.repetitions, "delay": pause, "exception": exc}
+            try:
+                await traced(turn.tracer, "connection.retry", info, turn.pause, pause)
+            finally:
+                # The exception's traceback leads back to here.
+                del info
 
     async def obtain(self, turn: Turn) -> OwnedConnection:
         """Get a connection that is ready for an exchange, which must begin without an await between."""

@@ -8,6 +8,7 @@ a trace handler) passes through unchanged.
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -160,8 +161,23 @@ def mark_alike(error: ExchangeError, other: ExchangeError) -> None:
     error._refused = other._refused
 
 
-def may_resend(error: ExchangeError, *, idempotent: bool, reused: bool) -> bool:
-    """Whether the request that failed with `error` can be sent again.
+class Resend(enum.Enum):
+    """Why a request that failed may be sent again, which decides how often.
+
+    Attributes:
+        UNSENT: Nothing was sent, since the connection took no more requests, or broke after it had carried
+            others. Sending the request is no repetition.
+        REFUSED: The server has promised that it did not act on the request.
+        UNANSWERED: The connection may have been dead before the request, whose method is idempotent.
+    """
+
+    UNSENT = enum.auto()
+    REFUSED = enum.auto()
+    UNANSWERED = enum.auto()
+
+
+def reason_to_resend(error: ExchangeError, *, idempotent: bool, reused: bool) -> Resend | None:
+    """Why the request that failed with `error` may be sent again, None if it may not.
 
     Where the server has promised that it did not act, it can. Else the failure matters only on a reused
     connection: a server closes an idle connection at a moment of its choosing, so a request can meet the
@@ -174,4 +190,10 @@ def may_resend(error: ExchangeError, *, idempotent: bool, reused: bool) -> bool:
         idempotent: Whether the request's method is idempotent.
         reused: Whether the connection had carried a request before.
     """
-    return error._refused or (reused and (error._unsent or (error._unanswered and idempotent)))
+    if error._unsent and (error._refused or reused):
+        return Resend.UNSENT
+    if error._refused:
+        return Resend.REFUSED
+    if reused and error._unanswered and idempotent:
+        return Resend.UNANSWERED
+    return None

@@ -46,6 +46,7 @@ import hpack
 import trio
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
+from h2.stream import StreamClosedBy, StreamInputs
 
 from ._connectors import Connection
 from ._exceptions import (
@@ -72,6 +73,7 @@ from ._exchange import (
 from ._http2_frames import (
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
@@ -81,13 +83,14 @@ from ._http2_frames import (
     Patience,
     Violation,
     content_of,
+    fragment_of,
     name_of,
     parse_goaway,
     window_update,
 )
-from ._http2_headers import check_fields, content_length, request_headers, response_head
+from ._http2_headers import check_trailers, content_length, request_headers, response_head
 from ._models import HeaderList, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain
+from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain, to_octets
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
@@ -168,6 +171,9 @@ class HTTP2Connection(HTTPConnection):
         self.settings_received: trio.Event = trio.Event()
         # The reader's.
         self._splitter = FrameSplitter()
+        # The pieces of an exchange's header block whose end is to come, and whether it ends the stream.
+        self._block: list[bytes] = []
+        self._block_ends_stream = False
         self._patience = Patience(trio.current_time())
         self._last_received = trio.current_time()
         # How much data has arrived that was not credited yet. Since all of it soon is, whatever becomes of
@@ -247,6 +253,9 @@ class HTTP2Connection(HTTPConnection):
         )
         try:
             while data := await receive(RECEIVE_SIZE):
+                if self.will_close:
+                    # Else a further violation would replace the code of the GOAWAY that is to be sent.
+                    return
                 self._receive(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             failure = ReadError(explain(exc))
@@ -394,9 +403,6 @@ class HTTP2Connection(HTTPConnection):
         except h2.exceptions.TooManyStreamsError:
             # The server has lowered its limit since this was granted.
             return None
-        # h2 would give up the connection for a wrong content-length (RFC 9113, 8.1.1).
-        stream: Any = self._h2.streams[stream_id]
-        stream._initialize_content_length = _leave_unchecked
         self._streams[stream_id] = exchange
         if body:
             self._h2.send_data(stream_id, body, end_stream=end_stream)
@@ -455,13 +461,19 @@ class HTTP2Connection(HTTPConnection):
         # It may have ended in the frame that is being worked on.
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self._h2.reset_stream(stream_id, code)
-        # Were it kept, h2 would give up the connection for a late informational response.
-        self._h2._closed_streams[stream_id] = self._h2.streams.pop(stream_id).closed_by
+        self._forget(stream_id, receivable)
+        self._unread_resets += 1
+        self._heed_resets()
+
+    def _forget(self, stream_id: int, receivable: int) -> None:
+        """Expect nothing more on a stream, and let what still comes do no harm."""
+        # Were it kept, h2 would give up the connection for a late informational response, or for data: it
+        # was not shown the head.
+        closed_by = self._h2.streams.pop(stream_id).closed_by
+        self._h2._closed_streams[stream_id] = closed_by or StreamClosedBy.SEND_RST_STREAM
         self._left[stream_id] = receivable
         if len(self._left) > _MOST_LEFT:
             del self._left[next(iter(self._left))]
-        self._unread_resets += 1
-        self._heed_resets()
 
     def _heed_resets(self) -> None:
         if self._unread_resets > _MOST_UNREAD_RESETS:
@@ -526,18 +538,48 @@ class HTTP2Connection(HTTPConnection):
         if frame.kind == GOAWAY:
             self._take_goaway(frame)
             return
-        if frame.kind not in (HEADERS, CONTINUATION) or frame.stream_id not in self._streams:
+        if frame.kind not in (HEADERS, CONTINUATION) or self._receiver(frame.stream_id) is None:
             # It serves no request. A SETTINGS frame is as much work as there are settings in it.
             cost = 1 + frame.length // 6 if frame.kind == SETTINGS else 1
             self._patience.spend(self._last_received, cost)
         # Extensions are not used here, and h2 would be particular about ALTSVC.
-        if frame.kind <= CONTINUATION:
+        if frame.kind <= CONTINUATION and not self._take_fragment(frame):
             self._show_h2(frame.raw)
+
+    def _receiver(self, stream_id: int) -> HTTP2Exchange | None:
+        """The exchange that may receive heads, data and trailers on a stream."""
+        exchange = self._streams.get(stream_id)
+        return None if exchange is None or exchange.received_end or exchange.is_over else exchange
+
+    def _take_fragment(self, frame: Frame) -> bool:
+        """Take a piece of a header block past h2, where it is for an exchange."""
+        if frame.kind == HEADERS and frame.stream_id in self._streams:
+            self._block_ends_stream = bool(frame.flags & END_STREAM)
+        elif not self._block:
+            return False
+        self._block.append(fragment_of(frame))
+        if frame.flags & END_HEADERS:
+            data, self._block = b"".join(self._block), []
+            # Whoever it is for, since what it says of the table of headers holds for those that follow.
+            block: HeaderList = self._blaming_server(self._h2.decoder.decode, data, True)
+            # The request may have been given up between the pieces.
+            exchange = self._streams.get(frame.stream_id)
+            if exchange is not None and not exchange.is_over:
+                exchange.take_block(block, ends=self._block_ends_stream)
+                if self._block_ends_stream:
+                    self._take_end(frame.stream_id, exchange)
+        return True
+
+    def _take_end(self, stream_id: int, exchange: HTTP2Exchange) -> None:
+        """The server has ended a stream, unless it was reset for what came along with the end."""
+        if not exchange.is_over:
+            self._h2.streams[stream_id].state_machine.process_input(StreamInputs.RECV_END_STREAM)
+            exchange.take_end()
 
     def _take_data(self, frame: Frame) -> bool:
         """Take data past h2, where it is for a stream that h2 would not complain about."""
-        exchange = self._streams.get(frame.stream_id)
-        if exchange is None or exchange.received_end or exchange.is_over:
+        exchange = self._receiver(frame.stream_id)
+        if exchange is None:
             if frame.stream_id not in self._left:
                 return False
             # It counts, though nobody wants it (RFC 9113, 5.1). What was sent before the reset was seen is
@@ -554,24 +596,28 @@ class HTTP2Connection(HTTPConnection):
         else:
             self._patience.spend(self._last_received)
         exchange.take_data(content_of(frame), frame.length)
-        if ends and not exchange.is_over:
-            self._h2.streams[frame.stream_id].receive_data(b"", end_stream=True, flow_control_len=0)
-            exchange.take_end()
+        if ends:
+            self._take_end(frame.stream_id, exchange)
         return True
 
     def _show_h2(self, raw: bytes) -> None:
-        for event in self._events(raw):
+        for event in self._blaming_server(self._h2.receive_data, raw):
             take = _EVENTS.get(type(event))
             if take is not None:
                 take(self, event)
 
-    def _events(self, raw: bytes) -> list[h2.events.Event]:
+    def _blaming_server(self, parse: Callable[..., Any], *args: Any) -> Any:
+        """Call what takes the server's bytes apart."""
         try:
-            return self._h2.receive_data(raw)
+            return parse(*args)
         except h2.exceptions.ProtocolError as exc:
             compression = isinstance(exc.__cause__, hpack.HPACKError)
             code = ErrorCodes.COMPRESSION_ERROR if compression else exc.error_code
             raise Violation(code, f"the server broke HTTP/2: {exc}") from exc
+        except hpack.HPACKError as exc:
+            raise Violation(
+                ErrorCodes.COMPRESSION_ERROR, f"the server sent a bad header block: {exc}"
+            ) from exc
         except Exception as exc:
             # Bytes are all that it was given, so that whatever it is, they are at fault.
             raise Violation(
@@ -585,35 +631,17 @@ class HTTP2Connection(HTTPConnection):
         reason = f"sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
         self._farewell = f"{reason} and "
         for stream_id, exchange in list(self._streams.items()):
-            if stream_id > goaway.last_stream_id:
+            # One that has been refused, or has failed, hears no more.
+            if stream_id > goaway.last_stream_id and not exchange.is_over:
                 exchange.refused(f"the server {reason} and has not acted on the request")
+                self._forget(stream_id, exchange.receivable)
         if not self._exchanges:
             self._fail(RemoteProtocolError(f"the server {reason}"))
 
-    def _listener(self, stream_id: int | None) -> HTTP2Exchange | None:
-        """Whom a stream's events concern: one that has been refused, or has failed, hears no more."""
-        exchange = self._streams.get(stream_id or 0)
-        return None if exchange is None or exchange.is_over else exchange
-
-    def _take_head(self, event: h2.events.ResponseReceived | h2.events.InformationalResponseReceived) -> None:
-        exchange = self._listener(event.stream_id)
-        if exchange is not None:
-            exchange.take_head(event.headers or [])
-
-    def _take_trailers(self, event: h2.events.TrailersReceived) -> None:
-        exchange = self._listener(event.stream_id)
-        if exchange is not None:
-            exchange.take_trailers(event.headers or [])
-
-    def _take_end(self, event: h2.events.StreamEnded) -> None:
-        exchange = self._listener(event.stream_id)
-        if exchange is not None:
-            exchange.take_end()
-
     def _take_reset(self, event: h2.events.StreamReset) -> None:
-        exchange = self._listener(event.stream_id)
-        if exchange is not None:
-            exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
+        # Streams that no exchange cares about any more h2 does not know either.
+        exchange = self._streams[event.stream_id or 0]
+        exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
         for code in event.changed_settings:
@@ -766,7 +794,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         if not self.sent_end:
             await self.send(b"", end=True)
 
-    async def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
+    async def send(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
         """Send data when there is room for it, and maybe the end. A checkpoint only if it has to wait.
 
         Raises:
@@ -802,21 +830,35 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
 
     # -- What the connection's reader tells. Nothing here waits.
 
-    def take_head(self, block: list[tuple[bytes, bytes]]) -> None:
-        """The head of a response, of whatever kind."""
+    def take_block(self, block: HeaderList, *, ends: bool) -> None:
+        """A head of whatever kind, or the trailers; the end follows if it `ends` the stream."""
+        if self.received_end:
+            # The request is still being sent (RFC 9113, 5.1, half-closed (remote)).
+            self._reset_code = ErrorCodes.STREAM_CLOSED
+            self._finish(clean=False)
+            return
         try:
-            head = response_head(block)
-            if head.status < 200:
-                self._count_informational()
-            elif self._is_tunnel(head.status):
-                self._left = None
+            if self._has_head:
+                check_trailers(block, ends=ends)
+                self._put(list(block))
             else:
-                self._left = content_length(head.headers)
-                if self._prepared.method == b"HEAD" or head.status in (204, 304):
-                    self._left = 0
+                self._take_head(response_head(block), ends=ends)
         except RemoteProtocolError as exc:
             self._malformed(exc)
-            return
+
+    def _take_head(self, head: Head, *, ends: bool) -> None:
+        if head.status < 200:
+            if ends:
+                raise RemoteProtocolError(
+                    f"the server ended the stream with an informational response: {head.status}"
+                )
+            self._count_informational()
+        elif self._is_tunnel(head.status):
+            self._left = None
+        else:
+            self._left = content_length(head.headers)
+            if self._prepared.method == b"HEAD" or head.status in (204, 304):
+                self._left = 0
         self._answered = True
         self._has_head = head.status >= 200
         self._put(head)
@@ -845,15 +887,6 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             if self._left is not None:
                 self._left -= len(data)
             self._put_data(data)
-
-    def take_trailers(self, block: HeaderList) -> None:
-        """The trailers; the end follows."""
-        try:
-            check_fields(block)
-        except RemoteProtocolError as exc:
-            self._malformed(exc)
-        else:
-            self._put(list(block))
 
     def take_end(self) -> None:
         """The end of the response."""
@@ -1080,6 +1113,9 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
             # Nothing will arrive for a task that waits, or asks again.
             self._fail(ReadError("the stream was closed"))
         self._connection.leave(self.stream_id, reset)
+        if not clean:
+            # Lest one that writes to a tunnel waits for a window for ever.
+            self._connection.wake_senders()
 
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         if exc is self._failure and not self._answered:
@@ -1144,7 +1180,7 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_sendable()
             try:
-                await self._exchange.send(memoryview(data))
+                await self._exchange.send(to_octets(data))
             except WriteError as exc:
                 self._check_sendable()
                 raise trio.BrokenResourceError(str(exc)) from exc
@@ -1182,10 +1218,6 @@ class Tunnel(Watchable, trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("the end was sent already")
 
 
-def _leave_unchecked(_: Any) -> None:
-    """What h2 would check, and exchanges do themselves."""
-
-
 def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = None) -> ExchangeError:
     """A failure of the connection as one exchange's own error."""
     own = (kind or type(failure))(f"{failure}, {when}")
@@ -1194,10 +1226,6 @@ def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = N
 
 
 _EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {
-    h2.events.ResponseReceived: HTTP2Connection._take_head,
-    h2.events.InformationalResponseReceived: HTTP2Connection._take_head,
-    h2.events.TrailersReceived: HTTP2Connection._take_trailers,
-    h2.events.StreamEnded: HTTP2Connection._take_end,
     h2.events.StreamReset: HTTP2Connection._take_reset,
     h2.events.RemoteSettingsChanged: HTTP2Connection._take_settings,
     h2.events.WindowUpdated: HTTP2Connection._take_window,

@@ -10,6 +10,8 @@ where h2 would do something else than a client must:
 - GOAWAY goes past h2, for which it is the end of the connection, though streams may go on.
 - DATA goes past h2 as well, which would cost several times what all the rest does. Of it, h2 is only told
   the end of a stream.
+- So do header blocks, since a malformed response concerns its stream alone (RFC 9113, 8.1.1), while h2 gives
+  up the connection for some.
 - What a server may say that serves no request is limited (`Patience`).
 """
 
@@ -27,11 +29,13 @@ PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(5, 10)
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
+PRIORITIZED = 0x20
 
 MAX_FRAME_SIZE = 16384
 # h2 has this limit too, but calls it a protocol error.
 MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
+_PRIORITY_SIZE = 5
 _GOAWAY = struct.Struct(">LL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
 
@@ -195,7 +199,7 @@ def parse_goaway(frame: Frame) -> Goaway:
 
 
 def content_of(frame: Frame) -> bytes:
-    """What a DATA frame carries, without its padding (RFC 9113, 6.1).
+    """What a DATA or HEADERS frame carries, without its padding (RFC 9113, 6.1 and 6.2).
 
     Raises:
         Violation: The padding is as long as the frame, or longer, or its length is missing.
@@ -204,7 +208,8 @@ def content_of(frame: Frame) -> bytes:
         return frame.raw[_HEADER_SIZE:]
     if not frame.length:
         raise Violation(
-            ErrorCodes.FRAME_SIZE_ERROR, "the server sent padded DATA without its padding's length"
+            ErrorCodes.FRAME_SIZE_ERROR,
+            f"the server sent a padded frame of type {frame.kind} without its padding's length",
         )
     padding = frame.raw[_HEADER_SIZE]
     if padding >= frame.length:
@@ -213,6 +218,22 @@ def content_of(frame: Frame) -> bytes:
             f"the server sent a frame of {frame.length} bytes, {padding} of padding",
         )
     return frame.raw[_HEADER_SIZE + 1 : len(frame.raw) - padding]
+
+
+def fragment_of(frame: Frame) -> bytes:
+    """The piece of a header block that a HEADERS or CONTINUATION frame carries (RFC 9113, 6.2 and 6.10).
+
+    Raises:
+        Violation: The padding or the priority does not fit into the frame.
+    """
+    if frame.kind == CONTINUATION:
+        return frame.raw[_HEADER_SIZE:]
+    content = content_of(frame)
+    if not frame.flags & PRIORITIZED:
+        return content
+    if len(content) < _PRIORITY_SIZE:
+        raise Violation(ErrorCodes.FRAME_SIZE_ERROR, "the server sent HEADERS without their priority")
+    return content[_PRIORITY_SIZE:]
 
 
 def window_update(stream_id: int, increment: int) -> bytes:

@@ -92,6 +92,25 @@ def response_head(block: list[tuple[bytes, bytes]]) -> Head:
     return Head(b"HTTP/2", int(status), b"", headers)
 
 
+def check_trailers(block: HeaderList, *, ends: bool) -> None:
+    """Check what comes after a response's head, which can only be trailers (RFC 9113, 8.1).
+
+    Args:
+        block: The header block.
+        ends: Whether it ends the stream.
+
+    Raises:
+        RemoteProtocolError: It is something else, or malformed.
+    """
+    if not ends:
+        name, status = block[0] if block else (b"", b"")
+        if name != b":status":
+            raise RemoteProtocolError("the server sent trailers that do not end the stream")
+        kind = "an informational response" if status.startswith(b"1") else "a second head"
+        raise RemoteProtocolError(f"the server sent {kind} after the response's head: {status!r}")
+    check_fields(block)
+
+
 def check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check header or trailer fields (RFC 9113, 8.2).
 

@@ -1076,7 +1076,7 @@ class Prepared:
         self._iterator = aiter(self.request.stream)
         while (chunk := await next_chunk(self._iterator)) is not END_OF_BODY:
             check_chunk(chunk)
-            if chunk:
+            if memoryview(chunk).nbytes:
                 self._peeked = chunk
                 return
         self.body = b""

@@ -369,7 +369,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Send all of `buffer`.
 
         Args:
-            buffer: The bytes to send; none is allowed.
+            buffer: The bytes to send, in any object like bytes; none is allowed.
             timeout: Seconds to wait in all, None for ever.
 
         Raises:
@@ -377,7 +377,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
             WriteError: The connection broke, or the stream is closed.
             LocalProtocolError: The stream belongs to an ordinary response.
             trio.BusyResourceError: Another task is writing.
-            TypeError, ValueError: `timeout` is not a non-negative number.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `buffer` not like bytes.
 
         When it is cancelled, an unknown part of `buffer` has been sent.
         """
@@ -473,7 +473,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`, as `trio.abc.SendStream` says."""
         self._refuse_as_trio()
-        await self._stream.send_all(data)
+        await self._stream.send_all(to_octets(data))
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -533,6 +533,19 @@ class NetworkStream(trio.abc.HalfCloseableStream):
                 return stream.socket
             stream = _below(stream)
         return None
+
+
+def to_octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+    """A buffer as one of bytes, since streams count items; it is copied only if it is not contiguous.
+
+    Raises:
+        TypeError: It is no buffer.
+    """
+    if isinstance(data, (bytes, bytearray)):
+        return data
+    view = memoryview(data)
+    # A view of nothing can't be cast.
+    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
 
 
 def check_max_bytes(max_bytes: object) -> None:
