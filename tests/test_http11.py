@@ -140,10 +140,53 @@ CASES = {
     ),
     "HEAD with a length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", method="HEAD"),
     "HEAD with a coding": Case(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", method="HEAD"),
+    "HEAD with the same length twice": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nContent-Length: 5\r\n\r\n", method="HEAD"
+    ),
+    "HEAD with both lengths": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        method="HEAD",
+        reused=False,
+    ),
     "HEAD without either": Case(b"HTTP/1.1 200 OK\r\n\r\n", method="HEAD"),
     "204": Case(b"HTTP/1.1 204 No Content\r\n\r\n", status=204, reason=b"No Content"),
     "204 with a length": Case(
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", status=204, reason=b"No Content"
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 with a length of 0": Case(
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", status=204, reason=b"No Content"
+    ),
+    "204 with a coding": Case(
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 with both lengths": Case(
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 to HEAD with a length": Case(
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        method="HEAD",
+        reused=False,
+    ),
+    "205": Case(b"HTTP/1.1 205 X\r\nContent-Length: 0\r\n\r\n", status=205, reason=b"X"),
+    "205 with a body": Case(
+        b"HTTP/1.1 205 X\r\nContent-Length: 5\r\n\r\nhello", b"hello", status=205, reason=b"X"
+    ),
+    "205 with a coding": Case(
+        b"HTTP/1.1 205 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", status=205, reason=b"X"
+    ),
+    "205 without either": Case(
+        b"HTTP/1.1 205 X\r\n\r\nhello", b"hello", status=205, reason=b"X", reused=False, until_close=True
     ),
     "304": Case(b"HTTP/1.1 304 Not Modified\r\n\r\n", status=304, reason=b"Not Modified"),
     "304 with a length": Case(
@@ -152,13 +195,30 @@ CASES = {
     "304 with a coding": Case(
         b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", status=304, reason=b"Not Modified"
     ),
+    "304 with both lengths": Case(
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        status=304,
+        reason=b"Not Modified",
+        reused=False,
+    ),
     "1xx before": Case(
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
-        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\n"
+        b"HTTP/1.1 102 \r\nContent-Length: 0\r\n\r\n"
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
         b"no",
         404,
         b"Not Found",
+    ),
+    "1xx with a length before": Case(
+        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"hello",
+        reused=False,
+    ),
+    "1xx with a coding before": Case(
+        b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 103 X\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"hello",
+        reused=False,
     ),
     "HTTP/1.0": Case(
         b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False, until_close=True
@@ -272,6 +332,36 @@ async def test_transcripts_with_trailing_bytes_that_come_later(
             received.set()
             await sent.wait()
             assert pool.statistics().connections_opened == requests
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 204 X\r\nContent-Length: 43\r\n\r\n",
+        b"HTTP/1.1 204 X\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nContent-Length: 43\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+    ],
+    ids=["204, length", "204, coding", "103, length", "103, coding"],
+)
+@DELIVERIES
+async def test_a_body_that_may_not_be_is_not_taken_for_the_next_response(
+    nursery: trio.Nursery, head: bytes, byte_by_byte: bool
+) -> None:
+    """The body comes when the next request has been sent, and looks like the answer to that."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            if request.target == b"/first":
+                await peer.send(head, byte_by_byte=byte_by_byte)
+                async for _ in peer:
+                    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+            else:
+                await peer.send_response(200, body=b"good")
+
+    async with memory_pool(nursery, script) as pool:
+        assert (await pool.request("GET", URL + "first")).status == 204
+        assert (await pool.request("GET", URL + "second")).content == b"good"
 
 
 async def test_headers_keep_order_and_case(nursery: trio.Nursery) -> None:

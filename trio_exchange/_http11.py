@@ -311,10 +311,12 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
     async def _next_head(self) -> Head:
         event = await self._next_event()
         self._check_head_size()
+        headers = event.headers.raw_items()
         if event.status_code < 200 and event.status_code != 101:
+            self._frame_body(event.status_code, headers)
             self._received = 0
             self._count(self._h11.trailing_data[0])
-        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, event.headers.raw_items())
+        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, headers)
 
     def _check_head_size(self) -> None:
         """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""
@@ -373,12 +375,14 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
                     length = int(value)
                 case b"transfer-encoding":
                     coded = True
-        if length is None:
-            return
-        if coded:
-            # An attempt at smuggling, or a server that can't be understood.
-            self._may_reuse = False
-        elif self._prepared.method != b"HEAD" and status not in (204, 304):
+        if status < 200 or status == 204:
+            # These have no body and may not announce one (RFC 9110, 8.6; RFC 9112, 6.1). A server that
+            # does may send it all the same, and it must not be taken for the next response.
+            self._may_reuse = self._may_reuse and not (length or coded)
+        elif coded:
+            # With both an attempt at smuggling, or a server that can't be understood.
+            self._may_reuse = self._may_reuse and length is None
+        elif length is not None and self._prepared.method != b"HEAD" and status != 304:
             self._left = length
             self._buffered = self._h11.trailing_data[0]
 
