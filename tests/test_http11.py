@@ -1599,6 +1599,119 @@ async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) 
         assert pool.statistics().connections_opened == 2
 
 
+class Delay:
+    """A trace handler that, before the first request's head is sent, lets something arrive."""
+
+    def __init__(self, pool: ConnectionPool, go: trio.Event) -> None:
+        self._pool = pool
+        self._go = go
+        self.names: list[str] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.names.append(event)
+        if event == "http11.send_request_headers.started" and not self._go.is_set():
+            self._go.set()
+            [connection] = self._pool.connections
+            await trio.lowlevel.wait_readable(connection.info.get_extra_info("socket"))
+
+
+STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
+
+
+@both_schemes
+@pytest.mark.parametrize("stale", [STALE, STALE[:1], b""], ids=["response", "a byte", "closed"])
+@pytest.mark.parametrize(
+    "make_content",
+    [lambda: b"x", lambda: Pieces(b"x"), lambda: b"x" * MEGABYTE],
+    ids=["small", "pieces", "large"],
+)
+async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, stale: bytes, make_content: Any
+) -> None:
+    received = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            received.append(request.method)
+            await peer.send_response(200, body=b"answer %d" % len(received))
+            if len(received) == 1:
+                await go.wait()
+                if not stale:
+                    return
+                await peer.send(stale)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        await pool.request("GET", server.url)
+        delay = Delay(pool, go)
+        response = await pool.request("POST", server.url, content=make_content(), extensions={"trace": delay})
+        assert response.content == b"answer 2"
+        assert received == [b"GET", b"POST"]
+        assert pool.statistics().connections_opened == 2
+        assert delay.names[:4] == [
+            "http11.send_request_headers.started",
+            "http11.send_request_headers.failed",
+            "connection.close.started",
+            "connection.close.complete",
+        ]
+        await settled(pool, idle=1)
+
+
+@both_schemes
+@DELIVERIES
+async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
+) -> None:
+    """A server that refuses a connection in HTTP may answer the request too; no other request gets that."""
+    early = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 5\r\n\r\nearly"
+    connections = 0
+
+    async def script(peer: ScriptedPeer) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 2:
+            await respond(peer)
+            return
+        await go.wait()
+        await peer.send(early[:1] if byte_by_byte else early)
+        await peer.receive_request()
+        if byte_by_byte:
+            await peer.send(early[1:], byte_by_byte=True)
+        async for _ in peer:
+            await peer.send(STALE)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        response = await pool.request("GET", server.url, extensions={"trace": Delay(pool, go)})
+        assert (response.status, response.content) == (408, b"early")
+        assert (await pool.request("PUT", server.url, content=b"own")).content == b"own"
+        assert pool.statistics().connections_opened == 2
+
+
+@both_schemes
+async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+    received = b""
+
+    async def script(peer: ScriptedPeer) -> None:
+        nonlocal received
+        await go.wait()
+        await peer.send(b"SSH-2.0-OpenSSH_9.6\r\n")
+        received = await drain(peer)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        delay = Delay(pool, go)
+        with pytest.raises(RemoteProtocolError, match="does not speak HTTP/1: it sent b'SSH"):
+            await pool.request("GET", server.url, extensions={"trace": delay})
+        assert pool.statistics().connections_opened == 1
+        assert "connection.retry.started" not in delay.names
+        await settled(pool)
+    assert received == b""
+
+
 # -- Traces of an exchange.
 
 

@@ -258,10 +258,50 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
 
     async def _send_or_note(self, data: bytes) -> None:
         """Send; where the connection breaks, the server's answer may be there all the same."""
+        # The pool has checked a reused connection without an await since, other than for trace handlers,
+        # which may take any time.
+        if self._connection.requests == 1:
+            await self._receive_early()
+        elif self._tracer is not None:
+            await self._check_still_usable()
         try:
             await self._connection.send(data, self._timeouts.write)
         except WriteError as exc:
             self._write_error = exc
+
+    async def _receive_early(self) -> None:
+        """Receive what the server has sent on a new connection before the request.
+
+        It is taken for the response: a server may refuse a connection in HTTP (408, 503) without reading
+        from it. A response to the request may still follow and be taken for the next one's, so there is no
+        next request on this connection.
+        """
+        connection = self._connection
+        if watch(connection.stream) is not Readiness.READABLE:
+            return
+        try:
+            data = await connection.receive_available()
+        except WouldBlock:
+            return
+        except ReadError as exc:
+            self._failure = exc
+            raise
+        self._may_reuse = False
+        self._feed(data)
+
+    async def _check_still_usable(self) -> None:
+        """Refuse to send on a pooled connection that was closed, or on which unsolicited data has arrived."""
+        connection = self._connection
+        readiness = connection.readiness()
+        if readiness is Readiness.READABLE and await connection.still_open():
+            readiness = Readiness.QUIET
+        # Reading may have made TLS send something (RFC 8446, 4.6).
+        self._sent_before = connection.transport.bytes_sent
+        if readiness is not Readiness.QUIET:
+            self._failure = RemoteProtocolError(
+                "before the request was sent, the server closed the idle connection or sent unsolicited data"
+            )
+            raise self._failure
 
     # -- Receiving.
 
