@@ -34,13 +34,20 @@ from ._exceptions import (
 )
 from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
 from ._models import Headers, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain, watch
+from ._streams import (
+    MOST_PROBES,
+    RECEIVE_SIZE,
+    NetworkStream,
+    Readiness,
+    WouldBlock,
+    explain,
+    is_alert,
+    watch,
+)
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
 _RESPONSE_BEGINS = b"HTTP/1."
-# In how many pieces an idle connection may receive what nobody asked for, before it is closed for that.
-_MOST_PROBES = 8
 # How often an answer is waited for before it is looked for again without waiting.
 _WAITS = 8
 
@@ -166,7 +173,7 @@ class HTTP11Connection(HTTPConnection):
             WouldBlock: Nothing is there.
             ReadError: The connection broke, or was closed.
         """
-        self.transport.probing = _MOST_PROBES
+        self.transport.probing = MOST_PROBES
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -525,7 +532,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         if self._answered or exc is not self._failure:
             return exc
-        error = self._write_error or exc
+        # An alert says more than that sending failed after it.
+        error = exc if is_alert(exc.__cause__) else self._write_error or exc
         mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
         self._prepared.failure = error
         return error

@@ -721,7 +721,11 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     def _open(self, headers: Headers, body: bytes, *, end: bool) -> None:
         self.stream_id = self._connection.open(self, headers, body, end_stream=end)
         if self.stream_id is None:
-            self._failure = RemoteProtocolError("the server takes no more requests on this connection")
+            self._failure = (
+                _own(self._connection.failure, "before the request was sent")
+                if self._connection.will_close
+                else RemoteProtocolError("the server takes no more requests on this connection")
+            )
             mark_refused(self._failure)
             raise self._failure
         self.sent_end = end

@@ -11,8 +11,8 @@ stream what HTTP needs and Trio's streams don't offer:
   `trio.SSLStream` this reads what has arrived, and only that, without damage: the stream tolerates a
   receive that fails, which it doesn't of a send.
 - *Remembered send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may answer
-  and close before it has read a request whole; the answer is there to be read. So while `defer_errors` is
-  set, a failing send is kept in `send_error` instead of being raised.
+  and close before it has read a request whole; the answer is there to be read, or the alert that says why
+  it closed. So while `defer_errors` is set, a failing send is kept in `send_error` instead of being raised.
 
 Through proxies one transport may lie on top of another, with TLS or a stream of HTTP/2 between. What is asked
 of the upper one it asks of what is below (`watch`, `_probe_below`, `send_error`, `defer_errors`).
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import re
 import select
 import socket
 import ssl
@@ -45,6 +46,8 @@ from ._exceptions import (
 from ._timeouts import check_seconds, timed
 
 RECEIVE_SIZE = 65536
+# In how many pieces may be received without waiting what nobody asked for.
+MOST_PROBES = 8
 
 NOT_RAW = (
     "this network stream belongs to HTTP and only gives information; it can be read and written after a "
@@ -56,13 +59,32 @@ class WouldBlock(Exception):
     """Nothing has arrived, and the transport is only probing."""
 
 
+# How OpenSSL names the alerts that it receives (RFC 8446, 6), by the protocol that introduced them.
+_ALERT = re.compile(r"(?:SSLV3_ALERT|TLSV1_ALERT|TLSV13_ALERT|TLSV1)_(\w+)")
+
+
 def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
-    """What a stream's error says, or means by its type."""
+    """What a stream's error says, or means by its type or its cause."""
     if str(error):
         return str(error)
-    return (
-        "the connection broke" if isinstance(error, trio.BrokenResourceError) else "the connection was closed"
-    )
+    if isinstance(error, trio.ClosedResourceError):
+        return "the connection was closed"
+    if isinstance(error.__cause__, ssl.SSLError):
+        return _explain_tls(error.__cause__)
+    return "the connection broke"
+
+
+def is_alert(error: BaseException | None) -> bool:
+    """Whether a stream's error is a TLS alert from the server."""
+    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
+    return isinstance(cause, ssl.SSLError) and _ALERT.fullmatch(cause.reason or "") is not None
+
+
+def _explain_tls(error: ssl.SSLError) -> str:
+    reason = error.reason or str(error)
+    alert = _ALERT.fullmatch(reason)
+    words = (reason if alert is None else alert[1]).lower().replace("_", " ")
+    return f"TLS failed: {words}" if alert is None else f"the server sent the TLS alert '{words}'"
 
 
 class Readiness(enum.Enum):
@@ -124,7 +146,7 @@ class Transport(Watchable):
             bottom = bottom._stream
         self._watched = _watchable_below(bottom)
         self.below: Transport | None = self._watched if isinstance(self._watched, Transport) else None
-        if isinstance(bottom, trio.SocketStream):
+        if isinstance(bottom, trio.SocketStream) and bottom.socket.fileno() >= 0:
             self._use_socket(bottom.socket)
 
     def _use_socket(self, inner: trio.socket.SocketType) -> None:
@@ -335,6 +357,11 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._received = received
         self._refusal = refusal
         self._on_close = on_close
+        # Below TLS, the transport that keeps the errors of sending.
+        below = stream.transport_stream if isinstance(stream, trio.SSLStream) else None
+        self._transport = below if isinstance(below, Transport) else None
+        # Set when `write` has looked for an alert, while which another task must not read.
+        self._looked: trio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<NetworkStream over {self._stream!r}>"
@@ -384,7 +411,28 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         try:
             await timed(timeout, WriteTimeout, self.send_all, buffer)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise WriteError(explain(exc)) from exc
+            reason = await self._received_alert() or exc
+            raise WriteError(explain(reason)) from reason
+
+    async def _received_alert(self) -> trio.BrokenResourceError | None:
+        """The TLS alert that says why the peer takes no more data, if it has arrived."""
+        transport = self._transport
+        if transport is None or transport.send_error is None:
+            return None
+        self._looked = trio.Event()
+        transport.probing = MOST_PROBES
+        try:
+            data = await self._stream.receive_some(RECEIVE_SIZE)
+        except trio.BrokenResourceError as exc:
+            return exc if is_alert(exc) else None
+        except (WouldBlock, trio.BusyResourceError, trio.ClosedResourceError):
+            # Where another task is reading, it gets the alert.
+            return None
+        finally:
+            transport.probing = 0
+            self._looked.set()
+        self._received += data
+        return None
 
     async def start_tls(
         self,
@@ -422,7 +470,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         if server_hostname is None and ssl_context.check_hostname:
             # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
             raise ValueError("ssl_context checks host names, so that server_hostname must be given")
-        tls = trio.SSLStream(self, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        transport = Transport(self)
+        transport.defer_errors = True
+        tls = trio.SSLStream(transport, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
             await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
         except BaseException:
@@ -457,6 +507,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
         self._refuse_as_trio()
+        if self._looked is not None:
+            await self._looked.wait()
         if not self._received:
             return bytes(await self._stream.receive_some(max_bytes))
         check_max_bytes(max_bytes)
@@ -469,6 +521,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Send all of `data`, as `trio.abc.SendStream` says."""
         self._refuse_as_trio()
         await self._stream.send_all(data)
+        error = None if self._transport is None else self._transport.send_error
+        if error is not None:
+            raise trio.BrokenResourceError(str(error)) from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as `trio.abc.SendStream` says."""
@@ -604,10 +659,13 @@ async def handshake(tls: trio.SSLStream[Any], host: str | None) -> None:
         _raise_handshake_error(exc, host)
 
 
-def _raise_handshake_error(exc: Exception, host: str | None) -> NoReturn:
+def _raise_handshake_error(
+    exc: trio.BrokenResourceError | trio.ClosedResourceError, host: str | None
+) -> NoReturn:
     reason = exc.__cause__ if exc.__cause__ is not None else exc
     if isinstance(reason, ssl.SSLCertVerificationError):
         raise ConnectError(
             f"the certificate of {host} could not be verified: {reason.verify_message}"
         ) from exc
-    raise ConnectError(f"the TLS handshake with {host} failed: {reason}") from exc
+    said = explain(exc) if is_alert(exc) else reason
+    raise ConnectError(f"the TLS handshake with {host} failed: {said}") from exc
