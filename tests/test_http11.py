@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
+from trio_exchange._http11_errors import explain_received, explain_sent
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (
@@ -530,9 +532,154 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 @DELIVERIES
 async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -> None:
     async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
-        with pytest.raises(RemoteProtocolError):
+        with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL)
+        assert re.match(r"the (server|response)'?s? ", str(info.value))
+        assert "bytearray" not in str(info.value)
         await settled(pool)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"HTTP/1.1 20 OK\r\n\r\n",
+            "the server sent the status line b'HTTP/1.1 20 OK'; "
+            "expected is 'HTTP/1.1', a code of three digits and a reason",
+        ),
+        (
+            b"HTTP/1.1 099 OK\r\n\r\n",
+            "the server sent the status line b'HTTP/1.1 099 OK'; expected is a code from 100 to 999",
+        ),
+        (
+            OK + b"A: b\r\nit's \"no\" colon\r\n\r\n",
+            "the server sent the header line b'it\\'s \"no\" colon'; "
+            "expected is a name, a colon and a value without control characters",
+        ),
+        (
+            OK + b"A: " + b"\x00" * 1000 + b"\r\n\r\n",
+            "the server sent the header line b'A: " + "\\x00" * 97 + "'...; "
+            "expected is a name, a colon and a value without control characters",
+        ),
+        (
+            OK + b" A: b\r\n\r\n",
+            "the server sent a header line that begins with white space (b' A: b') and continues no other; "
+            "expected is a name",
+        ),
+        (
+            OK + b"Content-Length: 1\r\nA: b\r\ncontent-length: 2\r\n\r\nContent-Length: 3\r\n",
+            "the server sent more than one Content-Length (b'Content-Length: 1', b'content-length: 2')",
+        ),
+        (
+            b"HTTP/1.1 103 X\r\nContent-Length: 0\r\n\r\n" + OK + b"Content-Length: 1, 2\r\n\r\n",
+            "the server sent more than one Content-Length (b'Content-Length: 1, 2')",
+        ),
+        (
+            OK + b"Content-Length: -1\r\n\r\n",
+            "the server sent a malformed Content-Length (b'Content-Length: -1'); "
+            "expected are at most 20 digits",
+        ),
+        (
+            OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "the server sent more than one Transfer-Encoding "
+            "(b'Transfer-Encoding: chunked', b'Transfer-Encoding: chunked'); expected is 'chunked', once",
+        ),
+        (
+            OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+            "the server sent an unsupported Transfer-Encoding (b'Transfer-Encoding: gzip, chunked'); "
+            "expected is 'chunked'",
+        ),
+        (
+            b"HTTP/1.1 101 X\r\n\r\n",
+            "the server sent 101 (Switching Protocols), but the request does not ask for an upgrade",
+        ),
+        (
+            CHUNKED + b"0x1\r\n",
+            "the server sent b'0x1\\r\\n' as the size of a chunk; expected are at most 20 hexadecimal digits",
+        ),
+        (CHUNKED + b"1\r\nab", "the server sent b'b' after a chunk; expected is b'\\r\\n'"),
+        (
+            CHUNKED + b"0\r\nContent-Length: x\r\n\r\n",
+            "the server sent a malformed Content-Length (in the trailers); expected are at most 20 digits",
+        ),
+    ],
+    ids=[
+        "status line", "status code", "header line", "long header line", "continuation", "two lengths",
+        "two lengths in one, after a 1xx", "length", "two codings", "coding", "switch", "chunk size",
+        "chunk's end", "trailers",
+    ],
+)  # fmt: skip
+@DELIVERIES
+async def test_a_malformed_response_is_described(
+    nursery: trio.Nursery, data: bytes, message: str, byte_by_byte: bool
+) -> None:
+    async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == message
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OK + b"A: " + b"x" * LIMIT, f"the response's head is larger than {LIMIT} bytes"),
+        (
+            CHUNKED + b"1" * (LIMIT + 1),
+            f"the response's trailers, or the size of a chunk in it, are larger than {LIMIT} bytes",
+        ),
+    ],
+    ids=["head", "chunk size"],
+)
+async def test_what_is_too_long_is_described(nursery: trio.Nursery, data: bytes, message: str) -> None:
+    async with memory_pool(nursery, transcript(data)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == message
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize("end", [b"", b"1", b"1\r\n", b"1\r\na", b"0\r\n"])
+async def test_a_chunked_body_that_ends_early_is_described(nursery: trio.Nursery, end: bytes) -> None:
+    async with memory_pool(nursery, transcript(CHUNKED + end, then_close=True)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == "the server closed the connection before the end of the body"
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+@DELIVERIES
+@pytest.mark.parametrize("trailing", [b"", b"\x15\x03\x03\x00\x02\x01\x00"])
+async def test_a_server_that_speaks_tls_is_told_apart(
+    nursery: trio.Nursery, scheme: str, byte_by_byte: bool, trailing: bytes
+) -> None:
+    alert = b"\x15\x03\x01\x00\x02\x02\x46"
+    script = transcript(alert + trailing, byte_by_byte=byte_by_byte, then_close=True)
+    async with memory_pool(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", f"{scheme}://example.com:8443/")
+    assert str(info.value) == (
+        f"the server does not speak HTTP/1 on this port, but TLS (use {scheme}s://example.com:8443)"
+    )
+
+
+async def test_what_looks_like_tls_within_tls_is_shown(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, transcript(b"\x15\x03\x01"), tls=make_tls().server)
+    async with tcp_pool() as pool:
+        with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/1: it sent b'\\x15\\x03"):
+            await pool.request("GET", server.url)
+
+
+def test_errors_that_h11_does_not_raise_yet() -> None:
+    assert explain_received("something new", b"", 1) == "the server broke HTTP/1.1: something new"
+    assert explain_received("illegal header line", b"", 1).startswith(
+        "the server sent the header line illegal"
+    )
+    assert explain_sent("something new", []) == "something new"
 
 
 @pytest.mark.parametrize(
@@ -585,7 +732,7 @@ async def test_an_error_in_the_body_stays(nursery: trio.Nursery) -> None:
             chunks = response.aiter_stream()
             assert await anext(chunks) == b"a"
             for _ in range(2):
-                with pytest.raises(RemoteProtocolError):
+                with pytest.raises(RemoteProtocolError, match="as the size of a chunk"):
                     await anext(chunks)
         await settled(pool)
 
@@ -977,10 +1124,13 @@ async def test_content_of_another_length_than_declared(
 ) -> None:
     content = [b"ab", b"cd"] if framing == "streamed" else [b"x" * 100_000]
     async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(LocalProtocolError) as info:
             await pool.request(
                 "POST", URL, content=Pieces(*content), headers={"Content-Length": str(declared)}
             )
+        relation = "longer" if declared < sum(map(len, content)) else "shorter"
+        assert str(info.value) == f"the content is {relation} than its Content-Length, {declared}"
+        assert isinstance(info.value.__cause__, h11.LocalProtocolError)
         await settled(pool)
         assert (await pool.request("PUT", URL, content=b"x")).content == b"x"
 

@@ -432,7 +432,9 @@ async def test_bytes_already_read_are_the_handshakes_beginning(nursery: trio.Nur
         await a_pool(nursery, switching(mute, along=b"this is no TLS")) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
-        with pytest.raises(ConnectError, match=r"handshake with example\.com failed"):
+        with pytest.raises(
+            ConnectError, match=r"handshake with example\.com failed: .*sent b'this is no TLS'$"
+        ):
             await network_stream(response).start_tls(make_tls().client, "example.com")
 
 

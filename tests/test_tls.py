@@ -32,6 +32,7 @@ from trio_exchange._tls import TLSSettings, _make_context, default_context_for, 
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (
+    DELIVERIES,
     Script,
     Server,
     assert_unharmed,
@@ -301,15 +302,62 @@ async def test_a_name_that_can_not_be_one(
         assert_unharmed(pool)
 
 
-async def test_a_server_that_speaks_no_tls(client_context: ssl.SSLContext, nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "answer", "message"),
+    [
+        (
+            "https",
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "it sent b'HTTP/1.1 400 Bad Req'; use http://example.com:8443",
+        ),
+        (
+            "wss",
+            b"HTTP/1.0 400 X\r\n\r\n",
+            "it sent b'HTTP/1.0 400 X\\r\\n\\r\\n'; use ws://example.com:8443",
+        ),
+        ("https", b"220 mail.example ESMTP\r\n", "it sent b'220 mail.example ESM'"),
+    ],
+    ids=["https", "wss", "another protocol"],
+)
+@DELIVERIES
+async def test_a_server_that_speaks_no_tls(
+    client_context: ssl.SSLContext,
+    nursery: trio.Nursery,
+    scheme: str,
+    answer: bytes,
+    message: str,
+    byte_by_byte: bool,
+) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_some()
-        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await peer.send(answer, byte_by_byte=byte_by_byte)
 
     async with ConnectionPool(client_context, connector=MemoryConnector(nursery, serve)) as pool:
-        with pytest.raises(ConnectError, match=r"the TLS handshake with example\.com failed"):
-            await pool.request("GET", "https://example.com/")
+        with pytest.raises(ConnectError) as info:
+            await pool.request("GET", f"{scheme}://example.com:8443/")
+        text = str(info.value)
+        beginning = "the TLS handshake with example.com failed: the server does not speak TLS on this port: "
+        assert text.startswith(beginning + "it sent b'")
+        if byte_by_byte:
+            # OpenSSL gives up once it has the header of a record.
+            assert "; ".join(text.split("; ")[1:]) == "; ".join(message.split("; ")[1:])
+        else:
+            assert text == beginning + message
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
         assert_unharmed(pool)
+
+
+async def test_a_proxy_that_speaks_no_tls(client_context: ssl.SSLContext, nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await peer.send(b"HTTP/1.1 400 X\r\n\r\n")
+
+    proxy = Proxy("https://proxy.example:3128", ssl_context=client_context)
+    async with ConnectionPool(proxy=proxy, connector=MemoryConnector(nursery, serve)) as pool:
+        with pytest.raises(
+            ConnectError, match=r"proxy\.example:3128 failed: .*; use http://proxy\.example:3128$"
+        ):
+            await pool.request("GET", "https://example.com/")
 
 
 async def test_a_server_that_hangs_up_in_the_handshake(

@@ -33,10 +33,12 @@ from ._exceptions import (
     mark_unanswered,
 )
 from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
-from ._models import Headers, Origin, Prepared, Response
+from ._http11_errors import explain_received, explain_sent
+from ._models import Headers, Origin, Prepared, Response, with_tls
 from ._streams import (
     MOST_PROBES,
     RECEIVE_SIZE,
+    TLS_ALERT,
     NetworkStream,
     Readiness,
     WouldBlock,
@@ -135,12 +137,12 @@ class HTTP11Connection(HTTPConnection):
         last = self._last_head
         if last is not None and headers == self._last_headers:
             if last.target == prepared.target and last.method == prepared.method:
-                return _to_wire(self.h11, last)
+                return _to_wire(self.h11, last, prepared)
             headers = last.headers
         # It finds nothing that was not found when the request was prepared.
         self._last_head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
         self._last_headers = prepared.headers
-        return _to_wire(self.h11, self._last_head)
+        return _to_wire(self.h11, self._last_head, prepared)
 
     async def receive(self, timeout: float | None) -> bytes:
         """Wait for data; none is the end.
@@ -204,11 +206,11 @@ class HTTP11Connection(HTTPConnection):
 _END = h11.EndOfMessage()
 
 
-def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
+def _to_wire(connection: h11.Connection, event: h11.Event, prepared: Prepared) -> bytes:
     try:
         return connection.send(event) or b""
     except h11.LocalProtocolError as exc:
-        raise LocalProtocolError(str(exc)) from exc
+        raise LocalProtocolError(explain_sent(str(exc), prepared.headers)) from exc
 
 
 class HTTP11Exchange(Exchange[HTTP11Connection]):
@@ -226,8 +228,11 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         super().__init__(connection, prepared, timeouts, tracer)
         self._h11 = connection.h11
         self._sent_before = connection.transport.bytes_sent
-        # Bytes received since the last head that was taken note of.
+        # How many bytes were received since the last head that was accepted, and those of the next head.
         self._received = 0
+        self._head: list[bytes] = []
+        # What is wrong with the response: h11 says it only once.
+        self._violation = ""
         self._pending: Any = None
         # After a CONNECT that they refused, some proxies don't understand what follows.
         self._may_reuse = prepared.method != b"CONNECT"
@@ -249,8 +254,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         body_follows = prepared.expects_continue or (prepared.body is None or len(prepared.body) > SMALL_BODY)
         if not body_follows:
             if prepared.body:
-                data += _to_wire(self._h11, h11.Data(data=prepared.body))
-            data += _to_wire(self._h11, _END)
+                data += _to_wire(self._h11, h11.Data(data=prepared.body), prepared)
+            data += _to_wire(self._h11, _END, prepared)
         await traced(tracer, self.points.send_request_headers, info, self._send_or_note, data)
         if not body_follows:
             await self._trace_sent_body()
@@ -259,7 +264,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
 
     async def _send_piece(self, piece: memoryview | None) -> None:
         body: Any = piece  # h11 takes whatever is like bytes.
-        data = _to_wire(self._h11, _END if piece is None else h11.Data(data=body))
+        data = _to_wire(self._h11, _END if piece is None else h11.Data(data=body), self._prepared)
         if data:
             await self._connection.send(data, None)
 
@@ -339,19 +344,29 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             raise self._failure
         self._answered = True
         self._count(data)
+        if not self._response_begun:
+            self._head.append(data)
         self._h11.receive_data(data)
 
     def _count(self, data: bytes) -> None:
         """Take note of bytes received, and refuse what is not HTTP: it may never end as a head does."""
         if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
-            raise RemoteProtocolError(f"the server does not speak HTTP/1: it sent {data[:20]!r}")
+            secure = with_tls(self._connection.origin)
+            if secure is not None and TLS_ALERT.startswith(data[:2]):
+                said = f"the server does not speak HTTP/1 on this port, but TLS (use {secure})"
+            else:
+                said = f"the server does not speak HTTP/1: it sent {data[:20]!r}"
+            raise RemoteProtocolError(said)
         self._received += len(data)
 
     def _take_event(self) -> Any:
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as exc:
-            raise RemoteProtocolError(str(exc)) from exc
+            if not self._violation:
+                limit = self._connection.settings.max_header_bytes
+                self._violation = explain_received(str(exc), b"".join(self._head), limit)
+            raise RemoteProtocolError(self._violation) from exc
 
     # -- The response's head.
 
@@ -361,8 +376,12 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         headers = event.headers.raw_items()
         if event.status_code < 200 and event.status_code != 101:
             self._frame_body(event.status_code, headers)
+            rest = self._h11.trailing_data[0]
             self._received = 0
-            self._count(self._h11.trailing_data[0])
+            self._count(rest)
+            self._head = [rest]
+        else:
+            self._head = []
         return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, headers)
 
     def _check_head_size(self) -> None:

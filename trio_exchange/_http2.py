@@ -86,7 +86,7 @@ from ._http2_frames import (
     window_update,
 )
 from ._http2_headers import check_fields, content_length, request_headers, response_head
-from ._models import Headers, Origin, Prepared, Response
+from ._models import Headers, Origin, Prepared, Response, with_tls
 from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
@@ -167,7 +167,8 @@ class HTTP2Connection(HTTPConnection):
         self._goaway_made = False
         self.settings_received: trio.Event = trio.Event()
         # The reader's.
-        self._splitter = FrameSplitter()
+        secure = with_tls(origin)
+        self._splitter = FrameSplitter(None if secure is None else str(secure))
         self._patience = Patience(trio.current_time())
         self._last_received = trio.current_time()
         # How much data has arrived that was not credited yet. Since all of it soon is, whatever becomes of

@@ -30,7 +30,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import trio
 
@@ -48,6 +48,12 @@ from ._timeouts import check_seconds, timed
 RECEIVE_SIZE = 65536
 # In how many pieces may be received without waiting what nobody asked for.
 MOST_PROBES = 8
+
+# How an alert begins, and what a record may begin with (RFC 8446, 5.1).
+TLS_ALERT = b"\x15\x03"
+_TLS_RECORDS = range(20, 25)
+# How much is kept of what is received instead of TLS.
+_BEGINNING = 20
 
 NOT_RAW = (
     "this network stream belongs to HTTP and only gives information; it can be read and written after a "
@@ -643,29 +649,62 @@ def _poll_for_reading(descriptor: int) -> select.poll | None:
     return poll
 
 
-async def handshake(tls: trio.SSLStream[Any], host: str | None) -> None:
+class _Beginning(trio.abc.Stream):
+    """A stream that remembers how that begins which is received from it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.received = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self.stream.receive_some(max_bytes)
+        if len(self.received) < _BEGINNING:
+            self.received += data[:_BEGINNING]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+async def handshake(tls: trio.SSLStream[Any], host: str | None, plain_url: str | None = None) -> None:
     """Do the TLS handshake.
 
     Args:
         tls: A fresh stream.
         host: Whom it is with, for the error's message.
+        plain_url: The URL to use instead if there is no TLS, for the error's message.
 
     Raises:
         ConnectError: The handshake failed.
     """
+    below = _Beginning(tls.transport_stream)
+    tls.transport_stream = below
     try:
         await tls.do_handshake()
     except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-        _raise_handshake_error(exc, host)
+        raise ConnectError(_explain_handshake(exc, host, plain_url, below.received)) from exc
+    finally:
+        tls.transport_stream = below.stream
 
 
-def _raise_handshake_error(
-    exc: trio.BrokenResourceError | trio.ClosedResourceError, host: str | None
-) -> NoReturn:
+def _explain_handshake(
+    exc: trio.BrokenResourceError | trio.ClosedResourceError,
+    host: str | None,
+    plain_url: str | None,
+    received: bytes,
+) -> str:
     reason = exc.__cause__ if exc.__cause__ is not None else exc
     if isinstance(reason, ssl.SSLCertVerificationError):
-        raise ConnectError(
-            f"the certificate of {host} could not be verified: {reason.verify_message}"
-        ) from exc
-    said = explain(exc) if is_alert(exc) else reason
-    raise ConnectError(f"the TLS handshake with {host} failed: {said}") from exc
+        return f"the certificate of {host} could not be verified: {reason.verify_message}"
+    said: object = explain(exc) if is_alert(exc) else reason
+    if received and received[0] not in _TLS_RECORDS:
+        said = f"the server does not speak TLS on this port: it sent {received[:_BEGINNING]!r}"
+        if plain_url is not None and received.startswith(b"HTTP/"):
+            said = f"{said}; use {plain_url}"
+    return f"the TLS handshake with {host} failed: {said}"
