@@ -649,8 +649,8 @@ def _poll_for_reading(descriptor: int) -> select.poll | None:
     return poll
 
 
-class _Beginning(trio.abc.Stream):
-    """A stream that remembers how that begins which is received from it."""
+class _Beginning:
+    """Below TLS during the handshake: keeps the first bytes that were received, for an error's message."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -665,12 +665,6 @@ class _Beginning(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.stream.send_all(data)
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
 
 async def handshake(tls: trio.SSLStream[Any], host: str | None, plain_url: str | None = None) -> None:
     """Do the TLS handshake.
@@ -683,7 +677,7 @@ async def handshake(tls: trio.SSLStream[Any], host: str | None, plain_url: str |
     Raises:
         ConnectError: The handshake failed.
     """
-    below = _Beginning(tls.transport_stream)
+    below: Any = _Beginning(tls.transport_stream)
     tls.transport_stream = below
     try:
         await tls.do_handshake()
