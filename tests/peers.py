@@ -169,6 +169,33 @@ def client_context(ca: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+async def fail_handshake(stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+    """Play the server of a TLS handshake that fails, and send the alert, which Trio's stream does not."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    failed = False
+    while not failed:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            await stream.send_all(outgoing.read())
+            incoming.write(await stream.receive_some())
+        except ssl.SSLError:
+            failed = True
+        else:
+            raise AssertionError("the handshake has not failed")
+    await stream.send_all(outgoing.read())
+
+
+def demanding_context(ca: trustme.CA, *names: str) -> ssl.SSLContext:
+    """A server's context that demands a certificate from its clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(*names).configure_cert(context)
+    ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 # -- Scripts.
 
 

@@ -37,6 +37,7 @@ ORDER = [
     "_routes",
     "_uploads",
     "_exchange",
+    "_http11_errors",
     "_http11",
     "_http2_headers",
     "_http2_frames",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
+from trio_exchange._http11_errors import explain_received, explain_sent
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (
@@ -142,10 +144,53 @@ CASES = {
     ),
     "HEAD with a length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", method="HEAD"),
     "HEAD with a coding": Case(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", method="HEAD"),
+    "HEAD with the same length twice": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nContent-Length: 5\r\n\r\n", method="HEAD"
+    ),
+    "HEAD with both lengths": Case(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        method="HEAD",
+        reused=False,
+    ),
     "HEAD without either": Case(b"HTTP/1.1 200 OK\r\n\r\n", method="HEAD"),
     "204": Case(b"HTTP/1.1 204 No Content\r\n\r\n", status=204, reason=b"No Content"),
     "204 with a length": Case(
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", status=204, reason=b"No Content"
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 with a length of 0": Case(
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", status=204, reason=b"No Content"
+    ),
+    "204 with a coding": Case(
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 with both lengths": Case(
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        reused=False,
+    ),
+    "204 to HEAD with a length": Case(
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+        status=204,
+        reason=b"No Content",
+        method="HEAD",
+        reused=False,
+    ),
+    "205": Case(b"HTTP/1.1 205 X\r\nContent-Length: 0\r\n\r\n", status=205, reason=b"X"),
+    "205 with a body": Case(
+        b"HTTP/1.1 205 X\r\nContent-Length: 5\r\n\r\nhello", b"hello", status=205, reason=b"X"
+    ),
+    "205 with a coding": Case(
+        b"HTTP/1.1 205 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", status=205, reason=b"X"
+    ),
+    "205 without either": Case(
+        b"HTTP/1.1 205 X\r\n\r\nhello", b"hello", status=205, reason=b"X", reused=False, until_close=True
     ),
     "304": Case(b"HTTP/1.1 304 Not Modified\r\n\r\n", status=304, reason=b"Not Modified"),
     "304 with a length": Case(
@@ -154,13 +199,30 @@ CASES = {
     "304 with a coding": Case(
         b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", status=304, reason=b"Not Modified"
     ),
+    "304 with both lengths": Case(
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        status=304,
+        reason=b"Not Modified",
+        reused=False,
+    ),
     "1xx before": Case(
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
-        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\n"
+        b"HTTP/1.1 102 \r\nContent-Length: 0\r\n\r\n"
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
         b"no",
         404,
         b"Not Found",
+    ),
+    "1xx with a length before": Case(
+        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"hello",
+        reused=False,
+    ),
+    "1xx with a coding before": Case(
+        b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 103 X\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"hello",
+        reused=False,
     ),
     "HTTP/1.0": Case(
         b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False, until_close=True
@@ -274,6 +336,36 @@ async def test_transcripts_with_trailing_bytes_that_come_later(
             received.set()
             await sent.wait()
             assert pool.statistics().connections_opened == requests
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 204 X\r\nContent-Length: 43\r\n\r\n",
+        b"HTTP/1.1 204 X\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nContent-Length: 43\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+    ],
+    ids=["204, length", "204, coding", "103, length", "103, coding"],
+)
+@DELIVERIES
+async def test_a_body_that_may_not_be_is_not_taken_for_the_next_response(
+    nursery: trio.Nursery, head: bytes, byte_by_byte: bool
+) -> None:
+    """The body comes when the next request has been sent, and looks like the answer to that."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            if request.target == b"/first":
+                await peer.send(head, byte_by_byte=byte_by_byte)
+                async for _ in peer:
+                    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+            else:
+                await peer.send_response(200, body=b"good")
+
+    async with memory_pool(nursery, script) as pool:
+        assert (await pool.request("GET", URL + "first")).status == 204
+        assert (await pool.request("GET", URL + "second")).content == b"good"
 
 
 async def test_headers_keep_order_and_case(nursery: trio.Nursery) -> None:
@@ -442,9 +534,154 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 @DELIVERIES
 async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -> None:
     async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
-        with pytest.raises(RemoteProtocolError):
+        with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL)
+        assert re.match(r"the (server|response)'?s? ", str(info.value))
+        assert "bytearray" not in str(info.value)
         await settled(pool)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"HTTP/1.1 20 OK\r\n\r\n",
+            "the server sent the status line b'HTTP/1.1 20 OK'; "
+            "expected is 'HTTP/1.1', a code of three digits and a reason",
+        ),
+        (
+            b"HTTP/1.1 099 OK\r\n\r\n",
+            "the server sent the status line b'HTTP/1.1 099 OK'; expected is a code from 100 to 999",
+        ),
+        (
+            OK + b"A: b\r\nit's \"no\" colon\r\n\r\n",
+            "the server sent the header line b'it\\'s \"no\" colon'; "
+            "expected is a name, a colon and a value without control characters",
+        ),
+        (
+            OK + b"A: " + b"\x00" * 1000 + b"\r\n\r\n",
+            "the server sent the header line b'A: " + "\\x00" * 97 + "'...; "
+            "expected is a name, a colon and a value without control characters",
+        ),
+        (
+            OK + b" A: b\r\n\r\n",
+            "the server sent a header line that begins with white space (b' A: b') and continues no other; "
+            "expected is a name",
+        ),
+        (
+            OK + b"Content-Length: 1\r\nA: b\r\ncontent-length: 2\r\n\r\nContent-Length: 3\r\n",
+            "the server sent more than one Content-Length (b'Content-Length: 1', b'content-length: 2')",
+        ),
+        (
+            b"HTTP/1.1 103 X\r\nContent-Length: 0\r\n\r\n" + OK + b"Content-Length: 1, 2\r\n\r\n",
+            "the server sent more than one Content-Length (b'Content-Length: 1, 2')",
+        ),
+        (
+            OK + b"Content-Length: -1\r\n\r\n",
+            "the server sent a malformed Content-Length (b'Content-Length: -1'); "
+            "expected are at most 20 digits",
+        ),
+        (
+            OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "the server sent more than one Transfer-Encoding "
+            "(b'Transfer-Encoding: chunked', b'Transfer-Encoding: chunked'); expected is 'chunked', once",
+        ),
+        (
+            OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+            "the server sent an unsupported Transfer-Encoding (b'Transfer-Encoding: gzip, chunked'); "
+            "expected is 'chunked'",
+        ),
+        (
+            b"HTTP/1.1 101 X\r\n\r\n",
+            "the server sent 101 (Switching Protocols), but the request does not ask for an upgrade",
+        ),
+        (
+            CHUNKED + b"0x1\r\n",
+            "the server sent b'0x1\\r\\n' as the size of a chunk; expected are at most 20 hexadecimal digits",
+        ),
+        (CHUNKED + b"1\r\nab", "the server sent b'b' after a chunk; expected is b'\\r\\n'"),
+        (
+            CHUNKED + b"0\r\nContent-Length: x\r\n\r\n",
+            "the server sent a malformed Content-Length (in the trailers); expected are at most 20 digits",
+        ),
+    ],
+    ids=[
+        "status line", "status code", "header line", "long header line", "continuation", "two lengths",
+        "two lengths in one, after a 1xx", "length", "two codings", "coding", "switch", "chunk size",
+        "chunk's end", "trailers",
+    ],
+)  # fmt: skip
+@DELIVERIES
+async def test_a_malformed_response_is_described(
+    nursery: trio.Nursery, data: bytes, message: str, byte_by_byte: bool
+) -> None:
+    async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == message
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OK + b"A: " + b"x" * LIMIT, f"the response's head is larger than {LIMIT} bytes"),
+        (
+            CHUNKED + b"1" * (LIMIT + 1),
+            f"the response's trailers, or the size of a chunk in it, are larger than {LIMIT} bytes",
+        ),
+    ],
+    ids=["head", "chunk size"],
+)
+async def test_what_is_too_long_is_described(nursery: trio.Nursery, data: bytes, message: str) -> None:
+    async with memory_pool(nursery, transcript(data)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == message
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize("end", [b"", b"1", b"1\r\n", b"1\r\na", b"0\r\n"])
+async def test_a_chunked_body_that_ends_early_is_described(nursery: trio.Nursery, end: bytes) -> None:
+    async with memory_pool(nursery, transcript(CHUNKED + end, then_close=True)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == "the server closed the connection before the end of the body"
+    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+@DELIVERIES
+@pytest.mark.parametrize("trailing", [b"", b"\x15\x03\x03\x00\x02\x01\x00"])
+async def test_a_server_that_speaks_tls_is_told_apart(
+    nursery: trio.Nursery, scheme: str, byte_by_byte: bool, trailing: bytes
+) -> None:
+    alert = b"\x15\x03\x01\x00\x02\x02\x46"
+    script = transcript(alert + trailing, byte_by_byte=byte_by_byte, then_close=True)
+    async with memory_pool(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", f"{scheme}://example.com:8443/")
+    assert str(info.value) == (
+        f"the server does not speak HTTP/1 on this port, but TLS (use {scheme}s://example.com:8443)"
+    )
+
+
+async def test_what_looks_like_tls_within_tls_is_shown(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, transcript(b"\x15\x03\x01"), tls=make_tls().server)
+    async with tcp_pool() as pool:
+        with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/1: it sent b'\\x15\\x03"):
+            await pool.request("GET", server.url)
+
+
+def test_errors_that_h11_does_not_raise_yet() -> None:
+    assert explain_received("something new", b"", 1) == "the server broke HTTP/1.1: something new"
+    assert explain_received("illegal header line", b"", 1).startswith(
+        "the server sent the header line illegal"
+    )
+    assert explain_sent("something new", []) == "something new"
 
 
 @pytest.mark.parametrize(
@@ -497,7 +734,7 @@ async def test_an_error_in_the_body_stays(nursery: trio.Nursery) -> None:
             chunks = response.aiter_stream()
             assert await anext(chunks) == b"a"
             for _ in range(2):
-                with pytest.raises(RemoteProtocolError):
+                with pytest.raises(RemoteProtocolError, match="as the size of a chunk"):
                     await anext(chunks)
         await settled(pool)
 
@@ -889,10 +1126,13 @@ async def test_content_of_another_length_than_declared(
 ) -> None:
     content = [b"ab", b"cd"] if framing == "streamed" else [b"x" * 100_000]
     async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(LocalProtocolError) as info:
             await pool.request(
                 "POST", URL, content=Pieces(*content), headers={"Content-Length": str(declared)}
             )
+        relation = "longer" if declared < sum(map(len, content)) else "shorter"
+        assert str(info.value) == f"the content is {relation} than its Content-Length, {declared}"
+        assert isinstance(info.value.__cause__, h11.LocalProtocolError)
         await settled(pool)
         assert (await pool.request("PUT", URL, content=b"x")).content == b"x"
 
@@ -1531,6 +1771,119 @@ async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) 
         await gone.wait()
         assert (await pool.request("GET", server.url)).status == 200
         assert pool.statistics().connections_opened == 2
+
+
+class Delay:
+    """A trace handler that, before the first request's head is sent, lets something arrive."""
+
+    def __init__(self, pool: ConnectionPool, go: trio.Event) -> None:
+        self._pool = pool
+        self._go = go
+        self.names: list[str] = []
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self.names.append(event)
+        if event == "http11.send_request_headers.started" and not self._go.is_set():
+            self._go.set()
+            [connection] = internals(self._pool)
+            await trio.lowlevel.wait_readable(connection.info.get_extra_info("socket"))
+
+
+STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
+
+
+@both_schemes
+@pytest.mark.parametrize("stale", [STALE, STALE[:1], b""], ids=["response", "a byte", "closed"])
+@pytest.mark.parametrize(
+    "make_content",
+    [lambda: b"x", lambda: Pieces(b"x"), lambda: b"x" * MEGABYTE],
+    ids=["small", "pieces", "large"],
+)
+async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, stale: bytes, make_content: Any
+) -> None:
+    received = []
+
+    async def script(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            received.append(request.method)
+            await peer.send_response(200, body=b"answer %d" % len(received))
+            if len(received) == 1:
+                await go.wait()
+                if not stale:
+                    return
+                await peer.send(stale)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        await pool.request("GET", server.url)
+        delay = Delay(pool, go)
+        response = await pool.request("POST", server.url, content=make_content(), extensions={"trace": delay})
+        assert response.content == b"answer 2"
+        assert received == [b"GET", b"POST"]
+        assert pool.statistics().connections_opened == 2
+        assert delay.names[:4] == [
+            "http11.send_request_headers.started",
+            "http11.send_request_headers.failed",
+            "connection.close.started",
+            "connection.close.complete",
+        ]
+        await settled(pool, idle=1)
+
+
+@both_schemes
+@DELIVERIES
+async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
+    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
+) -> None:
+    """A server that refuses a connection in HTTP may answer the request too; no other request gets that."""
+    early = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 5\r\n\r\nearly"
+    connections = 0
+
+    async def script(peer: ScriptedPeer) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 2:
+            await respond(peer)
+            return
+        await go.wait()
+        await peer.send(early[:1] if byte_by_byte else early)
+        await peer.receive_request()
+        if byte_by_byte:
+            await peer.send(early[1:], byte_by_byte=True)
+        async for _ in peer:
+            await peer.send(STALE)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        response = await pool.request("GET", server.url, extensions={"trace": Delay(pool, go)})
+        assert (response.status, response.content) == (408, b"early")
+        assert (await pool.request("PUT", server.url, content=b"own")).content == b"own"
+        assert pool.statistics().connections_opened == 2
+
+
+@both_schemes
+async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+    received = b""
+
+    async def script(peer: ScriptedPeer) -> None:
+        nonlocal received
+        await go.wait()
+        await peer.send(b"SSH-2.0-OpenSSH_9.6\r\n")
+        received = await drain(peer)
+
+    go = trio.Event()
+    server = await serve_tcp(nursery, script, tls=tls)
+    async with tcp_pool() as pool:
+        delay = Delay(pool, go)
+        with pytest.raises(RemoteProtocolError, match="does not speak HTTP/1: it sent b'SSH"):
+            await pool.request("GET", server.url, extensions={"trace": delay})
+        assert pool.statistics().connections_opened == 1
+        assert "connection.retry.started" not in delay.names
+        await settled(pool)
+    assert received == b""
 
 
 # -- Traces of an exchange.

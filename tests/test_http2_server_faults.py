@@ -782,6 +782,44 @@ async def test_an_answer_that_is_not_http2_is_told_at_once(
         assert trio.current_time() == start
 
 
+@DELIVERIES
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+@pytest.mark.parametrize("trailing", [b"", b"\x15\x03\x03\x00\x02\x01\x00"], ids=["alert", "two alerts"])
+async def test_a_server_that_speaks_tls_is_told_apart(
+    autojump_clock: trio.testing.MockClock, scheme: str, trailing: bytes, byte_by_byte: bool
+) -> None:
+    """A TLS alert is shorter than the header of a frame."""
+
+    async def serve(peer: H2Peer) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await peer.send(b"\x15\x03\x01\x00\x02\x02\x46" + trailing, byte_by_byte=byte_by_byte)
+        await peer.until_closed()
+
+    start = trio.current_time()
+    async with linked("memory", serve) as (pool, _):
+        with pytest.raises(RemoteProtocolError) as caught:
+            await pool.request("GET", f"{scheme}://example.com:8443/")
+        assert str(caught.value).startswith(
+            f"the server does not speak HTTP/2 on this port, but TLS (use {scheme}s://example.com:8443)"
+        )
+        assert trio.current_time() == start
+
+
+async def test_what_looks_like_tls_within_tls_is_shown() -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.stream.receive_some()
+        await peer.send(b"\x15\x03\x01\x00\x02\x02\x46\x00\x00")
+        await trio.sleep_forever()
+
+    certificates = make_tls()
+    async with trio.open_nursery() as nursery:
+        server = await serve_tcp(nursery, script, tls=certificates.server)
+        async with ConnectionPool(client_context(certificates.ca), http1=False, http2=True) as pool:
+            with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/2: instead of SETTINGS"):
+                await pool.request("GET", server.url)
+        nursery.cancel_scope.cancel()
+
+
 FIRST_FRAMES = {
     "ping": PingFrame(opaque_data=bytes(8)).serialize(),
     "ack": SettingsFrame(flags=["ACK"]).serialize(),

@@ -1075,6 +1075,38 @@ async def test_a_connection_that_ends_while_idle_is_not_used(
         assert trace.of("connection.retry.started") == []
 
 
+async def test_what_tls_says_during_a_trace_does_no_harm(nursery: trio.Nursery, ca: trustme.CA) -> None:
+    """The session tickets before the first request, a request for a certificate before the second."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), new_client_context(ca)
+    ca.issue_cert("localhost").configure_cert(server)
+    ca.configure_trust(server)
+    server.verify_mode = ssl.CERT_OPTIONAL
+    client.post_handshake_auth = True
+    second = trio.Event()
+
+    async def play(peer: TLSPeer) -> None:
+        await peer.run(peer.tls.do_handshake)
+        await peer.flush()
+        await peer.serve(1)
+        await second.wait()
+        peer.tls.verify_client_post_handshake()
+        peer.tls.do_handshake()
+        await peer.flush()
+        await peer.serve(1)
+
+    async def wait(event: str, _: dict[str, Any]) -> None:
+        if event == "http11.send_request_headers.started":
+            if pool.statistics().requests_served:
+                second.set()
+            await until_noticed(pool)
+
+    url = await serve_records(nursery, server, play)
+    async with ConnectionPool(client) as pool:
+        for _ in range(2):
+            assert (await pool.request("GET", url, extensions={"trace": wait})).content == b"ok"
+        assert pool.statistics().connections_opened == 1
+
+
 async def until_noticed(pool: ConnectionPool) -> None:
     """Wait until the kernel has something to say about the pool's only connection."""
     [connection] = internals(pool)

@@ -32,6 +32,7 @@ from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (
     BUFFERS,
+    DELIVERIES,
     Script,
     client_context,
     make_tls,
@@ -211,6 +212,41 @@ async def test_connect_switches_with_any_2xx(nursery: trio.Nursery, status: int,
             with pytest.raises(LocalProtocolError):
                 await stream.read()
             assert await response.aread() == (b"abc" if status == 300 else b"")
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 3\r\n",
+        b"Content-Length: 3, 3\r\nContent-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+    ],
+    ids=["length", "repeated", "coding", "both"],
+)
+@pytest.mark.parametrize("method", ["CONNECT", "GET"])
+@DELIVERIES
+async def test_a_switch_has_no_body_whatever_it_announces(
+    nursery: trio.Nursery, method: str, framing: bytes, byte_by_byte: bool
+) -> None:
+    """RFC 9112, 6.3: what follows a 101, or a 2xx to CONNECT, belongs to the stream's user."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        line = b"HTTP/1.1 200 OK\r\n" if method == "CONNECT" else SWITCH[:-2]
+        await peer.send(line + framing + b"\r\nabcdef", byte_by_byte=byte_by_byte)
+        await trio.sleep_forever()
+
+    async with await a_pool(nursery, script) as pool:
+        extensions = {"target": "x:1"} if method == "CONNECT" else {}
+        async with pool.stream(method, URL, headers=UPGRADE, extensions=extensions) as response:
+            assert await response.aread() == b""
+            received = b""
+            while len(received) < 6:
+                received += await network_stream(response).read()
+            assert received == b"abcdef"
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.connections == []
 
 
 async def test_a_switch_that_nobody_asked_for(nursery: trio.Nursery) -> None:
@@ -442,7 +478,9 @@ async def test_bytes_already_read_are_the_handshakes_beginning(nursery: trio.Nur
         await a_pool(nursery, switching(mute, along=b"this is no TLS")) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
-        with pytest.raises(ConnectError, match=r"handshake with example\.com failed"):
+        with pytest.raises(
+            ConnectError, match=r"handshake with example\.com failed: .*sent b'this is no TLS'$"
+        ):
             await network_stream(response).start_tls(make_tls().client, "example.com")
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,34 @@ import trio
 import trio.testing
 import trustme
 
-from trio_exchange import ConnectError, ConnectionPool, ConnectTimeout, default_ssl_context
+from trio_exchange import (
+    ConnectError,
+    ConnectionPool,
+    ConnectTimeout,
+    NetworkStream,
+    Proxy,
+    ProxyError,
+    ReadError,
+    WriteError,
+    default_ssl_context,
+)
 from trio_exchange._streams import Transport
 from trio_exchange._tls import TLSSettings, _make_context, default_context_for, start_tls
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import Server, assert_unharmed, client_context, open_sockets, respond, serve_tcp
+from .peers import (
+    DELIVERIES,
+    Script,
+    Server,
+    assert_unharmed,
+    client_context,
+    demanding_context,
+    fail_handshake,
+    make_tls,
+    open_sockets,
+    respond,
+    serve_tcp,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -278,15 +302,62 @@ async def test_a_name_that_can_not_be_one(
         assert_unharmed(pool)
 
 
-async def test_a_server_that_speaks_no_tls(client_context: ssl.SSLContext, nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "answer", "message"),
+    [
+        (
+            "https",
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "it sent b'HTTP/1.1 400 Bad Req'; use http://example.com:8443",
+        ),
+        (
+            "wss",
+            b"HTTP/1.0 400 X\r\n\r\n",
+            "it sent b'HTTP/1.0 400 X\\r\\n\\r\\n'; use ws://example.com:8443",
+        ),
+        ("https", b"220 mail.example ESMTP\r\n", "it sent b'220 mail.example ESM'"),
+    ],
+    ids=["https", "wss", "another protocol"],
+)
+@DELIVERIES
+async def test_a_server_that_speaks_no_tls(
+    client_context: ssl.SSLContext,
+    nursery: trio.Nursery,
+    scheme: str,
+    answer: bytes,
+    message: str,
+    byte_by_byte: bool,
+) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_some()
-        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await peer.send(answer, byte_by_byte=byte_by_byte)
 
     async with ConnectionPool(client_context, connector=MemoryConnector(nursery, serve)) as pool:
-        with pytest.raises(ConnectError, match=r"the TLS handshake with example\.com failed"):
-            await pool.request("GET", "https://example.com/")
+        with pytest.raises(ConnectError) as info:
+            await pool.request("GET", f"{scheme}://example.com:8443/")
+        text = str(info.value)
+        beginning = "the TLS handshake with example.com failed: the server does not speak TLS on this port: "
+        assert text.startswith(beginning + "it sent b'")
+        if byte_by_byte:
+            # OpenSSL gives up once it has the header of a record.
+            assert "; ".join(text.split("; ")[1:]) == "; ".join(message.split("; ")[1:])
+        else:
+            assert text == beginning + message
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
         assert_unharmed(pool)
+
+
+async def test_a_proxy_that_speaks_no_tls(client_context: ssl.SSLContext, nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await peer.send(b"HTTP/1.1 400 X\r\n\r\n")
+
+    proxy = Proxy("https://proxy.example:3128", ssl_context=client_context)
+    async with ConnectionPool(proxy=proxy, connector=MemoryConnector(nursery, serve)) as pool:
+        with pytest.raises(
+            ConnectError, match=r"proxy\.example:3128 failed: .*; use http://proxy\.example:3128$"
+        ):
+            await pool.request("GET", "https://example.com/")
 
 
 async def test_a_server_that_hangs_up_in_the_handshake(
@@ -353,3 +424,269 @@ async def test_a_handshake_that_ends_early_closes_its_socket(
                 scopes[0].cancel()
         servers.cancel_scope.cancel()
     assert open_sockets() == before
+
+
+# -- Alerts.
+
+
+ALERT = "the server sent the TLS alert 'certificate required'"
+
+
+def demanding_server(ca: trustme.CA, *alpn: str) -> Script:
+    """A server that demands a certificate. With TLS 1.3 the alert comes after the client's handshake."""
+    context = demanding_context(ca, "example.com")
+    context.set_alpn_protocols(alpn)
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await fail_handshake(peer.stream, context)
+        await trio.sleep_forever()
+
+    return serve
+
+
+class Breaks(trio.abc.HalfCloseableStream):
+    """A stream whose sending fails after the two flights of the handshake, when the alert has come."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self._stream = stream
+        self._sends = 0
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._sends += 1
+        if self._sends == 3:
+            await trio.testing.wait_all_tasks_blocked()
+        if self._sends > 2:
+            raise trio.BrokenResourceError("sending failed: Broken pipe")
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def breaking_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    client, server = trio.testing.memory_stream_pair()
+    return Breaks(client), server
+
+
+PAIRS = pytest.mark.parametrize(
+    "stream_pair", [trio.testing.memory_stream_pair, breaking_pair], ids=["alert", "failed send first"]
+)
+
+
+def assert_alert(error: BaseException) -> None:
+    assert ALERT in str(error)
+    broken = error.__cause__
+    assert isinstance(broken, trio.BrokenResourceError)
+    assert isinstance(broken.__cause__, ssl.SSLError)
+    assert broken.__cause__.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+
+
+@PAIRS
+@pytest.mark.parametrize("size", [0, 1_000_000])
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+async def test_an_alert_after_the_handshake(
+    nursery: trio.Nursery, ca: trustme.CA, stream_pair: Any, size: int, alpn: str
+) -> None:
+    connector = MemoryConnector(nursery, demanding_server(ca, alpn), stream_pair=stream_pair)
+    async with ConnectionPool(client_context(ca), http2=True, connector=connector) as pool:
+        with pytest.raises(ReadError) as info:
+            await pool.request("POST", "https://example.com/", content=b"x" * size)
+        assert_alert(info.value)
+        while pool.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+
+
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+async def test_an_alert_that_comes_before_the_request_is_sent(
+    nursery: trio.Nursery, ca: trustme.CA, alpn: str
+) -> None:
+    async def wait(event: str, info: dict[str, Any]) -> None:
+        if event in ("http11.send_request_headers.started", "http2.send_connection_init.started"):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    server = await serve_tcp(nursery, demanding_server(ca, alpn))
+    async with ConnectionPool(client_context(ca), http2=True) as pool:
+        url = f"https://127.0.0.1:{server.port}"
+        with pytest.raises(ReadError) as info:
+            await pool.request("GET", url, extensions={"trace": wait, "sni_hostname": "example.com"})
+        assert_alert(info.value)
+        assert_unharmed(pool)
+
+
+@PAIRS
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("url", ["https://origin.example/", "http://origin.example/"])
+async def test_an_alert_of_a_proxy(
+    nursery: trio.Nursery, ca: trustme.CA, stream_pair: Any, url: str, http2: bool
+) -> None:
+    script = demanding_server(ca, "h2" if http2 else "http/1.1")
+    connector = MemoryConnector(nursery, script, stream_pair=stream_pair)
+    proxy = Proxy("https://example.com:8080", ssl_context=client_context(ca), http2=http2)
+    async with ConnectionPool(proxy=proxy, connector=connector) as pool:
+        with pytest.raises((ProxyError, ReadError), match=ALERT) as info:
+            await pool.request("GET", url)
+        error: BaseException | None = info.value
+        if isinstance(error, ProxyError):
+            error = error.__cause__
+        assert error is not None
+        assert_alert(error)
+
+
+@asynccontextmanager
+async def started_tls(nursery: trio.Nursery, serve: Script, *, breaks: bool) -> AsyncIterator[NetworkStream]:
+    """A stream with TLS, when the server has sent something; sending on it fails if it `breaks`."""
+    server = await serve_tcp(nursery, serve)
+    tcp = await trio.open_tcp_stream("127.0.0.1", server.port)
+    tls = await NetworkStream(tcp).start_tls(client_context(make_tls().ca), "example.com")
+    await trio.lowlevel.wait_readable(tcp.socket)
+    await trio.testing.wait_all_tasks_blocked()
+    if breaks:
+        tcp.socket.shutdown(socket.SHUT_WR)
+    async with tls:
+        yield tls
+
+
+def after_tls(then: Script) -> Script:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.start_tls(make_tls().server)
+        await peer.send(b"hello")
+        await then(peer)
+        await trio.sleep_forever()
+
+    return serve
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("operation", ["read", "write"])
+async def test_an_alert_on_a_stream_that_has_started_tls(
+    nursery: trio.Nursery, ca: trustme.CA, operation: str, breaks: bool
+) -> None:
+    async with started_tls(nursery, demanding_server(ca), breaks=breaks) as tls:
+        if operation == "write" and not breaks:
+            await tls.write(b"x")
+            operation = "read"
+        with pytest.raises(ReadError if operation == "read" else WriteError) as info:
+            await (tls.read() if operation == "read" else tls.write(b"x"))
+        assert_alert(info.value)
+
+
+async def test_what_was_received_when_sending_fails_is_still_there(nursery: trio.Nursery) -> None:
+    async def send(peer: ScriptedPeer) -> None:
+        await peer.send(b"last words")
+
+    async with started_tls(nursery, after_tls(send), breaks=True) as tls:
+        received = await tls.read(5)
+        for _ in range(2):
+            with pytest.raises(WriteError, match="Broken pipe"):
+                await tls.write(b"x")
+        with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
+            await tls.send_all(b"x")
+        while len(received) < 15:
+            received += await tls.read(5)
+        assert received == b"hellolast words"
+
+
+async def test_what_was_received_when_sending_fails_after_connect(nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        await peer.send(b"last words")
+        await trio.sleep_forever()
+
+    server = await serve_tcp(nursery, serve, tls=make_tls().server)
+    async with (
+        ConnectionPool(make_tls().client) as pool,
+        pool.stream("CONNECT", server.url, extensions={"target": "x:1"}) as response,
+    ):
+        stream = response.extensions["network_stream"]
+        stream.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        with pytest.raises(WriteError, match="Broken pipe"):
+            await stream.write(b"x")
+        received = b""
+        while len(received) < 10:
+            received += await stream.read()
+        assert received == b"last words"
+
+
+async def test_sending_fails_where_nothing_explains_it(nursery: trio.Nursery) -> None:
+    async def nothing(peer: ScriptedPeer) -> None:
+        pass
+
+    async def garbage(peer: ScriptedPeer) -> None:
+        assert isinstance(peer.stream, trio.SSLStream)
+        await peer.stream.transport_stream.send_all(b"x" * 100)
+
+    for then in (nothing, garbage):
+        async with started_tls(nursery, after_tls(then), breaks=True) as tls:
+            await tls.read(5)
+            with pytest.raises(WriteError, match="Broken pipe"):
+                await tls.write(b"x")
+            if then is garbage:
+                with pytest.raises(ReadError, match="the connection broke"):
+                    await tls.read()
+
+
+async def test_what_breaks_tls_is_said(nursery: trio.Nursery) -> None:
+    async def garbage(peer: ScriptedPeer) -> None:
+        assert isinstance(peer.stream, trio.SSLStream)
+        await peer.stream.transport_stream.send_all(b"x" * 100)
+
+    async with started_tls(nursery, after_tls(garbage), breaks=False) as tls:
+        assert await tls.read(5) == b"hello"
+        # In OpenSSL's words, which depend on its version.
+        with pytest.raises(ReadError, match=r"^TLS failed: [a-z ]+$"):
+            await tls.read()
+
+
+async def test_the_task_that_reads_is_not_disturbed_when_sending_fails(nursery: trio.Nursery) -> None:
+    async def wait(peer: ScriptedPeer) -> None:
+        await go.wait()
+        await peer.send(b"here")
+
+    async def read() -> None:
+        received.append(await tls.read())
+
+    go = trio.Event()
+    received: list[bytes] = []
+    async with started_tls(nursery, after_tls(wait), breaks=True) as tls:
+        assert await tls.read(5) == b"hello"
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(WriteError, match="Broken pipe"):
+                await tls.write(b"x")
+            go.set()
+        assert received == [b"here"]
+
+
+async def test_reading_may_begin_while_it_is_found_out_why_sending_failed(nursery: trio.Nursery) -> None:
+    async def nothing(peer: ScriptedPeer) -> None:
+        pass
+
+    async def read() -> None:
+        received.append(await tls.read())
+
+    async def write() -> None:
+        with pytest.raises(WriteError, match="Broken pipe"):
+            await tls.write(b"x")
+
+    # Trio shuffles the tasks that are ready, so each delay is tried several times.
+    for delay in [0, 1, 2, 3] * 8:
+        received: list[bytes] = []
+        async with started_tls(nursery, after_tls(nothing), breaks=True) as tls:
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(write)
+                for _ in range(delay):
+                    await trio.lowlevel.checkpoint()
+                tasks.start_soon(read)
+            assert received == [b"hello"]

@@ -176,7 +176,6 @@ class OwnedConnection(abc.ABC):
 
     def raw_stream(self, received: bytes = b"") -> NetworkStream:
         """The stream for a user of its own, beginning with what was received already."""
-        self.transport.defer_errors = False
         if not self._plain:
             return NetworkStream(self.stream, received=received, on_close=self.close_soon)
         # Trio's own stream has the checks for misuse that the transport leaves out.

@@ -33,14 +33,23 @@ from ._exceptions import (
     mark_unanswered,
 )
 from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
-from ._models import HeaderList, Headers, Origin, Prepared, Response
-from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain, watch
+from ._http11_errors import explain_received, explain_sent
+from ._models import HeaderList, Headers, Origin, Prepared, Response, with_tls
+from ._streams import (
+    MOST_PROBES,
+    RECEIVE_SIZE,
+    TLS_ALERT,
+    NetworkStream,
+    Readiness,
+    WouldBlock,
+    explain,
+    is_alert,
+    watch,
+)
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
 
 _RESPONSE_BEGINS = b"HTTP/1."
-# In how many pieces an idle connection may receive what nobody asked for, before it is closed for that.
-_MOST_PROBES = 8
 # How often an answer is waited for before it is looked for again without waiting.
 _WAITS = 8
 
@@ -128,12 +137,12 @@ class HTTP11Connection(HTTPConnection):
         last = self._last_head
         if last is not None and headers == self._last_headers:
             if last.target == prepared.target and last.method == prepared.method:
-                return _to_wire(self.h11, last)
+                return _to_wire(self.h11, last, prepared)
             headers = last.headers
         # It finds nothing that was not found when the request was prepared.
         self._last_head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
         self._last_headers = prepared.headers
-        return _to_wire(self.h11, self._last_head)
+        return _to_wire(self.h11, self._last_head, prepared)
 
     async def receive(self, timeout: float | None) -> bytes:
         """Wait for data; none is the end.
@@ -166,7 +175,7 @@ class HTTP11Connection(HTTPConnection):
             WouldBlock: Nothing is there.
             ReadError: The connection broke, or was closed.
         """
-        self.transport.probing = _MOST_PROBES
+        self.transport.probing = MOST_PROBES
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -197,11 +206,11 @@ class HTTP11Connection(HTTPConnection):
 _END = h11.EndOfMessage()
 
 
-def _to_wire(connection: h11.Connection, event: h11.Event) -> bytes:
+def _to_wire(connection: h11.Connection, event: h11.Event, prepared: Prepared) -> bytes:
     try:
         return connection.send(event) or b""
     except h11.LocalProtocolError as exc:
-        raise LocalProtocolError(str(exc)) from exc
+        raise LocalProtocolError(explain_sent(str(exc), prepared.headers)) from exc
 
 
 class HTTP11Exchange(Exchange[HTTP11Connection]):
@@ -219,8 +228,11 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         super().__init__(connection, prepared, timeouts, tracer)
         self._h11 = connection.h11
         self._sent_before = connection.transport.bytes_sent
-        # Bytes received since the last head that was taken note of.
+        # How many bytes were received since the last head that was accepted, and those of the next head.
         self._received = 0
+        self._head: list[bytes] = []
+        # What is wrong with the response: h11 says it only once.
+        self._violation = ""
         self._pending: Any = None
         # After a CONNECT that they refused, some proxies don't understand what follows.
         self._may_reuse = prepared.method != b"CONNECT"
@@ -242,8 +254,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         body_follows = prepared.expects_continue or (prepared.body is None or len(prepared.body) > SMALL_BODY)
         if not body_follows:
             if prepared.body:
-                data += _to_wire(self._h11, h11.Data(data=prepared.body))
-            data += _to_wire(self._h11, _END)
+                data += _to_wire(self._h11, h11.Data(data=prepared.body), prepared)
+            data += _to_wire(self._h11, _END, prepared)
         await traced(tracer, self.points.send_request_headers, info, self._send_or_note, data)
         if not body_follows:
             await self._trace_sent_body()
@@ -252,16 +264,56 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
 
     async def _send_piece(self, piece: memoryview | None) -> None:
         body: Any = piece  # h11 takes whatever is like bytes.
-        data = _to_wire(self._h11, _END if piece is None else h11.Data(data=body))
+        data = _to_wire(self._h11, _END if piece is None else h11.Data(data=body), self._prepared)
         if data:
             await self._connection.send(data, None)
 
     async def _send_or_note(self, data: bytes) -> None:
         """Send; where the connection breaks, the server's answer may be there all the same."""
+        # The pool has checked a reused connection without an await since, other than for trace handlers,
+        # which may take any time.
+        if self._connection.requests == 1:
+            await self._receive_early()
+        elif self._tracer is not None:
+            await self._check_still_usable()
         try:
             await self._connection.send(data, self._timeouts.write)
         except WriteError as exc:
             self._write_error = exc
+
+    async def _receive_early(self) -> None:
+        """Receive what the server has sent on a new connection before the request.
+
+        It is taken for the response: a server may refuse a connection in HTTP (408, 503) without reading
+        from it. A response to the request may still follow and be taken for the next one's, so there is no
+        next request on this connection.
+        """
+        connection = self._connection
+        if watch(connection.stream) is not Readiness.READABLE:
+            return
+        try:
+            data = await connection.receive_available()
+        except WouldBlock:
+            return
+        except ReadError as exc:
+            self._failure = exc
+            raise
+        self._may_reuse = False
+        self._feed(data)
+
+    async def _check_still_usable(self) -> None:
+        """Refuse to send on a pooled connection that was closed, or on which unsolicited data has arrived."""
+        connection = self._connection
+        readiness = connection.readiness()
+        if readiness is Readiness.READABLE and await connection.still_open():
+            readiness = Readiness.QUIET
+        # Reading may have made TLS send something (RFC 8446, 4.6).
+        self._sent_before = connection.transport.bytes_sent
+        if readiness is not Readiness.QUIET:
+            self._failure = RemoteProtocolError(
+                "before the request was sent, the server closed the idle connection or sent unsolicited data"
+            )
+            raise self._failure
 
     # -- Receiving.
 
@@ -292,30 +344,45 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             raise self._failure
         self._answered = True
         self._count(data)
+        if not self._response_begun:
+            self._head.append(data)
         self._h11.receive_data(data)
 
     def _count(self, data: bytes) -> None:
         """Take note of bytes received, and refuse what is not HTTP: it may never end as a head does."""
         if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
-            raise RemoteProtocolError(f"the server does not speak HTTP/1: it sent {data[:20]!r}")
+            secure = with_tls(self._connection.origin)
+            if secure is not None and TLS_ALERT.startswith(data[:2]):
+                said = f"the server does not speak HTTP/1 on this port, but TLS (use {secure})"
+            else:
+                said = f"the server does not speak HTTP/1: it sent {data[:20]!r}"
+            raise RemoteProtocolError(said)
         self._received += len(data)
 
     def _take_event(self) -> Any:
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as exc:
-            raise RemoteProtocolError(str(exc)) from exc
+            if not self._violation:
+                limit = self._connection.settings.max_header_bytes
+                self._violation = explain_received(str(exc), b"".join(self._head), limit)
+            raise RemoteProtocolError(self._violation) from exc
 
     # -- The response's head.
 
     async def _next_head(self) -> Head:
         event = await self._next_event()
         self._check_head_size()
+        headers = event.headers.raw_items()
         if event.status_code < 200 and event.status_code != 101:
+            self._frame_body(event.status_code, headers)
+            rest = self._h11.trailing_data[0]
             self._received = 0
-            self._count(self._h11.trailing_data[0])
-        headers = Headers(event.headers.raw_items())
-        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, headers)
+            self._count(rest)
+            self._head = [rest]
+        else:
+            self._head = []
+        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, Headers(headers))
 
     def _check_head_size(self) -> None:
         """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""
@@ -365,7 +432,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         # The bytes beyond HTTP are its user's.
         return self._connection.raw_stream(self._h11.trailing_data[0])
 
-    def _frame_body(self, status: int, headers: Headers) -> None:
+    def _frame_body(self, status: int, headers: HeaderList) -> None:
         """Find out whether the body is of known length (RFC 9112, 6.3)."""
         length, coded = None, False
         for name, value in headers:
@@ -374,12 +441,14 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
                     length = int(value)
                 case b"transfer-encoding":
                     coded = True
-        if length is None:
-            return
-        if coded:
-            # An attempt at smuggling, or a server that can't be understood.
-            self._may_reuse = False
-        elif self._prepared.method != b"HEAD" and status not in (204, 304):
+        if status < 200 or status == 204:
+            # These have no body and may not announce one (RFC 9110, 8.6; RFC 9112, 6.1). A server that
+            # does may send it all the same, and it must not be taken for the next response.
+            self._may_reuse = self._may_reuse and not (length or coded)
+        elif coded:
+            # With both an attempt at smuggling, or a server that can't be understood.
+            self._may_reuse = self._may_reuse and length is None
+        elif length is not None and self._prepared.method != b"HEAD" and status != 304:
             self._left = length
             self._buffered = self._h11.trailing_data[0]
 
@@ -482,7 +551,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         if self._answered or exc is not self._failure:
             return exc
-        error = self._write_error or exc
+        # An alert says more than that sending failed after it.
+        error = exc if is_alert(exc.__cause__) else self._write_error or exc
         mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
         self._prepared.failure = error
         return error

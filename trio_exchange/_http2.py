@@ -89,7 +89,7 @@ from ._http2_frames import (
     window_update,
 )
 from ._http2_headers import check_trailers, content_length, request_headers, response_head
-from ._models import HeaderList, Origin, Prepared, Response
+from ._models import HeaderList, Origin, Prepared, Response, with_tls
 from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, Watchable, check_max_bytes, explain, to_octets
 from ._timeouts import Timeouts, timed
 from ._trace import Tracer, traced
@@ -170,7 +170,8 @@ class HTTP2Connection(HTTPConnection):
         self._goaway_made = False
         self.settings_received: trio.Event = trio.Event()
         # The reader's.
-        self._splitter = FrameSplitter()
+        secure = with_tls(origin)
+        self._splitter = FrameSplitter(None if secure is None else str(secure))
         # The pieces of an exchange's header block whose end is to come, and whether it ends the stream.
         self._block: list[bytes] = []
         self._block_ends_stream = False
@@ -754,7 +755,11 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
     def _open(self, headers: HeaderList, body: bytes, *, end: bool) -> None:
         self.stream_id = self._connection.open(self, headers, body, end_stream=end)
         if self.stream_id is None:
-            self._failure = RemoteProtocolError("the server takes no more requests on this connection")
+            self._failure = (
+                _own(self._connection.failure, "before the request was sent")
+                if self._connection.will_close
+                else RemoteProtocolError("the server takes no more requests on this connection")
+            )
             mark_refused(self._failure)
             raise self._failure
         self.sent_end = end

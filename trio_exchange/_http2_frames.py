@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from h2.errors import ErrorCodes
 
+from ._streams import TLS_ALERT
+
 # RFC 9113, 6.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(5, 10)
@@ -75,9 +77,14 @@ class Frame(NamedTuple):
 
 
 class FrameSplitter:
-    """Takes what arrives apart."""
+    """Takes what arrives apart.
 
-    def __init__(self) -> None:
+    Args:
+        secure_url: The URL of the same port with TLS, None if there is TLS; for an error's message.
+    """
+
+    def __init__(self, secure_url: str | None = None) -> None:
+        self._secure_url = secure_url
         self._buffer = b""
         self._preface_seen = False
         # The stream of a header block whose end is to come, and how many frames of it there were.
@@ -95,6 +102,12 @@ class FrameSplitter:
             Violation: From the iterator.
         """
         buffer = self._buffer + data if self._buffer else data
+        if not self._preface_seen and self._secure_url is not None and buffer.startswith(TLS_ALERT):
+            # It is shorter than the header of a frame.
+            raise Violation(
+                ErrorCodes.PROTOCOL_ERROR,
+                f"the server does not speak HTTP/2 on this port, but TLS (use {self._secure_url})",
+            )
         start, size = 0, len(buffer)
         try:
             while size - start >= _HEADER_SIZE:

@@ -58,6 +58,8 @@ PROXY_PORTS = {
     b"socks5h": 1080,
 }
 _PORTS = {**DEFAULT_PORTS, **PROXY_PORTS}
+_WITH_TLS = {b"http": b"https", b"ws": b"wss"}
+_WITHOUT_TLS = {b"https": b"http", b"wss": b"ws"}
 
 # RFC 9110, 9.2.2.
 IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -358,6 +360,18 @@ class Origin:
 
     def __repr__(self) -> str:
         return f"Origin(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r})"
+
+
+def with_tls(origin: Origin) -> Origin | None:
+    """The origin of the same port with TLS, None if it has TLS already."""
+    scheme = _WITH_TLS.get(origin.scheme)
+    return None if scheme is None else Origin(scheme, origin.host, origin.port)
+
+
+def without_tls(origin: Origin) -> Origin | None:
+    """The origin of the same port without TLS, None if it has none already."""
+    scheme = _WITHOUT_TLS.get(origin.scheme)
+    return None if scheme is None else Origin(scheme, origin.host, origin.port)
 
 
 class URL:

@@ -14,7 +14,7 @@ import trio
 
 from ._connectors import Attempt, Connection, Way, encrypt
 from ._exceptions import InvalidURL, UnsupportedProtocol
-from ._models import DEFAULT_PORTS, Origin, Proxy, Request, scheme_hint, unless_secret
+from ._models import DEFAULT_PORTS, Origin, Proxy, Request, scheme_hint, unless_secret, without_tls
 from ._tls import TLSSettings, default_context_for
 
 #: The scheme of routes for who speaks something else than HTTP.
@@ -112,7 +112,9 @@ class Endpoint:
         if ssl_context is None:
             ssl_context = default_context_for(self.alpn)
         whom = f"the proxy {route.origin}" if route.to_proxy else route.server_hostname
-        return TLSSettings(ssl_context, route.server_hostname, self.alpn, whom)
+        return TLSSettings(
+            ssl_context, route.server_hostname, self.alpn, whom, plain_url=str(without_tls(route.origin))
+        )
 
     async def connect(self, route: Route, attempt: Attempt) -> Connection:
         """Establish a connection, TLS included.

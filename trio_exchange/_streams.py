@@ -11,8 +11,8 @@ stream what HTTP needs and Trio's streams don't offer:
   `trio.SSLStream` this reads what has arrived, and only that, without damage: the stream tolerates a
   receive that fails, which it doesn't of a send.
 - *Remembered send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may answer
-  and close before it has read a request whole; the answer is there to be read. So while `defer_errors` is
-  set, a failing send is kept in `send_error` instead of being raised.
+  and close before it has read a request whole; the answer is there to be read, or the alert that says why
+  it closed. So while `defer_errors` is set, a failing send is kept in `send_error` instead of being raised.
 
 Through proxies one transport may lie on top of another, with TLS or a stream of HTTP/2 between. What is asked
 of the upper one it asks of what is below (`watch`, `_probe_below`, `send_error`, `defer_errors`).
@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import abc
 import enum
+import re
 import select
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import trio
 
@@ -45,6 +46,14 @@ from ._exceptions import (
 from ._timeouts import check_seconds, timed
 
 RECEIVE_SIZE = 65536
+# In how many pieces may be received without waiting what nobody asked for.
+MOST_PROBES = 8
+
+# How an alert begins, and what a record may begin with (RFC 8446, 5.1).
+TLS_ALERT = b"\x15\x03"
+_TLS_RECORDS = range(20, 25)
+# How much is kept of what is received instead of TLS.
+_BEGINNING = 20
 
 NOT_RAW = (
     "this network stream belongs to HTTP and only gives information; it can be read and written after a "
@@ -56,13 +65,32 @@ class WouldBlock(Exception):
     """Nothing has arrived, and the transport is only probing."""
 
 
+# How OpenSSL names the alerts that it receives (RFC 8446, 6), by the protocol that introduced them.
+_ALERT = re.compile(r"(?:SSLV3_ALERT|TLSV1_ALERT|TLSV13_ALERT|TLSV1)_(\w+)")
+
+
 def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
-    """What a stream's error says, or means by its type."""
+    """What a stream's error says, or means by its type or its cause."""
     if str(error):
         return str(error)
-    return (
-        "the connection broke" if isinstance(error, trio.BrokenResourceError) else "the connection was closed"
-    )
+    if isinstance(error, trio.ClosedResourceError):
+        return "the connection was closed"
+    if isinstance(error.__cause__, ssl.SSLError):
+        return _explain_tls(error.__cause__)
+    return "the connection broke"
+
+
+def is_alert(error: BaseException | None) -> bool:
+    """Whether a stream's error is a TLS alert from the server."""
+    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
+    return isinstance(cause, ssl.SSLError) and _ALERT.fullmatch(cause.reason or "") is not None
+
+
+def _explain_tls(error: ssl.SSLError) -> str:
+    reason = error.reason or str(error)
+    alert = _ALERT.fullmatch(reason)
+    words = (reason if alert is None else alert[1]).lower().replace("_", " ")
+    return f"TLS failed: {words}" if alert is None else f"the server sent the TLS alert '{words}'"
 
 
 class Readiness(enum.Enum):
@@ -124,7 +152,7 @@ class Transport(Watchable):
             bottom = bottom._stream
         self._watched = _watchable_below(bottom)
         self.below: Transport | None = self._watched if isinstance(self._watched, Transport) else None
-        if isinstance(bottom, trio.SocketStream):
+        if isinstance(bottom, trio.SocketStream) and bottom.socket.fileno() >= 0:
             self._use_socket(bottom.socket)
 
     def _use_socket(self, inner: trio.socket.SocketType) -> None:
@@ -335,6 +363,11 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._received = received
         self._refusal = refusal
         self._on_close = on_close
+        # Below TLS, the transport that keeps the errors of sending.
+        below = stream.transport_stream if isinstance(stream, trio.SSLStream) else None
+        self._transport = below if isinstance(below, Transport) else None
+        # Set when `write` has looked for an alert, while which another task must not read.
+        self._looked: trio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<NetworkStream over {self._stream!r}>"
@@ -386,7 +419,28 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         try:
             await timed(timeout, WriteTimeout, self.send_all, buffer)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise WriteError(explain(exc)) from exc
+            reason = await self._received_alert() or exc
+            raise WriteError(explain(reason)) from reason
+
+    async def _received_alert(self) -> trio.BrokenResourceError | None:
+        """The TLS alert that says why the peer takes no more data, if it has arrived."""
+        transport = self._transport
+        if transport is None or transport.send_error is None:
+            return None
+        self._looked = trio.Event()
+        transport.probing = MOST_PROBES
+        try:
+            data = await self._stream.receive_some(RECEIVE_SIZE)
+        except trio.BrokenResourceError as exc:
+            return exc if is_alert(exc) else None
+        except (WouldBlock, trio.BusyResourceError, trio.ClosedResourceError):
+            # Where another task is reading, it gets the alert.
+            return None
+        finally:
+            transport.probing = 0
+            self._looked.set()
+        self._received += data
+        return None
 
     @trio.lowlevel.enable_ki_protection
     async def start_tls(
@@ -425,7 +479,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         if server_hostname is None and ssl_context.check_hostname:
             # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
             raise ValueError("ssl_context checks host names, so that server_hostname must be given")
-        tls = trio.SSLStream(self, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        transport = Transport(self)
+        transport.defer_errors = True
+        tls = trio.SSLStream(transport, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
             await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
         except BaseException:
@@ -461,6 +517,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
         self._refuse_as_trio()
+        if self._looked is not None:
+            await self._looked.wait()
         if not self._received:
             return bytes(await self._stream.receive_some(max_bytes))
         check_max_bytes(max_bytes)
@@ -474,6 +532,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Send all of `data`, as `trio.abc.SendStream` says."""
         self._refuse_as_trio()
         await self._stream.send_all(to_octets(data))
+        error = None if self._transport is None else self._transport.send_error
+        if error is not None:
+            raise trio.BrokenResourceError(str(error)) from error
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -609,26 +670,56 @@ def _poll_for_reading(descriptor: int) -> select.poll | None:
     return poll
 
 
-async def handshake(tls: trio.SSLStream[Any], host: str | None) -> None:
+class _Beginning:
+    """Below TLS during the handshake: keeps the first bytes that were received, for an error's message."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.received = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self.stream.receive_some(max_bytes)
+        if len(self.received) < _BEGINNING:
+            self.received += data[:_BEGINNING]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+
+async def handshake(tls: trio.SSLStream[Any], host: str | None, plain_url: str | None = None) -> None:
     """Do the TLS handshake.
 
     Args:
         tls: A fresh stream.
         host: Whom it is with, for the error's message.
+        plain_url: The URL to use instead if there is no TLS, for the error's message.
 
     Raises:
         ConnectError: The handshake failed.
     """
+    below: Any = _Beginning(tls.transport_stream)
+    tls.transport_stream = below
     try:
         await tls.do_handshake()
     except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-        _raise_handshake_error(exc, host)
+        raise ConnectError(_explain_handshake(exc, host, plain_url, below.received)) from exc
+    finally:
+        tls.transport_stream = below.stream
 
 
-def _raise_handshake_error(exc: Exception, host: str | None) -> NoReturn:
+def _explain_handshake(
+    exc: trio.BrokenResourceError | trio.ClosedResourceError,
+    host: str | None,
+    plain_url: str | None,
+    received: bytes,
+) -> str:
     reason = exc.__cause__ if exc.__cause__ is not None else exc
     if isinstance(reason, ssl.SSLCertVerificationError):
-        raise ConnectError(
-            f"the certificate of {host} could not be verified: {reason.verify_message}"
-        ) from exc
-    raise ConnectError(f"the TLS handshake with {host} failed: {reason}") from exc
+        return f"the certificate of {host} could not be verified: {reason.verify_message}"
+    said: object = explain(exc) if is_alert(exc) else reason
+    if received and received[0] not in _TLS_RECORDS:
+        said = f"the server does not speak TLS on this port: it sent {received[:_BEGINNING]!r}"
+        if plain_url is not None and received.startswith(b"HTTP/"):
+            said = f"{said}; use {plain_url}"
+    return f"the TLS handshake with {host} failed: {said}"

@@ -71,12 +71,14 @@ class TLSSettings:
         server_hostname: The name to ask for (SNI) and to verify.
         alpn: The protocols to offer.
         whom: Whom it is with, for errors' messages.
+        plain_url: The URL of the same port without TLS, for errors' messages.
     """
 
     context: ssl.SSLContext
     server_hostname: str
     alpn: tuple[str, ...]
     whom: str
+    plain_url: str | None = None
 
 
 async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStream[Transport]:
@@ -101,5 +103,5 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
     except (TypeError, ValueError) as exc:
         # A zero byte is a TypeError.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
-    await handshake(tls, settings.whom)
+    await handshake(tls, settings.whom, settings.plain_url)
     return tls
