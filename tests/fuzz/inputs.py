@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import hpack
-from hyperframe.frame import (
-    ContinuationFrame,
-    DataFrame,
-    Frame,
-    GoAwayFrame,
-    HeadersFrame,
-    PingFrame,
-    PushPromiseFrame,
-    RstStreamFrame,
-    SettingsFrame,
-    WindowUpdateFrame,
+
+from trio_exchange._http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
 )
 
 #: In an answer over HTTP/1.1: what follows arrives on its own.
@@ -125,24 +129,23 @@ class _Frames:
             case 1:
                 return self._data(stream)
             case 2:
-                return SettingsFrame(settings=self._settings()).serialize()
+                return frame(SETTINGS, 0, stream, self._settings())
             case 3:
-                return RstStreamFrame(stream, error_code=source.number()).serialize()
+                return frame(RST_STREAM, 0, stream, source.number().to_bytes(4, "big"))
             case 4:
-                return _window_update(stream, source.number(4) & 0x7FFFFFFF)
+                return frame(WINDOW_UPDATE, 0, stream, source.take(4))
             case 5:
-                return _goaway(source.number(), source.number(), source.take(source.number() % 64))
+                last, code = source.number(), source.number()
+                debug = source.take(source.number() % 64)
+                return frame(GOAWAY, 0, stream, last.to_bytes(4, "big") + code.to_bytes(4, "big") + debug)
             case 6:
-                flags = ["ACK"] if stream & 1 else []
-                return PingFrame(opaque_data=source.take(8).ljust(8, b"."), flags=flags).serialize()
+                return frame(PING, stream & ACK, 0, source.take(8).ljust(8, b"."))
             case 7:
-                pushed = PushPromiseFrame(stream or 1, promised_stream_id=2, flags=["END_HEADERS"])
-                pushed.data = self._block()
-                return pushed.serialize()
+                return frame(PUSH_PROMISE, END_HEADERS, stream, (2).to_bytes(4, "big") + self._block())
             case 8:
-                return self._split_headers(stream or 1)
+                return self._split_headers(stream)
             case 9:
-                return SettingsFrame(flags=["ACK"]).serialize()
+                return frame(SETTINGS, ACK, 0, b"")
             case 10:
                 return self._anything(stream)
         return source.take(source.number())
@@ -153,51 +156,39 @@ class _Frames:
 
     def _headers(self, stream: int) -> bytes:
         flags = self._source.number()
-        frame = HeadersFrame(stream or 1, self._block())
-        if flags & 1:
-            frame.flags.add("END_STREAM")
-        if not flags & 2:
-            frame.flags.add("END_HEADERS")
-        return frame.serialize()
+        ends = END_STREAM if flags & 1 else 0
+        whole = 0 if flags & 2 else END_HEADERS
+        return frame(HEADERS, ends | whole, stream, self._block())
 
     def _split_headers(self, stream: int) -> bytes:
         block = self._block()
         cut = self._source.number() % (len(block) + 1)
-        first = HeadersFrame(stream, block[:cut])
-        last = ContinuationFrame(stream, block[cut:], flags=["END_HEADERS"])
-        return first.serialize() + last.serialize()
+        return frame(HEADERS, 0, stream, block[:cut]) + frame(CONTINUATION, END_HEADERS, stream, block[cut:])
 
     def _data(self, stream: int) -> bytes:
         flags, size = self._source.number(), self._source.number(2) % 20_000
-        frame = DataFrame(stream or 1, bytes((stream,)) * size)
-        if flags & 1:
-            frame.flags.add("END_STREAM")
-        if flags & 2:
-            frame.flags.add("PADDED")
-            frame.pad_length = self._source.number()
-        return frame.serialize()
+        ends = END_STREAM if flags & 1 else 0
+        payload = bytes((stream,)) * size
+        if not flags & 2:
+            return frame(DATA, ends, stream, payload)
+        padding = self._source.number()
+        return frame(DATA, ends | PADDED, stream, bytes((padding,)) + payload + bytes(padding))
 
-    def _settings(self) -> dict[int, int]:
-        return {self._source.number() % 10: self._source.number(4) for _ in range(self._source.number() % 6)}
+    def _settings(self) -> bytes:
+        count = self._source.number() % 6
+        return b"".join(
+            (self._source.number() % 10).to_bytes(2, "big") + self._source.take(4).ljust(4, b"\0")
+            for _ in range(count)
+        )
 
     def _anything(self, stream: int) -> bytes:
         kind, flags, size = self._source.number(), self._source.number(), self._source.number()
-        payload = self._source.take(size)
-        return frame_header(len(payload), kind, flags, stream) + payload
+        return frame(kind, flags, stream, self._source.take(size))
 
 
-def frame_header(size: int, kind: int, flags: int, stream: int) -> bytes:
-    """The nine bytes before a frame's payload (RFC 9113, 4.1)."""
-    return size.to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big")
-
-
-def _window_update(stream: int, increment: int) -> bytes:
-    return frame_header(4, WindowUpdateFrame.type or 8, 0, stream) + increment.to_bytes(4, "big")
-
-
-def _goaway(last: int, code: int, debug: bytes) -> bytes:
-    frame: Frame = GoAwayFrame(last_stream_id=last, error_code=code, additional_data=debug)
-    return frame.serialize()
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame (RFC 9113, 4.1), of sense or nonsense."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
 def http2_script(data: bytes) -> Script:
@@ -205,7 +196,7 @@ def http2_script(data: bytes) -> Script:
     source = Bytes(data)
     options, ends = source.number(), bool(source.number() & 1)
     frames = _Frames(source)
-    pieces = [b"" if options & 0x80 else SettingsFrame().serialize()]
+    pieces = [b"" if options & 0x80 else frame(SETTINGS, 0, 0, b"")]
     phases: list[list[bytes]] = [pieces]
     for _ in range(_MOST_FRAMES):
         if not source:

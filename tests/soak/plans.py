@@ -178,7 +178,7 @@ class Plan:
         )
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def make_plan(seed: int, index: int) -> Plan:
     """The plan of a request, the same for its client and its server."""
     chosen = random.Random(f"{seed}/{index}")
