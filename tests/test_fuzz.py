@@ -88,8 +88,23 @@ def test_frames_that_depend_on_how_they_arrive_are_found(monkeypatch: pytest.Mon
         TARGETS["parsers"](data)
 
 
-def test_the_inputs_kept_are_those_that_reach_the_most(tmp_path: Path) -> None:
+def test_what_is_kept_reaches_what_the_rest_does_not(tmp_path: Path) -> None:
     for name, data in {"small": b"\1x", "large": b"\1" + b"x" * 50, "same": b"\1" + b"x" * 51}.items():
         (tmp_path / name).write_bytes(data)
-    chosen = corpus.choose(TARGETS["parsers"], [], sorted(tmp_path.iterdir()))
-    assert [path.name for path in chosen] == ["large"]
+    small, large, same = (tmp_path / name for name in ("small", "large", "same"))
+    chosen = corpus.choose(TARGETS["parsers"], [], [small, large, same])
+    assert chosen == [large]
+    assert corpus.choose(TARGETS["parsers"], [same], [small, large]) == []
+
+
+def test_what_was_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "CORPUS", tmp_path)
+    work, kept = tmp_path / "work", tmp_path / "parsers"
+    for folder, name, data in (
+        (work, "a" * 40, b"\1" + b"x" * 50),
+        (kept, "b" * 40, b"\1"),
+        (kept, "c", b""),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    assert corpus.renew("parsers", TARGETS["parsers"], work) == [kept / ("a" * 40), kept / "c"]

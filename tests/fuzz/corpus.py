@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +23,23 @@ Step = tuple[str, int, int]
 def inputs(target: str) -> list[Path]:
     """The corpus of a target."""
     return sorted((CORPUS / target).iterdir())
+
+
+def is_found(path: Path) -> bool:
+    """Whether a fuzzer has found an input, which libFuzzer names after its SHA-1; others were written."""
+    return re.fullmatch("[0-9a-f]{40}", path.name) is not None
+
+
+def renew(target: str, function: Callable[[bytes], None], work: Path) -> list[Path]:
+    """Fill up what was written with the best of what was found before, and lies in `work`."""
+    written = [path for path in inputs(target) if not is_found(path)]
+    before = [path for path in inputs(target) if is_found(path)]
+    chosen = choose(function, written, [*before, *sorted(path for path in work.iterdir() if is_found(path))])
+    for path in set(before) - set(chosen):
+        path.unlink()
+    for path in set(chosen) - set(before):
+        shutil.copy(path, CORPUS / target)
+    return inputs(target)
 
 
 def steps(function: Callable[[bytes], None], data: bytes) -> frozenset[Step]:
@@ -50,17 +69,16 @@ def steps(function: Callable[[bytes], None], data: bytes) -> frozenset[Step]:
 
 
 def choose(function: Callable[[bytes], None], kept: Iterable[Path], found: Iterable[Path]) -> list[Path]:
-    """Those inputs that take the most steps between them, few and small; the ones kept come first."""
-    chosen: list[Path] = []
+    """Of the inputs found, the few small ones that take the most steps that those kept don't take."""
     taken: set[Step] = set()
-    size = 0
-    candidates = {path: steps(function, path.read_bytes()) for path in [*kept, *found]}
-    preferred = set(kept)
-    while candidates and len(chosen) < MOST_FILES:
-        best = max(
-            candidates,
-            key=lambda path: (len(candidates[path] - taken), path in preferred, -path.stat().st_size),
-        )
+    files = size = 0
+    for path in kept:
+        taken |= steps(function, path.read_bytes())
+        files, size = files + 1, size + path.stat().st_size
+    candidates = {path: steps(function, path.read_bytes()) for path in found}
+    chosen: list[Path] = []
+    while candidates and files + len(chosen) < MOST_FILES:
+        best = max(candidates, key=lambda path: (len(candidates[path] - taken), -path.stat().st_size))
         new = candidates.pop(best) - taken
         if not new:
             break

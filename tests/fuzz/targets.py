@@ -61,8 +61,7 @@ async def _fetch(
         told.append(status)
 
     extensions: dict[str, Any] = {
-        # No other is needed: the server takes everything.
-        "timeout": {"read": _TIMEOUT},
+        "timeout": {"read": _TIMEOUT, "write": _TIMEOUT},
         "informational": inform,
     }
     if method == "CONNECT":
