@@ -201,6 +201,20 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[OLDEST])
+def soak(session: nox.Session) -> None:
+    """Send requests of all kinds to servers of all kinds: the minutes after `--`, 3 if there are none."""
+    session.install("-e.", *group("test"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def fuzz(session: nox.Session) -> None:
+    """Fuzz what servers send: after `--` the seconds for each target, and the targets (60, and all)."""
+    session.install("-e.", *group("test"), *group("fuzz"))
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(python=PYTHONS[OLDEST])
 def bench(session: nox.Session) -> None:
     """Measure CPU per request beside other clients; arguments after `--` are passed on."""
     session.install(".", *group("bench"), *group("peers"))

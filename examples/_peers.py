@@ -600,13 +600,14 @@ class HTTP2Call(Call):
     async def end(self, trailers: dict[str, str] | None = None) -> None:
         if self._ended:
             return
-        self._ended = True
         if trailers:
             await self._send_headers(trailers, end_stream=True)
         else:
             await trio.lowlevel.checkpoint()
             self._server.wire.end_stream(self.stream_id)
             self._server.flush()
+        # Not before, lest a call that is cancelled here is never ended.
+        self._ended = True
 
     async def _send_headers(self, headers: dict[str, str], *, end_stream: bool = False) -> None:
         # The stream may have been reset, and then this is where the call is cancelled.

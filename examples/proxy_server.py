@@ -126,14 +126,14 @@ class Client:
             else:
                 await self._forward(request)
         except Refusal as exc:
-            await self._refuse(exc.status, str(exc))
+            await self._refuse(exc.status, str(exc), request.method)
         except (LocalProtocolError, UnsupportedProtocol) as exc:
-            await self._refuse(400, str(exc))
+            await self._refuse(400, str(exc), request.method)
         except TimeoutException as exc:
-            await self._refuse(504, str(exc))
+            await self._refuse(504, str(exc), request.method)
         except (ExchangeError, h11.LocalProtocolError) as exc:
             # There is no answer, or none that can be passed on.
-            await self._refuse(502, str(exc))
+            await self._refuse(502, str(exc), request.method)
 
     async def _tunnel(self, request: h11.Request) -> None:
         if not isinstance(self._wire.next_event(), h11.EndOfMessage):
@@ -205,7 +205,7 @@ class Client:
             onward = end_to_end(headers, b"1.1")
             await self._send(h11.InformationalResponse(status_code=status, headers=onward))
 
-    async def _refuse(self, status: int, reason: str) -> None:
+    async def _refuse(self, status: int, reason: str, method: bytes = b"") -> None:
         if self._wire.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             # It has got half of another answer, whose missing end says enough.
             return
@@ -213,7 +213,8 @@ class Client:
         headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(content)))]
         phrase = HTTPStatus(status).phrase.encode()
         await self._send(h11.Response(status_code=status, headers=headers, reason=phrase))
-        await self._send(h11.Data(data=content))
+        if method != b"HEAD":
+            await self._send(h11.Data(data=content))
         await self._send(h11.EndOfMessage())
 
     async def _hang_up(self) -> None:

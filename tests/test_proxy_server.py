@@ -499,6 +499,19 @@ async def test_a_server_without_an_answer_to_pass_on_is_a_502(answer: bytes) -> 
         assert (await answer_to(proxy, request)).startswith("HTTP/1.1 502 Bad Gateway\r\n")
 
 
+async def test_a_refused_head_request_gets_no_content() -> None:
+    async with peer(tell_head) as port:
+        pass
+    async with server() as proxy:
+        request = f"HEAD http://localhost:{port}/ HTTP/1.1\nHost: a\n\n"
+        second = "GET / HTTP/1.1\nHost: a\nConnection: close\n\n"
+        answer = await answer_to(proxy, request + second)
+    assert re.findall(r"HTTP/1\.1 (\d+)", answer) == ["502", "400"]
+    head, second_answer = answer.split("\r\n\r\n", 1)
+    assert re.search(r"(?i)content-length: [1-9]", head)
+    assert second_answer.startswith("HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("target", ["GET http://localhost:{}/", "CONNECT localhost:{}"])
 async def test_a_server_that_is_not_there_is_a_502(target: str) -> None:
     async with peer(tell_head) as port:

@@ -1,0 +1,80 @@
+"""The soak, for a few seconds, and that it finds what it looks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import trio
+
+from trio_exchange import Response
+
+from .soak import client, measures
+from .soak.plans import KINDS, Fault, content, make_plan
+from .soak.run import soak
+
+
+def test_a_short_soak_has_no_problems() -> None:
+    result = soak(2.5, seed=1)
+    assert result.problems == []
+    assert result.total > 100
+    assert {pool for pool, _ in result.outcomes} >= set(KINDS)
+    assert {outcome for _, outcome in result.outcomes} >= {"answered", "left", "cancelled"}
+
+
+def test_one_request_can_be_sent_again_and_again() -> None:
+    index = next(index for index in range(1000) if make_plan(1, index).must_succeed)
+    result = soak(0.1, seed=1, only=index)
+    assert result.problems == []
+    assert {pool for pool, _ in result.outcomes} == {make_plan(1, index).pool}
+
+
+def test_plans_are_made_from_the_seed() -> None:
+    plans = [make_plan(7, index) for index in range(2000)]
+    make_plan.cache_clear()
+    assert plans == [make_plan(7, index) for index in range(2000)]
+    assert plans[0] != make_plan(8, 0)
+    assert {plan.fault for plan in plans} == set(Fault)
+    assert {plan.pool for plan in plans} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("headers", "complaint"),
+    [
+        ([(b"X-Nonce", b"0-2")], "0-1 was answered"),
+        ([], "0-1 was answered"),
+        ([(b"x-nonce", b"0-1"), (b"x-upload", b"3-00000000")], "0-1 sent 4 bytes"),
+    ],
+)
+def test_an_answer_to_another_request_is_found(headers: list[tuple[bytes, bytes]], complaint: str) -> None:
+    response = Response(200, headers=headers)
+    plan = dataclasses.replace(make_plan(0, 0), status=200)
+    with pytest.raises(client.Mismatch, match=complaint):
+        client._check_head(response, plan, "0-1", b"body")
+
+
+async def test_a_body_of_another_answer_is_found() -> None:
+    plan = dataclasses.replace(make_plan(0, 0), method="GET", status=200, size=10, consume="read")
+    with pytest.raises(client.Mismatch, match="0-1 got 10 bytes, not 10"):
+        await client._consume(Response(200, content=content("0-2", 10)), plan, "0-1")
+
+
+async def test_what_is_left_is_found() -> None:
+    before = measures.take()
+    assert list(measures.growth(before, before)) == []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        sender, receiver = trio.socket.socketpair()
+        after = dataclasses.replace(
+            measures.take(),
+            rss=before.rss * 2,
+            objects=before.objects + Counter({"trio_exchange._models.Request": 100}),
+        )
+        sender.close()
+        receiver.close()
+        nursery.cancel_scope.cancel()
+    found = list(measures.growth(before, after))
+    assert len(found) == 4
+    for more, expected in zip(found, ("descriptors", "sleep_forever", "Request", "memory"), strict=True):
+        assert expected in more
