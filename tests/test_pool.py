@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import gc
 import signal
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -1135,6 +1137,18 @@ async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
         with trio.fail_after(1.5):
             await connection.closed.wait()
         assert_unharmed(pool)
+
+
+async def test_housekeeping_keeps_no_connection_that_is_closed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    connector = MemoryConnector(nursery, respond)
+    async with ConnectionPool(connector=connector, keepalive_expiry=2.5) as pool:
+        await pool.request("GET", URL)
+        connection = weakref.ref(internals(pool)[0])
+        await trio.sleep(10)
+        gc.collect()
+        assert connection() is None
 
 
 async def test_housekeeping_spares_a_quiet_connection(

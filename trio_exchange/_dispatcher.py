@@ -397,10 +397,14 @@ class Dispatcher:
                 self._work = trio.Event()
                 await self._work.wait()
             await trio.sleep(_HOUSEKEEPING_INTERVAL)
-            for connection in self.scheduler.expired(trio.current_time()):
-                self.scheduler.close(connection)
-            for connection in self.scheduler.idle:
-                await self._look_after(connection)
+            await self._look_after_idle()
+
+    async def _look_after_idle(self) -> None:
+        # A function of its own, so that while there is nothing to do no connection is kept in a local variable.
+        for connection in self.scheduler.expired(trio.current_time()):
+            self.scheduler.close(connection)
+        for connection in self.scheduler.idle:
+            await self._look_after(connection)
 
     async def _look_after(self, connection: Any) -> None:
         readiness = connection.readiness()

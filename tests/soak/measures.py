@@ -20,9 +20,8 @@ _malloc_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
 #: By how much memory may grow.
 RSS_GROWTH = 0.10
 RSS_SLACK = 8 * 1024 * 1024
-#: How many objects of a type may be more than before: the housekeeping of each pool, and of each proxy,
-#: still knows the connection that it looked at last.
-OBJECTS_SLACK = 16
+#: How many objects of a type may be more than before.
+OBJECTS_SLACK = 4
 # Kept in a cache of limited size, which fills slowly.
 _CACHED = "trio_exchange._models._ParsedURL"
 
