@@ -400,7 +400,7 @@ class Dispatcher:
             await self._look_after_idle()
 
     async def _look_after_idle(self) -> None:
-        # A function of its own, so that while there is nothing to do no connection is kept in a local variable.
+        # A function of its own, so that no local variable keeps a connection while there is nothing to do.
         for connection in self.scheduler.expired(trio.current_time()):
             self.scheduler.close(connection)
         for connection in self.scheduler.idle:

@@ -91,7 +91,7 @@ async def _fetch(
 
 async def _check_pool(pool: ConnectionPool) -> None:
     """Nothing is under way, once the connections that are to be closed are."""
-    for connection in pool._dispatcher:
+    for connection in list(pool._dispatcher):
         if connection.will_close:
             await connection.closed.wait()
     await trio.lowlevel.checkpoint()
