@@ -402,10 +402,23 @@ class StreamContext:
         self._pool = pool
         self._request = request
         self._own_pool = own_pool
+        self._entered = False
         self._response: Response | None = None
 
+    # Its type is none of an awaitable, so that type checkers report the mistake too.
+    def __await__(self) -> None:
+        owner = "trio_exchange" if self._own_pool else "pool"
+        raise TypeError(f"use 'async with {owner}.stream(...) as response:'")
+
     async def __aenter__(self) -> Response:
-        """Send the request and receive the response's head."""
+        """Send the request and receive the response's head.
+
+        Raises:
+            RuntimeError: It was entered before.
+        """
+        if self._entered:
+            raise RuntimeError("a stream context can be entered only once; call stream() again")
+        self._entered = True
         if self._own_pool:
             await self._pool.__aenter__()
         try:
