@@ -26,7 +26,7 @@ from typing import Any
 import trio
 
 from ._connectors import Connection, Establish, close_forcefully
-from ._exceptions import ConnectionNotAvailable, ExchangeError, may_resend
+from ._exceptions import ConnectionNotAvailable, ExchangeError, copied, may_resend
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
 from ._http11 import HTTP11Connection
@@ -161,7 +161,11 @@ class Dispatcher:
             info = {"attempt": 1, "delay": 0.0, "exception": exc}
         # A shared connection is read all the time, so that no other one can be dead and idle.
         turn.ticket.fresh = isinstance(connection, HTTP11Connection)
-        await traced(turn.tracer, "connection.retry", info, trio.lowlevel.checkpoint)
+        try:
+            await traced(turn.tracer, "connection.retry", info, trio.lowlevel.checkpoint)
+        finally:
+            # The exception's traceback leads to this frame.
+            del info
         connection = await self.obtain(turn)
         return await begin(connection)
 
@@ -184,7 +188,8 @@ class Dispatcher:
         if ticket.grant is None:
             await turn.waiting.spend(self._wait_for_grant, turn)
         if isinstance(ticket.grant, ConnectionNotAvailable):
-            raise ticket.grant
+            # A copy, since the traceback of what is raised leads to the ticket.
+            raise copied(ticket.grant)
         return ticket.grant
 
     async def _wait_for_grant(self, turn: Turn) -> None:

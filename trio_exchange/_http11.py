@@ -31,8 +31,18 @@ from ._exceptions import (
     WriteError,
     WriteTimeout,
     mark_unanswered,
+    without_frames,
 )
-from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
+from ._exchange import (
+    SMALL_BODY,
+    Exchange,
+    Head,
+    HTTPConnection,
+    Owner,
+    ResponseBody,
+    Settings,
+    TracePoints,
+)
 from ._models import Headers, Origin, Prepared, Response
 from ._streams import RECEIVE_SIZE, NetworkStream, Readiness, WouldBlock, explain, watch
 from ._timeouts import Timeouts, timed
@@ -62,8 +72,10 @@ class HTTP11Connection(HTTPConnection):
         return self._exchange is not None
 
     def _end_exchanges(self) -> None:
-        if self._exchange is not None:
-            self._exchange.connection_closes()
+        # What the user does with the response no longer concerns the connection.
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.connection_closes()
 
     def _new_h11(self) -> h11.Connection:
         return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
@@ -261,7 +273,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         try:
             await self._connection.send(data, self._timeouts.write)
         except WriteError as exc:
-            self._write_error = exc
+            self._write_error = without_frames(exc)
 
     # -- Receiving.
 
@@ -304,7 +316,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as exc:
-            raise RemoteProtocolError(str(exc)) from exc
+            # h11 raises it in a method of its own, so that its traceback leads back to it.
+            raise RemoteProtocolError(str(exc)) from without_frames(exc)
 
     # -- The response's head.
 
@@ -349,7 +362,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             self._frame_body(status, headers)
         response = Response(status)
         response.headers = headers
-        response.stream = self
+        response.stream = ResponseBody(self)
         response.extensions = {
             "http_version": version,
             "reason_phrase": reason,
@@ -481,7 +494,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
     def _explain(self, exc: ExchangeError) -> ExchangeError:
         if self._answered or exc is not self._failure:
             return exc
-        error = self._write_error or exc
+        error, self._write_error = self._write_error or exc, None
         mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
         self._prepared.failure = error
         return error

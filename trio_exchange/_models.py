@@ -16,6 +16,7 @@ import inspect
 import ipaddress
 import re
 import ssl
+import weakref
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import idna
 import trio
 
-from ._exceptions import LocalProtocolError
+from ._exceptions import ExchangeError, LocalProtocolError
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 # A mapping's type of keys is invariant, hence three of them.
@@ -783,16 +784,14 @@ class Prepared:
         idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
         expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
         protocol: What an extended CONNECT asks for (RFC 8441), else None.
-        failure: How an exchange of it failed, if that was the network's or the server's doing and no
-            answer had begun.
     """
 
     __slots__ = (
+        "_failure",
         "_iterator",
         "_peeked",
         "body",
         "expects_continue",
-        "failure",
         "headers",
         "idempotent",
         "method",
@@ -806,7 +805,8 @@ class Prepared:
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")
         self.request: Request = request
-        self.failure: Exception | None = None
+        # Weak, since its traceback leads to the request.
+        self._failure: weakref.ref[ExchangeError] | None = None
         self.protocol: bytes | None = _protocol(request)
         self.method: bytes = request.method
         self.target: bytes = request.url.target
@@ -818,6 +818,15 @@ class Prepared:
         self.headers: Headers
         self.expects_continue: bool
         self.headers, self.expects_continue = _complete_headers(request, self.body)
+
+    @property
+    def failure(self) -> ExchangeError | None:
+        """How an exchange of it failed, if due to the network or the server, and without an answer."""
+        return None if self._failure is None else self._failure()
+
+    @failure.setter
+    def failure(self, error: ExchangeError) -> None:
+        self._failure = weakref.ref(error)
 
     @property
     def body_can_be_sent_again(self) -> bool:
