@@ -520,11 +520,13 @@ class Exchange(abc.ABC, Generic[C]):
         self._busy = True
         try:
             return await self._next_chunk(checkpoint)
-        except Exception:
+        except Exception as exc:
             # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
             # taken up again.
             self._finish(clean=False)
             self._let_go_of_failure()
+            if self._left_early and isinstance(exc, ReadError):
+                raise ReadError("the response was closed while its body was being read") from None
             raise
         finally:
             self._busy = False
