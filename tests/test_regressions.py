@@ -327,6 +327,26 @@ async def test_a_read_that_another_task_ended_by_closing_says_so(
             await anext(response.aiter_stream())
 
 
+async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: trio.Nursery) -> None:
+    """As the openai SDK does at the end of a stream of events."""
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for _ in peer:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send(b"def")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        async with pool.stream("GET", URL) as response:
+            events = response.aiter_stream()
+            assert await anext(events) == b"abc"
+            assert [chunk async for chunk in response.aiter_stream()] == [b"def"]
+            assert [chunk async for chunk in events] == []
+            with pytest.raises(RuntimeError, match="only once"):
+                response.aiter_stream()
+        assert_unharmed(pool, idle=1)
+
+
 async def test_two_tasks_that_read_one_body_at_once_are_told(nursery: trio.Nursery) -> None:
     go = trio.Event()
 

@@ -235,7 +235,8 @@ class ConnectionPool:
             url: Whole, as str, bytes or `URL`.
             headers: A mapping or a sequence of pairs. Host, Content-Length and Transfer-Encoding are
                 added where they are missing.
-            content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
+            content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has
+                a `__bytes__` method is asked for the whole, and sent as bytes are.
             extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
                 `protocol`.
 
