@@ -712,6 +712,66 @@ async def test_the_stream_is_iterated_only_once() -> None:
         _ = response.content
 
 
+@pytest.mark.parametrize("content", [[b"a", b"b", b"c"], AsyncChunks(b"a", b"b", b"c")])
+async def test_an_iteration_that_was_left_is_taken_up_again(content: Any) -> None:
+    response = Response(200, content=content)
+    async for chunk in response.aiter_stream():
+        assert chunk == b"a"
+        break
+    left = response.aiter_stream()
+    assert await anext(left) == b"b"
+    with pytest.raises(RuntimeError, match="only once"):
+        await response.aread()
+    assert await collect(response.aiter_stream()) == [b"c"]
+    with pytest.raises(RuntimeError, match="only once"):
+        response.aiter_stream()
+
+
+class Whole:
+    """Content that is there as a whole, and could be iterated either way."""
+
+    def __bytes__(self) -> bytes:
+        return b"whole"
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError("it is asked for the whole")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"it is asked for the whole"
+
+
+class WholeAsynchronous:
+    def __bytes__(self) -> bytes:
+        return b"whole"
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"it is asked for the whole"
+
+
+class WholeOrdinary:
+    def __bytes__(self) -> bytes:
+        return b"whole"
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError("it is asked for the whole")
+
+
+@pytest.mark.parametrize("content", [Whole(), WholeAsynchronous(), WholeOrdinary(), ByteStream(b"whole")])
+def test_an_iterable_with_bytes_is_sent_as_bytes_are(content: Any) -> None:
+    prepared = prepare("POST", content=content)
+    assert prepared.body == b"whole"
+    assert prepared.body_can_be_sent_again
+    assert (b"Content-Length", b"5") in prepared.headers
+    with_bytes = Request("POST", "http://a.example", content=content)
+    assert repr(with_bytes.stream) == "<ByteStream [5 bytes]>"
+
+
+def test_bytes_of_what_is_no_iterable_are_no_content() -> None:
+    content: Any = URL("http://a.example")
+    with pytest.raises(TypeError, match="content must be bytes or an"):
+        Request("POST", "http://a.example", content=content)
+
+
 async def test_a_response_that_was_read_can_not_be_iterated() -> None:
     response = Response(200, content=b"a")
     await response.aread()

@@ -337,6 +337,39 @@ async def test_a_stream_that_fails_to_begin(nursery: trio.Nursery) -> None:
         assert_unharmed(pool)
 
 
+async def test_a_stream_is_entered_once(nursery: trio.Nursery) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        context = pool.stream("GET", URL)
+        async with context as response:
+            with pytest.raises(RuntimeError, match="entered only once"):
+                async with context:
+                    pytest.fail("it must not get here")
+            assert pool.statistics().connections_opened == 1
+            assert await response.aread() == b""
+        with pytest.raises(RuntimeError, match="entered only once"):
+            await context.__aenter__()
+        assert_unharmed(pool, idle=1)
+
+
+async def test_a_one_shot_stream_is_entered_once(nursery: trio.Nursery) -> None:
+    server = await serve_tcp(nursery, respond)
+    context = trio_exchange.stream("GET", server.url)
+    async with context:
+        pass
+    with pytest.raises(RuntimeError, match=r"call stream\(\) again"):
+        await context.__aenter__()
+
+
+async def test_a_stream_that_is_awaited_says_how_it_is_used() -> None:
+    contexts: list[tuple[Any, str]] = [
+        (ConnectionPool().stream("GET", URL), "pool"),
+        (trio_exchange.stream("GET", URL), "trio_exchange"),
+    ]
+    for context, owner in contexts:
+        with pytest.raises(TypeError, match=rf"use 'async with {owner}\.stream\(\.\.\.\) as response:'"):
+            await context
+
+
 async def test_pools_can_be_nested(nursery: trio.Nursery) -> None:
     connector = MemoryConnector(nursery, respond)
     async with ConnectionPool(connector=connector) as outer:

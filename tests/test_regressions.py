@@ -295,6 +295,58 @@ async def test_closing_a_response_that_another_task_reads_ends_the_connection() 
     assert len(outcome) == 1
 
 
+async def collect(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+@pytest.mark.parametrize("tls", [None, make_tls()], ids=["plain", "tls"])
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_read_that_another_task_ended_by_closing_says_so(
+    whole: bool, tls: TLS | None, nursery: trio.Nursery
+) -> None:
+    """It said that another task had closed a file descriptor."""
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await peer.receive_some()
+
+    server = await serve_tcp(nursery, serve, tls=None if tls is None else tls.server)
+    async with ConnectionPool(None if tls is None else tls.client) as pool:
+        response = await pool.handle_async_request(Request("GET", server.url))
+
+        async def read() -> None:
+            with pytest.raises(ReadError, match="the response was closed while its body was being read"):
+                await (response.aread() if whole else collect(response.aiter_stream()))
+
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await response.aclose()
+        with pytest.raises((ReadError, RuntimeError)):
+            await anext(response.aiter_stream())
+
+
+async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: trio.Nursery) -> None:
+    """As the openai SDK does at the end of a stream of events."""
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for _ in peer:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send(b"def")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        async with pool.stream("GET", URL) as response:
+            events = response.aiter_stream()
+            assert await anext(events) == b"abc"
+            assert [chunk async for chunk in response.aiter_stream()] == [b"def"]
+            assert [chunk async for chunk in events] == []
+            with pytest.raises(RuntimeError, match="only once"):
+                response.aiter_stream()
+        assert_unharmed(pool, idle=1)
+
+
 async def test_two_tasks_that_read_one_body_at_once_are_told(nursery: trio.Nursery) -> None:
     go = trio.Event()
 

@@ -267,10 +267,11 @@ async def establish_persistently(
             attempt += 1
             delay = next(delays)
             info = {"attempt": attempt, "delay": delay, "exception": exc}
+        try:
+            await traced(tracer, "connection.retry", info, trio.sleep, delay)
         finally:
-            # Its traceback leads back to the budget.
-            budget.failure = None
-        await traced(tracer, "connection.retry", info, trio.sleep, delay)
+            # The exception's traceback leads to this frame.
+            del info
 
 
 def backoff() -> Iterator[float]:

@@ -28,7 +28,14 @@ from typing import Any
 import trio
 
 from ._connectors import Connection, Establish, close_forcefully
-from ._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, Resend, reason_to_resend
+from ._exceptions import (
+    ConnectionNotAvailable,
+    ExchangeError,
+    PoolTimeout,
+    Resend,
+    copied,
+    reason_to_resend,
+)
 from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
 from ._http2 import HTTP2Connection
 from ._http11 import HTTP11Connection
@@ -262,7 +269,8 @@ class Dispatcher:
             except PoolTimeout as exc:
                 raise PoolTimeout(f"{exc}; {self._describe(turn.route)}") from None
         if isinstance(ticket.grant, ConnectionNotAvailable):
-            raise ticket.grant
+            # A copy, since the traceback of what is raised leads to the ticket.
+            raise copied(ticket.grant)
         return ticket.grant
 
     async def _wait_for_grant(self, turn: Turn) -> None:

@@ -8,8 +8,9 @@ a trace handler) passes through unchanged.
 
 from __future__ import annotations
 
+import copy
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from ._models import Response
@@ -136,6 +137,29 @@ def bare(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """Drop the tracebacks of an error that is kept, and of those that led to it.
+
+    The frames of a traceback keep their local variables alive: among them a request's body, and often the
+    object that keeps the error.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def copied(error: E) -> E:
+    """An error of the same type, with the same arguments, marks and cause, that was not raised yet."""
+    other = copy.copy(error)
+    other.__cause__ = error.__cause__
+    return other
 
 
 def mark_unanswered(error: ExchangeError, *, unsent: bool) -> None:

@@ -5,8 +5,13 @@ Everybody else only *marks*: `close_soon` is synchronous, can be called in any s
 is all that a failing or cancelled request has to do. So there is always exactly one place where the socket
 is closed, and it is reached however a request ends.
 
-An `Exchange` runs in the requester's task. It is also the response's body, so what happens to the
-connection after a response is decided in one place, `_finish`, synchronously.
+An `Exchange` runs in the requester's task, and goes on while the response's body is read, so what happens to
+the connection after a response is decided in one place, `_finish`, synchronously.
+
+*Leaks.* The response's body, a `ResponseBody`, refers to the exchange; nothing of the library refers to the
+body. So it is collected when the user has dropped the response, and if that is still open then, it gives a
+`ResourceWarning` and lets Trio end the exchange. An exchange that is over is part of no reference cycle: an
+error that was raised, and whose traceback leads to the exchange, is not kept by it.
 
 *Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_finish`. The only wait that is
 shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -25,8 +31,8 @@ import trio
 
 from ._connectors import Connection
 from ._entrypoints import drop_own_frames
-from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout
-from ._models import CollectableStream, HeaderList, Headers, Origin, Prepared, Response
+from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout, copied
+from ._models import CollectableStream, HeaderList, Headers, Origin, Prepared, Request, Response
 from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
 from ._timeouts import Timeouts
 from ._trace import Tracer, call_async, log_enabled, traced
@@ -119,6 +125,7 @@ class OwnedConnection(abc.ABC):
         self.transport: Transport = connection.transport
         self.stream: trio.abc.Stream = connection.stream
         self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
+        self.trio_token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         self._plain = self.stream is self.transport
         self._close_requested = trio.Event()
 
@@ -268,8 +275,8 @@ class TracePoints:
         self.response_closed: str = f"{protocol}.response_closed"
 
 
-class Exchange(CollectableStream, abc.ABC, Generic[C]):
-    """One request and its response; also the response's body, an asynchronous iterator of bytes."""
+class Exchange(abc.ABC, Generic[C]):
+    """One request and its response."""
 
     points: ClassVar[TracePoints]
 
@@ -355,11 +362,15 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
             return await self._receive_response()
         except ExchangeError as exc:
             error = self._explain(exc)
-            await self._abandon()
-            await self._trace_closing()
-            if error is exc:
-                raise
-            raise error  # noqa: B904 - it keeps the cause that it has
+            try:
+                await self._abandon()
+                await self._trace_closing()
+                if error is exc:
+                    raise
+                raise error  # It keeps the cause that it has.
+            finally:
+                self._let_go_of_failure()
+                del error
         except BaseException:
             await self._abandon()
             raise
@@ -401,19 +412,21 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
 
     async def _report_upload(self, upload: Upload) -> None:
         """Take note of an upload's end, and raise what it has to be raised for."""
-        upload.reported = True
-        error, failure = upload.error, upload.failure
-        if self._tracer is not None:
-            name = self.points.send_request_body
-            if error is None and failure is None:
-                await self._tracer.report(f"{name}.complete", {"return_value": None})
-            else:
-                await self._tracer.report(f"{name}.failed", {"exception": error or failure})
-        if error is not None:
-            raise error
-        if isinstance(failure, WriteTimeout) and not self._response_begun:
-            raise failure
-        self._write_error = failure
+        error, failure = upload.take_outcome()
+        try:
+            if self._tracer is not None:
+                name = self.points.send_request_body
+                if error is None and failure is None:
+                    await self._tracer.report(f"{name}.complete", {"return_value": None})
+                else:
+                    await self._tracer.report(f"{name}.failed", {"exception": error or failure})
+            if error is not None:
+                raise error
+            if isinstance(failure, WriteTimeout) and not self._response_begun:
+                raise failure
+            self._write_error = failure
+        finally:
+            del error, failure
 
     async def _receive_head(self) -> Head:
         if self._tracer is None:
@@ -458,32 +471,53 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
 
     # -- The response's body.
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+    @property
+    def request(self) -> Request:
+        """The request, as the caller made it."""
+        return self._prepared.request
 
-    @trio.lowlevel.enable_ki_protection
-    async def __anext__(self) -> bytes:
-        try:
-            chunk = await self._read(checkpoint=True)
-        except ExchangeError as exc:
-            drop_own_frames(exc)
-            raise
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
+    @property
+    def response_complete(self) -> bool:
+        """Whether the response was read to its end, or handed over."""
+        return self._response_complete
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the response is to be read or closed still, as its connection has not come to its end."""
+        if self._response_complete or self._closed:
+            return False
+        return self._failure is None and not self._connection.will_close
+
+    def give_up_soon(self) -> None:
+        """Let Trio end the exchange. It can be called from any thread, and in the middle of anything."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._connection.trio_token.run_sync_soon(self._give_up)
+
+    def _give_up(self) -> None:
+        self._finish(clean=False)
+        if self._upload is not None:
+            self._upload.give_up()
 
     async def collect(self) -> bytes:
         """Read what is left of the body, and close, but for a stream that was handed over."""
         chunks = []
         try:
-            while (chunk := await self._read(checkpoint=False)) is not None:
+            while (chunk := await self.read(checkpoint=False)) is not None:
                 chunks.append(chunk)
         finally:
             if not self._handed_over:
                 await self._close()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _read(self, *, checkpoint: bool) -> bytes | None:
+    async def read(self, *, checkpoint: bool) -> bytes | None:
+        """Receive the next piece of the body.
+
+        Args:
+            checkpoint: Whether this is a checkpoint even if it does not have to wait.
+
+        Returns:
+            Some bytes, or None at the end.
+        """
         if self._left_early:
             raise ReadError("the response was closed before its body was read")
         if self._response_complete:
@@ -513,10 +547,13 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         self._busy = True
         try:
             return await self._next_chunk(checkpoint)
-        except Exception:
+        except Exception as exc:
             # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
             # taken up again.
             self._finish(clean=False)
+            self._let_go_of_failure()
+            if self._left_early and isinstance(exc, ReadError):
+                raise ReadError("the response was closed while its body was being read") from None
             raise
         finally:
             self._busy = False
@@ -575,7 +612,10 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
         self._finish()
         if upload is not None:
             await upload.join()
-            if upload.done.is_set() and not upload.reported:
+            if not upload.done.is_set():
+                # It is the iterator that closes the response.
+                upload.give_up()
+            elif not upload.reported:
                 await self._report_upload(upload)
 
     def _finish(self, *, clean: bool = True) -> None:
@@ -587,9 +627,69 @@ class Exchange(CollectableStream, abc.ABC, Generic[C]):
                 self._upload.cancel()
             self._release(clean=clean)
 
+    def _let_go_of_failure(self) -> None:
+        """Keep a copy of the failure, since the traceback of the one that is raised leads to the exchange."""
+        if self._failure is not None:
+            self._failure = copied(self._failure)
+
     async def _trace_closing(self) -> None:
         """Let the trace show that the connection did not outlive the exchange."""
         tracer = self._tracer and self._tracer.without_log()
         if tracer is not None and self._was_last:
             info = {"connection": self._connection}
             await traced(tracer, "connection.close", info, self._connection.closed.wait)
+
+
+class ResponseBody(CollectableStream):
+    """The body of a response: an asynchronous iterator of bytes.
+
+    Args:
+        exchange: Where it comes from.
+    """
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange[Any]) -> None:
+        self._exchange = exchange
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was read to its end."""
+        return self._exchange.response_complete
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    # These are coroutine functions, so that the body stays alive while they are awaited.
+
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await self._exchange.read(checkpoint=True)
+        except ExchangeError as exc:
+            drop_own_frames(exc)
+            raise
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def collect(self) -> bytes:
+        """Read what is left of the body, and close, but for a stream that was handed over."""
+        return await self._exchange.collect()
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the response; what was not read of it is given up."""
+        await self._exchange.aclose()
+
+    def __del__(self) -> None:
+        exchange = self._exchange
+        if exchange.is_open:
+            exchange.give_up_soon()
+            method = exchange.request.method.decode("latin-1")
+            warnings.warn(
+                f"the response to {method} {exchange.request.url} was neither read to its end nor closed",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )

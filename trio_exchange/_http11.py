@@ -31,8 +31,18 @@ from ._exceptions import (
     WriteError,
     WriteTimeout,
     mark_unanswered,
+    without_frames,
 )
-from ._exchange import SMALL_BODY, Exchange, Head, HTTPConnection, Owner, Settings, TracePoints
+from ._exchange import (
+    SMALL_BODY,
+    Exchange,
+    Head,
+    HTTPConnection,
+    Owner,
+    ResponseBody,
+    Settings,
+    TracePoints,
+)
 from ._http11_errors import explain_received, explain_sent
 from ._models import HeaderList, Headers, Origin, Prepared, Response, with_tls
 from ._streams import (
@@ -71,8 +81,10 @@ class HTTP11Connection(HTTPConnection):
         return self._exchange is not None
 
     def _end_exchanges(self) -> None:
-        if self._exchange is not None:
-            self._exchange.connection_closes()
+        # What the user does with the response no longer concerns the connection.
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.connection_closes()
 
     def _new_h11(self) -> h11.Connection:
         return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
@@ -279,7 +291,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         try:
             await self._connection.send(data, self._timeouts.write)
         except WriteError as exc:
-            self._write_error = exc
+            self._write_error = without_frames(exc)
 
     async def _receive_early(self) -> None:
         """Receive what the server has sent on a new connection before the request.
@@ -366,7 +378,8 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             if not self._violation:
                 limit = self._connection.settings.max_header_bytes
                 self._violation = explain_received(str(exc), b"".join(self._head), limit)
-            raise RemoteProtocolError(self._violation) from exc
+            # h11 raises it in a method of its own, so that its traceback leads back to it.
+            raise RemoteProtocolError(self._violation) from without_frames(exc)
 
     # -- The response's head.
 
@@ -417,7 +430,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             self._frame_body(status, headers)
         response = Response(status)
         response.headers = headers
-        response.stream = self
+        response.stream = ResponseBody(self)
         response.extensions = {
             "http_version": version,
             "reason_phrase": reason,
@@ -553,6 +566,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             return exc
         # An alert says more than that sending failed after it.
         error = exc if is_alert(exc.__cause__) else self._write_error or exc
+        self._write_error = None
         mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
         self._prepared.failure = error
         return error

@@ -57,8 +57,10 @@ from ._exceptions import (
     RemoteProtocolError,
     WriteError,
     WriteTimeout,
+    copied,
     mark_refused,
     mark_unanswered,
+    without_frames,
 )
 from ._exchange import (
     MAX_INFORMATIONAL,
@@ -67,6 +69,7 @@ from ._exchange import (
     Head,
     HTTPConnection,
     Owner,
+    ResponseBody,
     Settings,
     TracePoints,
 )
@@ -229,7 +232,9 @@ class HTTP2Connection(HTTPConnection):
     def _end_exchanges(self) -> None:
         failure = self.failure
         self.settings_received.set()
-        for exchange in list(self._streams.values()):
+        # What the users do with the responses no longer concerns the connection.
+        exchanges, self._streams = self._streams, {}
+        for exchange in exchanges.values():
             exchange.connection_failed(failure)
         self._progress.unpark_all()
 
@@ -280,7 +285,7 @@ class HTTP2Connection(HTTPConnection):
                 with trio.CancelScope(shield=True) as self._sending:
                     await self.stream.send_all(data)
                 if self.transport.send_error is not None:
-                    raise self.transport.send_error
+                    raise copied(self.transport.send_error)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._sending_failed(exc)
             if self._sending.cancelled_caught:
@@ -321,7 +326,7 @@ class HTTP2Connection(HTTPConnection):
 
     def _fail(self, failure: ExchangeError) -> None:
         """The connection has come to its end, and this is why."""
-        self._failure = self._failure or failure
+        self._failure = self._failure or without_frames(failure)
         self.close_soon()
 
     async def _say_goodbye(self) -> None:
@@ -359,7 +364,7 @@ class HTTP2Connection(HTTPConnection):
 
     def _sending_failed(self, exc: trio.BrokenResourceError | trio.ClosedResourceError) -> None:
         self._send_failure = WriteError(explain(exc))
-        self._send_failure.__cause__ = exc
+        self._send_failure.__cause__ = without_frames(exc)
         self._outgoing.clear()
         self._drain()
         self._writable.set()
@@ -448,9 +453,10 @@ class HTTP2Connection(HTTPConnection):
             stream_id: Its stream, None if it has opened none.
             reset: How to reset the stream, None if it has ended by itself.
         """
-        if stream_id is not None:
+        # Of a connection that is to be closed all streams have ended.
+        if stream_id is not None and not self.will_close:
             exchange = self._streams.pop(stream_id)
-            if reset is not None and not self.will_close:
+            if reset is not None:
                 self._reset(stream_id, reset, exchange.receivable)
                 self.flush()
         self._exchanges -= 1
@@ -1000,7 +1006,7 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
                 self.end_request()
         response = Response(head.status)
         response.headers = head.headers
-        response.stream = self
+        response.stream = ResponseBody(self)
         response.extensions = {
             "http_version": head.version,
             "stream_id": self.stream_id,
@@ -1075,7 +1081,8 @@ class HTTP2Exchange(Exchange[HTTP2Connection]):
         while True:
             while not self._inbox:
                 if self._failure is not None:
-                    raise self._failure
+                    # A copy, since the traceback of what is raised leads to the exchange.
+                    raise copied(self._failure)
                 await self._arrived.wait()
             if self._inbox[0] is None:
                 return b""

@@ -17,6 +17,7 @@ import inspect
 import ipaddress
 import re
 import ssl
+import weakref
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -27,7 +28,7 @@ from collections.abc import (
     Sequence,
 )
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, SupportsBytes, TypeAlias, TypeVar, overload
 
 import idna
 import trio
@@ -276,6 +277,9 @@ class ByteStream:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
+    def __bytes__(self) -> bytes:
+        return self.data
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _SyncIterator(iter((self.data,)))
 
@@ -318,11 +322,12 @@ def _to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
         return ByteStream(b"")
     if isinstance(content, (bytes, bytearray, memoryview)):
         return ByteStream(bytes(content))
-    if isinstance(content, AsyncIterable):
-        return content
     iterable: Any = content
-    if isinstance(iterable, Iterable) and not isinstance(iterable, (str, Mapping)):
-        return IterableStream(iterable)
+    is_async = isinstance(iterable, AsyncIterable)
+    if is_async or (isinstance(iterable, Iterable) and not isinstance(iterable, (str, Mapping))):
+        if isinstance(iterable, SupportsBytes):
+            return ByteStream(bytes(iterable))
+        return iterable if is_async else IterableStream(iterable)
     raise TypeError(
         f"content must be bytes or an (asynchronous) iterable of bytes, but got {type(content).__name__}"
     )
@@ -671,7 +676,8 @@ class Request:
         method: Such as `"GET"`.
         url: A `URL`, or what makes one.
         headers: A mapping or a sequence of pairs; order and case are kept.
-        content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
+        content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has a
+            `__bytes__` method is asked for the whole, and sent as bytes are.
         extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
             `protocol`.
 
@@ -717,11 +723,27 @@ class Request:
 
 
 class CollectableStream:
-    """The base of bodies that can be had whole for less than a checkpoint for every piece of them."""
+    """The base of bodies that can be had whole for less than a checkpoint for every piece of them.
+
+    Such a body is its own iterator.
+    """
 
     __slots__ = ()
 
     if TYPE_CHECKING:
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            """The body itself."""
+            raise NotImplementedError
+
+        @property
+        def ended(self) -> bool:
+            """Whether it was read to its end."""
+            raise NotImplementedError
+
+        async def __anext__(self) -> bytes:
+            """The next piece of it."""
+            raise NotImplementedError
 
         async def collect(self) -> bytes:
             """Read all that is left of the body, and close it."""
@@ -754,7 +776,7 @@ class Response:
         TypeError: An argument is of the wrong type.
     """
 
-    __slots__ = ("_content", "_stream_taken", "extensions", "headers", "status", "stream")
+    __slots__ = ("_content", "_iterator", "extensions", "headers", "status", "stream")
 
     def __init__(
         self,
@@ -771,7 +793,8 @@ class Response:
         self.stream: AsyncIterable[bytes] = _to_stream(content)
         self.extensions: dict[str, Any] = to_extensions(extensions)
         self._content: bytes | None = None
-        self._stream_taken = False
+        # What reads the body, from the first call of `aiter_stream` or `aread` on.
+        self._iterator: CollectableStream | _ContentIterator | None = None
 
     @property
     def content(self) -> bytes:
@@ -789,7 +812,7 @@ class Response:
         """Read the body to its end, keep it as `content`, and return it.
 
         Raises:
-            RuntimeError: The stream was consumed with `aiter_stream` before.
+            RuntimeError: `aiter_stream` was called before, or reading was begun and failed.
             ReadTimeout: The server sent nothing for as long as the `read` timeout.
             ReadError: The connection broke.
             RemoteProtocolError: The body is malformed or ends early.
@@ -809,7 +832,11 @@ class Response:
         Errors and what cancellation does are those of `aread`.
         """
         if self._content is None:
-            stream = self.aiter_stream()
+            if self._iterator is not None:
+                raise RuntimeError(_ONLY_ONCE)
+            # Should this fail, what was read of the body is lost.
+            self._iterator = _SPENT
+            stream = self.stream
             if isinstance(stream, CollectableStream):
                 self._content = await stream.collect()
             else:
@@ -817,18 +844,23 @@ class Response:
         return self._content
 
     def aiter_stream(self) -> AsyncIterator[bytes]:
-        """Iterate over the body as it arrives, in pieces of bytes, once.
+        """Iterate over the body as it arrives, in pieces of bytes.
+
+        Called again before the end of the body, it goes on where the iteration was left.
 
         Raises:
-            RuntimeError: It was called before.
+            RuntimeError: The body was iterated to its end, or `aread` was called.
             ReadTimeout: From the iterator, as are the following.
             ReadError: The connection broke.
             RemoteProtocolError: The body is malformed or ends early.
         """
-        if self._stream_taken:
-            raise RuntimeError("the body can be iterated only once; it was taken before")
-        self._stream_taken = True
-        return aiter(self.stream)
+        iterator, stream = self._iterator, self.stream
+        if iterator is None:
+            iterator = stream if isinstance(stream, CollectableStream) else _ContentIterator(stream)
+            self._iterator = iterator
+        elif iterator.ended:
+            raise RuntimeError(_ONLY_ONCE)
+        return iterator
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -844,6 +876,32 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response [{self.status}]>"
+
+
+class _ContentIterator:
+    """An asynchronous iterator that knows whether it has come to its end."""
+
+    __slots__ = ("_iterator", "ended")
+
+    def __init__(self, content: AsyncIterable[bytes]) -> None:
+        self._iterator = aiter(content)
+        self.ended: bool = False
+
+    def __aiter__(self) -> _ContentIterator:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._iterator)
+        except StopAsyncIteration:
+            self.ended = True
+            raise
+
+
+_ONLY_ONCE = "the body can be read only once; it was read before, at least in part"
+# Of a body that was read as a whole.
+_SPENT = _ContentIterator(ByteStream(b""))
+_SPENT.ended = True
 
 
 class Proxy:
@@ -1010,16 +1068,14 @@ class Prepared:
         idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
         expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
         protocol: What an extended CONNECT asks for (RFC 8441), else None.
-        failure: How an exchange of it failed, if that was the network's or the server's doing and no
-            answer had begun.
     """
 
     __slots__ = (
+        "_failure",
         "_iterator",
         "_peeked",
         "body",
         "expects_continue",
-        "failure",
         "headers",
         "idempotent",
         "method",
@@ -1035,7 +1091,8 @@ class Prepared:
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")
         self.request: Request = request
-        self.failure: Exception | None = None
+        # Weak, since its traceback leads to the request.
+        self._failure: weakref.ref[ExchangeError] | None = None
         self.protocol: bytes | None = _protocol(request)
         self.method: bytes = request.method
         self.target: bytes = request.url.target
@@ -1047,6 +1104,15 @@ class Prepared:
         self.headers: HeaderList
         self.expects_continue: bool
         self.headers, self.expects_continue = _complete_headers(request, self.body)
+
+    @property
+    def failure(self) -> ExchangeError | None:
+        """How an exchange of it failed, if due to the network or the server, and without an answer."""
+        return None if self._failure is None else self._failure()
+
+    @failure.setter
+    def failure(self, error: ExchangeError) -> None:
+        self._failure = weakref.ref(error)
 
     @property
     def body_can_be_sent_again(self) -> bool:

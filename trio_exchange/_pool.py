@@ -305,7 +305,8 @@ class ConnectionPool:
             url: Whole, as str, bytes or `URL`.
             headers: A mapping or a sequence of pairs. Host, Content-Length and Transfer-Encoding are
                 added where they are missing.
-            content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
+            content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has
+                a `__bytes__` method is asked for the whole, and sent as bytes are.
             extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
                 `protocol`.
             timeout: The `timeout` extension, in place of that, or a number of seconds for each of its names.
@@ -502,11 +503,24 @@ class StreamContext:
         self._pool = pool
         self._request = request
         self._own_pool = own_pool
+        self._entered = False
         self._response: Response | None = None
+
+    # Its type is none of an awaitable, so that type checkers report the mistake too.
+    def __await__(self) -> None:
+        owner = "trio_exchange" if self._own_pool else "pool"
+        raise TypeError(f"use 'async with {owner}.stream(...) as response:'")
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Response:
-        """Send the request and receive the response's head."""
+        """Send the request and receive the response's head.
+
+        Raises:
+            RuntimeError: It was entered before.
+        """
+        if self._entered:
+            raise RuntimeError("a stream context can be entered only once; call stream() again")
+        self._entered = True
         if self._own_pool:
             await self._pool.__aenter__()
         try:

@@ -160,11 +160,14 @@ class _TunnelRequest:
         try:
             return await connection.exchange(self.prepared, Timeouts(), tracer)
         except ExchangeError as exc:
-            error = ProxyError(f"no tunnel to {self._what}: {exc}")
-            mark_alike(error, exc)
-            if exc is self.prepared.failure:
-                self.prepared.failure = error
-            raise error from exc
+            raise self._no_tunnel(exc) from exc
+
+    def _no_tunnel(self, exc: ExchangeError) -> ProxyError:
+        error = ProxyError(f"no tunnel to {self._what}: {exc}")
+        mark_alike(error, exc)
+        if exc is self.prepared.failure:
+            self.prepared.failure = error
+        return error
 
     async def _refusal(self, response: Response, seconds: float) -> ProxyError:
         try:

@@ -20,7 +20,7 @@ import trio
 from socksio import socks4, socks5
 
 from ._connectors import Attempt, Way, close_forcefully, reason_of
-from ._exceptions import ConnectError, ProxyError
+from ._exceptions import ConnectError, ProxyError, copied
 from ._models import Proxy
 from ._streams import NOT_RAW, NetworkStream, Transport, explain
 
@@ -76,7 +76,8 @@ class SOCKS(Way):
                 return result
             refusal = result
         assert refusal is not None, "there was an address"
-        raise refusal
+        # A copy, since the traceback of what is raised leads to this frame.
+        raise copied(refusal)
 
     async def _addresses(self, host: str, port: int, attempt: Attempt) -> list[str]:
         """What may be asked for."""
@@ -131,7 +132,8 @@ class SOCKS(Way):
             await attempt.step(f"waiting for the proxy {self._where}", "socks.connect", info, ask)
         except ProxyError as exc:
             await close_forcefully(transport)
-            if exc is conversation.refusal:
+            refused, conversation.refusal = exc is conversation.refusal, None
+            if refused:
                 return exc
             raise
         return transport

@@ -42,6 +42,7 @@ from ._exceptions import (
     ReadTimeout,
     WriteError,
     WriteTimeout,
+    without_frames,
 )
 from ._timeouts import check_seconds, timed
 
@@ -236,7 +237,7 @@ class Transport(Watchable):
         except trio.BrokenResourceError as exc:
             if not self._defer_errors:
                 raise
-            self._send_error = self._send_error or exc
+            self._send_error = self._send_error or without_frames(exc)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the stream may accept data."""

@@ -14,6 +14,7 @@ Where no timeout is set no scope is made.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -21,6 +22,7 @@ import trio
 
 from ._exceptions import (
     ConnectTimeout,
+    ExchangeError,
     PoolTimeout,
     ReadTimeout,
     TimeoutException,
@@ -165,15 +167,15 @@ class Budget:
     Attributes:
         limit: Seconds for all of them, None for no limit.
         spent_on: What is being done, for the error's message.
-        failure: What an operation has raised, as opposed to what the code between them has.
     """
 
-    __slots__ = ("_error", "_spent", "failure", "limit", "spent_on")
+    __slots__ = ("_error", "_failure", "_spent", "limit", "spent_on")
 
     def __init__(self, seconds: float | None, error: type[TimeoutException]) -> None:
         self.limit = seconds
         self.spent_on = ""
-        self.failure: BaseException | None = None
+        # Weak, since its traceback leads to the budget.
+        self._failure: weakref.ref[ExchangeError] | None = None
         self._error = error
         self._spent = 0.0
 
@@ -181,6 +183,11 @@ class Budget:
     def left(self) -> float:
         """Seconds that may still be spent, infinitely many if there is no limit."""
         return math.inf if self.limit is None else max(0.0, self.limit - self._spent)
+
+    @property
+    def failure(self) -> ExchangeError | None:
+        """The last `ExchangeError` that an operation raised, as opposed to the code between them."""
+        return None if self._failure is None else self._failure()
 
     async def spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Await `operation(*args)` for at most what is left of the budget.
@@ -190,8 +197,8 @@ class Budget:
         """
         try:
             return await self._spend(operation, *args)
-        except Exception as exc:
-            self.failure = exc
+        except ExchangeError as exc:
+            self._failure = weakref.ref(exc)
             raise
 
     async def _spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from ._exceptions import WriteError, WriteTimeout
+from ._exceptions import WriteError, WriteTimeout, without_frames
 from ._models import END_OF_BODY, Prepared, check_chunk, next_chunk
 
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
@@ -38,9 +38,10 @@ class Upload:
 
     Attributes:
         done: Set when the task has ended.
+        succeeded: Whether the body was sent to its last byte, and the task has ended.
         error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
         failure: Why the body was not sent whole though the iterator was not at fault.
-        reported: Whether the exchange has taken note of the end.
+        reported: Whether the exchange has taken note of the end, or will not.
         wake: The scope in which the exchange waits, to be cancelled when the task ends.
         go_ahead: Set when the body may be sent.
     """
@@ -64,6 +65,7 @@ class Upload:
         self._task: trio.lowlevel.Task | None = None
         self.go_ahead = trio.Event()
         self.done = trio.Event()
+        self.succeeded = False
         self.error: BaseException | None = None
         self.failure: WriteError | WriteTimeout | None = None
         self.reported = False
@@ -82,11 +84,17 @@ class Upload:
                     await self._prepared.close_body()
             if self._scope.cancelled_caught:
                 self.failure = WriteError("sending the body was given up")
+            else:
+                self.succeeded = True
         except BaseException as exc:
             # The iterator may raise our exceptions too, when it makes requests of its own.
-            if exc is not self.failure:
+            if exc is not self.failure and not self.reported:
                 self.error = exc
         finally:
+            # Both lead back to the upload, or to its exchange.
+            if self.failure is not None:
+                without_frames(self.failure)
+            del self._send
             self.done.set()
             self.wake.cancel()
 
@@ -128,10 +136,12 @@ class Upload:
         if self._write_timeout is not None:
             self._send_scope.deadline = trio.current_time() + self._write_timeout
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether the body was sent to its last byte."""
-        return self.done.is_set() and self.error is None and self.failure is None
+    def take_outcome(self) -> tuple[BaseException | None, WriteError | WriteTimeout | None]:
+        """Take `error` and `failure`, whose tracebacks, once they are raised, lead back to the upload."""
+        self.reported = True
+        error, self.error = self.error, None
+        failure, self.failure = self.failure, None
+        return error, failure
 
     def answered(self) -> None:
         """The response has begun: from now on the server's answer counts, not its reading."""
@@ -144,6 +154,11 @@ class Upload:
     def cancel(self) -> None:
         """End the task."""
         self._scope.cancel()
+
+    def give_up(self) -> None:
+        """End the task, whose outcome is of no interest."""
+        self.reported = True
+        self.cancel()
 
     async def join(self) -> None:
         """End the task, and wait until it has ended, but for the task itself."""
