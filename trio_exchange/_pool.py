@@ -218,7 +218,7 @@ class ConnectionPool:
         if crash is not None and exc_value is None:
             raise crash
 
-    async def serve(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[ConnectionPool] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the pool, and close it when this is cancelled: `pool = await nursery.start(pool.serve)`.
 
         It returns when `aclose` has been called and everything is closed.
