@@ -209,7 +209,7 @@ async def show_forwarding(proxy: Proxy, url: str, show: Show) -> None:
 
 
 async def show_shared_tunnels(proxy: Proxy, url: str, show: Show) -> None:
-    way = Way()
+    way = Dialer()
     async with ConnectionPool(proxy=proxy) as pool:
         get = functools.partial(pool.stream, "GET", url, extensions={"trace": way})
         async with get() as one, get() as other:
@@ -223,7 +223,7 @@ async def show_shared_tunnels(proxy: Proxy, url: str, show: Show) -> None:
 
 
 async def show_chain(proxies: list[Proxy], url: str, show: Show) -> None:
-    way = Way()
+    way = Dialer()
     async with ConnectionPool(proxy=proxies) as pool:
         response = await pool.request("GET", url, extensions={"trace": way})
         show.line(f"GET {url} via a chain -> {response.status}, and the way there:")
@@ -250,7 +250,7 @@ def greeting(url: str) -> bytes:
     return f"Hello, {url.partition('://')[2]}!\n".encode()
 
 
-class Way:
+class Dialer:
     """A trace handler that notes the steps of the way to an origin, and what the proxies speak."""
 
     def __init__(self) -> None:

@@ -336,9 +336,9 @@ async def assert_works(world: World) -> None:
     assert (numbers.active, numbers.closing) == (0, 0)
     assert numbers.idle >= 1
     # Nothing is held of what the connections can carry.
-    assert {held.used for held in world.pool._dispatcher.scheduler._held.values()} == {0}
+    assert {held.used for held in world.pool._manager.scheduler._held.values()} == {0}
     assert_nothing_under_way(world.pool)
-    if len(world.pool._dispatchers) > 1:
+    if len(world.pool._managers) > 1:
         await assert_carriers_free(world)
     elif world.network.listeners is None:
         assert world.network.open == numbers.open
@@ -346,25 +346,25 @@ async def assert_works(world: World) -> None:
 
 async def assert_carriers_free(world: World) -> None:
     """When what ran through tunnels has been closed, nothing holds the connections that carried them."""
-    for dispatcher in world.pool._dispatchers:
-        assert {held.used for held in dispatcher.scheduler._held.values()} <= {0}
-        for connection in dispatcher.scheduler.idle:
-            dispatcher.scheduler.close(connection)
-        await dispatcher.stopped()
+    for manager in world.pool._managers:
+        assert {held.used for held in manager.scheduler._held.values()} <= {0}
+        for connection in manager.scheduler.idle:
+            manager.scheduler.close(connection)
+        await manager.stopped()
         for _ in range(3):
             await trio.lowlevel.checkpoint()
     assert_nothing_left(world)
 
 
 def assert_nothing_left(world: World) -> None:
-    assert [len(dispatcher.scheduler) for dispatcher in world.pool._dispatchers if dispatcher.scheduler] == []
+    assert [len(manager.scheduler) for manager in world.pool._managers if manager.scheduler] == []
     assert world.network.open == 0
 
 
 def assert_nothing_under_way(pool: ConnectionPool) -> None:
     numbers = pool.statistics()
     assert (numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0)
-    schedulers = [dispatcher.scheduler for dispatcher in pool._dispatchers]
+    schedulers = [manager.scheduler for manager in pool._managers]
     assert {(scheduler.connecting, scheduler.waiting) for scheduler in schedulers} == {(0, 0)}
 
 

@@ -22,34 +22,46 @@ from trio_exchange import testing
 PACKAGE = Path(trio_exchange.__file__).parent
 PROJECT = PACKAGE.parent
 
+# Each folder imports only from those above it, "" being the modules at the top that all may import.
+FOLDERS = {
+    "": [
+        "_exceptions",
+        "_entrypoints",
+        "_fields",
+        "_urls",
+        "_content",
+        "_models",
+        "_timeouts",
+        "_trace",
+    ],
+    "_connect": [
+        "transport",
+        "handshake",
+        "network_stream",
+        "attempt",
+        "connector",
+        "dialers",
+        "tls",
+        "factory",
+    ],
+    "_http": ["request", "retry", "upload", "connection", "exchange", "http11_errors", "http11"],
+    "_http.http2": ["wakeup", "flow_control", "frames", "headers", "tunnel", "stream", "connection"],
+    "_connections": ["nursery", "scheduler", "manager"],
+    "_proxies": ["environment", "http", "socks", "chain"],
+}
+# What a program sees. It may import from all folders.
+SURFACE = ["_pool", "_api", "testing", "__init__"]
+
 # Each module imports only from those above it.
 ORDER = [
-    "_exceptions",
-    "_entrypoints",
-    "_models",
-    "_environment",
-    "_timeouts",
-    "_trace",
-    "_streams",
-    "_tls",
-    "_connectors",
-    "_socks",
-    "_routes",
-    "_uploads",
-    "_exchange",
-    "_http11_errors",
-    "_http11",
-    "_http2_headers",
-    "_http2_frames",
-    "_http2",
-    "_scheduler",
-    "_supervisor",
-    "_dispatcher",
-    "_proxies",
-    "_pool",
-    "testing",
-    "__init__",
+    *(
+        f"{folder}.{module}" if folder else module
+        for folder, modules in FOLDERS.items()
+        for module in modules
+    ),
+    *SURFACE,
 ]
+PACKAGES = [f"{folder}.__init__" for folder in FOLDERS if folder]
 
 PUBLIC = [
     "URL",
@@ -90,11 +102,15 @@ PUBLIC = [
 # -- Imports.
 
 
+def path_of(module: str) -> Path:
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
 @functools.cache
 def imports_of(module: str) -> frozenset[str]:
-    """The modules that a module of the package imports when it runs, ours by their bare names."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    return frozenset(name for node in _walk_what_runs(tree) for name in _imported_by(node))
+    """The modules that a module of the package imports when it runs, ours by their names in the package."""
+    tree = ast.parse(path_of(module).read_text())
+    return frozenset(name for node in _walk_what_runs(tree) for name in _imported_by(node, module))
 
 
 def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
@@ -104,20 +120,31 @@ def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _walk_what_runs(node)
 
 
-def _imported_by(node: ast.AST) -> Iterator[str]:
+def _imported_by(node: ast.AST, module: str) -> Iterator[str]:
     match node:
         case ast.Import(names=names):
             for alias in names:
                 yield alias.name.removeprefix("trio_exchange.")
-        case ast.ImportFrom(module=None, names=names):  # from . import x
-            for alias in names:
-                yield alias.name
-        case ast.ImportFrom(module=str(module)):
-            yield module.removeprefix("trio_exchange.")
+        case ast.ImportFrom(module=source, names=names, level=level):
+            if not level:
+                assert source is not None
+                yield source.removeprefix("trio_exchange.")
+                return
+            folder = module.split(".")[:-level]
+            if source is None:  # from . import x
+                for alias in names:
+                    yield ".".join([*folder, alias.name])
+            else:
+                yield ".".join([*folder, source])
+
+
+def folder_of(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
 def test_the_order_has_every_module() -> None:
-    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.rglob("*.py"))
+    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    assert sorted([*ORDER, *PACKAGES]) == sorted(".".join(path.parts) for path in found)
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -126,24 +153,43 @@ def test_a_module_imports_only_from_those_above_it(module: str) -> None:
     assert ours <= set(ORDER[: ORDER.index(module)])
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_says_in_three_lines_what_it_is_and_may_import(package: str) -> None:
+    assert imports_of(package) == set()
+    text = ast.get_docstring(ast.parse(path_of(package).read_text())) or ""
+    summary, rest = text.split("\n\n")
+    assert len([summary, *rest.splitlines()]) == 3
+    assert rest.splitlines()[-1].startswith("Imports ")
+
+
 @pytest.mark.parametrize("module", ORDER)
-def test_only_the_pool_and_its_dispatcher_import_the_scheduler(module: str) -> None:
-    assert ("_scheduler" in imports_of(module)) == (module in ("_pool", "_dispatcher"))
+def test_only_the_pool_and_its_manager_import_the_scheduler(module: str) -> None:
+    importers = ("_pool", "_connections.manager")
+    assert ("_connections.scheduler" in imports_of(module)) == (module in importers)
 
 
-@pytest.mark.parametrize("module", ["_exchange", "_http11", "_http2_headers", "_http2_frames", "_http2"])
+@pytest.mark.parametrize("module", [name for name in ORDER if name.startswith("_http.")])
 def test_http_knows_neither_pool_nor_scheduler(module: str) -> None:
-    assert not imports_of(module) & {"_pool", "_dispatcher", "_scheduler", "_proxies", "_socks"}
+    assert not {folder_of(name) for name in imports_of(module)} & {"_connections", "_proxies"}
+    assert "_pool" not in imports_of(module)
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name.startswith("_connect.")])
+def test_connecting_knows_nothing_of_http(module: str) -> None:
+    folders = {folder_of(name) for name in imports_of(module) & set(ORDER)}
+    assert folders <= {"", "_connect"}
 
 
 def test_no_protocol_knows_another() -> None:
-    assert not imports_of("_http11") & {"_http2", "_http2_headers", "_http2_frames"}
-    assert "_http11" not in imports_of("_http2")
+    assert "_http.http2" not in {folder_of(name) for name in imports_of("_http.http11")}
+    assert not {name for name in ORDER if "_http.http11" in imports_of(name)} & {
+        f"_http.http2.{module}" for module in FOLDERS["_http.http2"]
+    }
 
 
 def test_the_scheduler_is_pure() -> None:
-    assert "trio" not in imports_of("_scheduler")
-    tree = ast.parse((PACKAGE / "_scheduler.py").read_text())
+    assert "trio" not in imports_of("_connections.scheduler")
+    tree = ast.parse(path_of("_connections.scheduler").read_text())
     asynchronous = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
     assert not [node for node in ast.walk(tree) if isinstance(node, asynchronous)]
 
@@ -151,11 +197,11 @@ def test_the_scheduler_is_pure() -> None:
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("h11", {"_http11", "testing"}),
-        ("h2", {"_http2", "_http2_frames"}),
-        ("hpack", {"_http2", "_http2_headers"}),
-        ("idna", {"_models"}),
-        ("socksio", {"_socks"}),
+        ("h11", {"_http.http11", "testing"}),
+        ("h2", {"_http.http2.connection", "_http.http2.stream", "_http.http2.frames"}),
+        ("hpack", {"_http.http2.connection", "_http.http2.headers"}),
+        ("idna", {"_urls"}),
+        ("socksio", {"_proxies.socks"}),
     ],
 )
 def test_who_imports_a_protocol(package: str, modules: set[str]) -> None:
@@ -170,7 +216,7 @@ def test_nobody_catches_too_slow_error() -> None:
     names = (
         node
         for module in ORDER
-        for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text()))
+        for node in ast.walk(ast.parse(path_of(module).read_text()))
         if isinstance(node, (ast.Attribute, ast.Name))
     )
     assert "TooSlowError" not in {node.attr if isinstance(node, ast.Attribute) else node.id for node in names}
@@ -322,4 +368,4 @@ def test_what_is_asynchronous_says_what_cancellation_does(name: str) -> None:
 
 @pytest.mark.parametrize("module", ORDER)
 def test_every_module_opens_with_what_it_is_about(module: str) -> None:
-    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    assert ast.get_docstring(ast.parse(path_of(module).read_text()))

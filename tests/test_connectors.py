@@ -19,8 +19,10 @@ from trio_exchange import (
     PoolTimeout,
     RemoteProtocolError,
 )
-from trio_exchange._connectors import Attempt, Direct, SocketOption, backoff
-from trio_exchange._timeouts import Budget
+from trio_exchange._connect.attempt import Attempt, backoff
+from trio_exchange._connect.connector import SocketOption
+from trio_exchange._connect.dialers import DirectDialer
+from trio_exchange._timeouts import TimeBudget
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import Dialled, MemoryConnector, ScriptedPeer
 
@@ -304,8 +306,8 @@ async def test_the_traced_streams_only_inform(
 
 async def test_dialling_without_a_pool(nursery: trio.Nursery) -> None:
     connector = MemoryConnector(nursery, respond)
-    attempt = Attempt(Budget(None, ConnectTimeout), Tracer(None, log=False))
-    transport = await Direct(connector).connect("h", 1, attempt)
+    attempt = Attempt(TimeBudget(None, ConnectTimeout), Tracer(None, log=False))
+    transport = await DirectDialer(connector).connect("h", 1, attempt)
     await transport.aclose()
     assert connector.dialled == [Dialled(("h", 1), {})]
 

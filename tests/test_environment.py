@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from trio_exchange import URL
-from trio_exchange._environment import proxy_from_environment
+from trio_exchange._proxies.environment import proxy_from_environment
 
 VARIABLES = [
     spelling

@@ -25,7 +25,7 @@ from trio_exchange import (
     WriteTimeout,
     _exceptions,
 )
-from trio_exchange._exceptions import Resend, mark_refused, mark_unanswered, reason_to_resend
+from trio_exchange._http.retry import Resend, mark_refused, mark_unanswered, reason_to_resend
 
 PARENTS: dict[type[Exception], type[Exception] | tuple[type[Exception], ...]] = {
     ExchangeError: Exception,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trio_exchange import _http2, _http11
-from trio_exchange._http2_frames import Frame, FrameSplitter
-from trio_exchange._streams import Readiness
+from trio_exchange._connect.transport import Readiness
+from trio_exchange._http import http11
+from trio_exchange._http.http2 import stream as http2_stream
+from trio_exchange._http.http2.frames import Frame, FrameSplitter
 
 from .fuzz import corpus
 from .fuzz.inputs import NEXT_REQUEST, PIECE, http2_script, http11_script
@@ -52,25 +53,25 @@ def test_the_second_answer_is_looked_at_if_the_connection_was_kept() -> None:
 def test_an_answer_to_another_request_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\0\0" + OK + PIECE + OTHER + NEXT_REQUEST + OK
     TARGETS["http11"](data)
-    monkeypatch.setattr(_http11.HTTP11Connection, "readiness", lambda _: Readiness.QUIET)
+    monkeypatch.setattr(http11.HTTP11Connection, "readiness", lambda _: Readiness.QUIET)
     with pytest.raises(Misbehaviour, match="other"):
         TARGETS["http11"](data)
 
 
 def test_data_of_another_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     data = (corpus.CORPUS / "http2" / "two-and-one").read_bytes()
-    take_data = _http2.HTTP2Exchange.take_data
+    take_data = http2_stream.HTTP2Exchange.take_data
 
-    def take_twisted(exchange: _http2.HTTP2Exchange, data: bytes, size: int) -> None:
+    def take_twisted(exchange: http2_stream.HTTP2Exchange, data: bytes, size: int) -> None:
         take_data(exchange, data.replace(b"\x03", b"\x01"), size)
 
-    monkeypatch.setattr(_http2.HTTP2Exchange, "take_data", take_twisted)
+    monkeypatch.setattr(http2_stream.HTTP2Exchange, "take_data", take_twisted)
     with pytest.raises(Misbehaviour, match="a body of no stream"):
         TARGETS["http2"](data)
 
 
 def test_what_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_http11, "timed", lambda _timeout, _error, operation, *args: operation(*args))
+    monkeypatch.setattr(http11, "timed", lambda _timeout, _error, operation, *args: operation(*args))
     with pytest.raises(Misbehaviour, match="it hangs"):
         TARGETS["http11"](b"\0\0")
 

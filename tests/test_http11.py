@@ -24,7 +24,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._http11_errors import explain_received, explain_sent
+from trio_exchange._http.http11_errors import explain_received, explain_sent
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (

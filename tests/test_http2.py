@@ -49,8 +49,8 @@ from trio_exchange import (
     Response,
     WriteError,
     WriteTimeout,
-    _http2,
 )
+from trio_exchange._http.http2 import connection as http2_connection
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -113,7 +113,7 @@ class Client:
         self._send_peer, self._peers = trio.open_memory_channel[H2Peer](100)
         self.pool, self.connector = h2_pool(nursery, self._meet, **options)
         # With a clock that jumps, what would wait for ever fails at once.
-        self._patience = trio.fail_after(1000)
+        self._flood_guard = trio.fail_after(1000)
 
     async def _meet(self, peer: H2Peer) -> None:
         await self._send_peer.send(peer)
@@ -121,7 +121,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         await self.pool.__aenter__()
-        self._patience.__enter__()
+        self._flood_guard.__enter__()
         return self
 
     async def __aexit__(
@@ -131,7 +131,7 @@ class Client:
         traceback: TracebackType | None,
     ) -> bool | None:
         try:
-            return self._patience.__exit__(exc_type, exc_value, traceback)
+            return self._flood_guard.__exit__(exc_type, exc_value, traceback)
         finally:
             await self.pool.__aexit__(None, None, None)
 
@@ -1318,7 +1318,7 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(
 async def test_data_for_a_stream_left_long_ago(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_http2, "_MOST_LEFT", 3)
+    monkeypatch.setattr(http2_connection, "_MOST_LEFT", 3)
     async with Client(nursery) as client:
         peer = await ready(client)
         ids = []

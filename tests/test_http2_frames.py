@@ -11,7 +11,7 @@ from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_exchange._http2_frames import (
+from trio_exchange._http.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -28,10 +28,10 @@ from trio_exchange._http2_frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    FloodGuard,
     Frame,
     FrameSplitter,
     Goaway,
-    Patience,
     Violation,
     content_of,
     fragment_of,
@@ -320,36 +320,36 @@ def test_the_names_of_errors() -> None:
 
 
 def test_patience_comes_to_an_end() -> None:
-    patience = Patience(0.0)
-    for _ in range(Patience.LIMIT):
-        patience.spend(1.0)
+    flood_guard = FloodGuard(0.0)
+    for _ in range(FloodGuard.LIMIT):
+        flood_guard.spend(1.0)
     with pytest.raises(Violation) as caught:
-        patience.spend(9.9)
+        flood_guard.spend(9.9)
     assert caught.value.code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
 def test_patience_is_renewed_after_a_while() -> None:
-    patience = Patience(0.0)
-    for _ in range(Patience.LIMIT):
-        patience.spend(1.0)
-    patience.spend(Patience.SECONDS)
-    for _ in range(Patience.LIMIT):
-        patience.spend(Patience.SECONDS + 1)
+    flood_guard = FloodGuard(0.0)
+    for _ in range(FloodGuard.LIMIT):
+        flood_guard.spend(1.0)
+    flood_guard.spend(FloodGuard.SECONDS)
+    for _ in range(FloodGuard.LIMIT):
+        flood_guard.spend(FloodGuard.SECONDS + 1)
     with pytest.raises(Violation):
-        patience.spend(2 * Patience.SECONDS - 0.1)
+        flood_guard.spend(2 * FloodGuard.SECONDS - 0.1)
 
 
 def test_what_serves_a_request_earns_patience() -> None:
-    patience = Patience(0.0)
-    for _ in range(10 * Patience.LIMIT):
-        patience.spend(1.0, Patience.EARNED)
-        patience.earn()
+    flood_guard = FloodGuard(0.0)
+    for _ in range(10 * FloodGuard.LIMIT):
+        flood_guard.spend(1.0, FloodGuard.EARNED)
+        flood_guard.earn()
 
 
 def test_patience_is_not_saved() -> None:
-    patience = Patience(0.0)
+    flood_guard = FloodGuard(0.0)
     for _ in range(100):
-        patience.earn()
-    patience.spend(1.0, Patience.LIMIT)
+        flood_guard.earn()
+    flood_guard.spend(1.0, FloodGuard.LIMIT)
     with pytest.raises(Violation):
-        patience.spend(1.0)
+        flood_guard.spend(1.0)

@@ -11,14 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trio_exchange import LocalProtocolError, RemoteProtocolError, Request
-from trio_exchange._http2_headers import check_fields, content_length, request_headers, response_head
-from trio_exchange._models import Prepared
+from trio_exchange._http.http2.headers import check_fields, content_length, request_headers, response_head
+from trio_exchange._http.request import PreparedRequest
 
 Headers = list[tuple[bytes, bytes]]
 
 
 def block_of(method: str = "GET", url: str = "https://example.com/a?b", **options: Any) -> Headers:
-    return request_headers(Prepared(Request(method, url, **options)))
+    return request_headers(PreparedRequest(Request(method, url, **options)))
 
 
 def as_server(block: Headers) -> Headers:

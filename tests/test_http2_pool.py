@@ -25,8 +25,8 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
 )
-from trio_exchange._http2 import HTTP2Connection
-from trio_exchange._streams import Readiness
+from trio_exchange._connect.transport import Readiness
+from trio_exchange._http.http2.connection import HTTP2Connection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool

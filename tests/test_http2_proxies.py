@@ -152,7 +152,7 @@ def scripts(*several: Script) -> Script:
 
 def carriers(pool: ConnectionPool, hop: int = 1) -> list[str]:
     """The states of the connections that carry tunnels, to the last proxy or those before it."""
-    return [connection.state for connection in pool._dispatchers[hop]]
+    return [connection.state for connection in pool._managers[hop]]
 
 
 URL = "https://a.origin.example/"

@@ -46,8 +46,8 @@ from trio_exchange import (
     Response,
     WriteError,
 )
-from trio_exchange._http2 import HTTP2Connection
-from trio_exchange._http2_frames import Patience
+from trio_exchange._http.http2.connection import HTTP2Connection
+from trio_exchange._http.http2.frames import FloodGuard
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 Serve = Callable[[H2Peer], Awaitable[None]]
@@ -916,7 +916,7 @@ def update(stream_id: int, increment: int) -> bytes:
     return raw(WINDOW, 0, stream_id, struct.pack(">L", increment))
 
 
-def many(frame: bytes, count: int = 2 * Patience.LIMIT) -> list[bytes]:
+def many(frame: bytes, count: int = 2 * FloodGuard.LIMIT) -> list[bytes]:
     return [frame * 100] * (count // 100)
 
 
@@ -1180,8 +1180,8 @@ async def test_patience_is_renewed_in_time(autojump_clock: trio.testing.MockCloc
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         for _ in range(4):
-            await peer.send(raw(PING, 1, 0, bytes(8)) * (Patience.LIMIT - 100))
-            await trio.sleep(Patience.SECONDS + 1)
+            await peer.send(raw(PING, 1, 0, bytes(8)) * (FloodGuard.LIMIT - 100))
+            await trio.sleep(FloodGuard.SECONDS + 1)
         await peer.request()
         await peer.respond(1)
         await peer.until_closed()

@@ -35,7 +35,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._connectors import Connector
+from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
 
 from .h2peer import H2Peer, h2_pool

@@ -119,7 +119,7 @@ def test_in_a_task_of_the_pool(protocol: str, name: str) -> None:
             nursery.start_soon(ask)
             await trio.sleep(1)
             if name == "aclose":
-                pool._dispatcher.stop()
+                pool._manager.stop()
             await trio.sleep_forever()
 
     interrupted(main)
@@ -131,7 +131,7 @@ def test_in_housekeeping() -> None:
         connector = MemoryConnector(await background_nursery(), respond)
         async with ConnectionPool(connector=connector) as pool:
             await pool.request("GET", URL)
-            [connection] = pool._dispatcher
+            [connection] = pool._manager
             # Housekeeping asks each idle connection how it is.
             connection.readiness = interrupt  # type: ignore[attr-defined]
             await trio.sleep_forever()

@@ -29,8 +29,9 @@ from trio_exchange import (
     ReadError,
     WriteError,
 )
-from trio_exchange._streams import Readiness, Transport, Watchable, WouldBlock, watch
-from trio_exchange._tls import TLSSettings, start_tls
+from trio_exchange._connect.network_stream import transport_over
+from trio_exchange._connect.tls import TLSSettings, start_tls
+from trio_exchange._connect.transport import Pollable, Readiness, Transport, WouldBlock, poll
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer
@@ -526,13 +527,13 @@ async def encrypt(transport: Transport, far: trio.abc.Stream) -> tuple[trio.SSLS
 async def tls_layers(depth: int) -> AsyncIterator[tuple[list[Transport], list[trio.abc.Stream], list[Any]]]:
     """Transports with TLS between, the bottom first; the streams on them; and their far ends."""
     client, server = socket_streams()
-    transports, streams, far = [Transport(client)], list[trio.abc.Stream](), list[Any]([server])
+    transports, streams, far = [transport_over(client)], list[trio.abc.Stream](), list[Any]([server])
     for _ in range(depth):
         tls, server_tls = await encrypt(transports[-1], far[-1])
         streams.append(tls)
         far.append(server_tls)
         await server_tls.flush()
-        transports.append(Transport(NetworkStream(tls)))
+        transports.append(transport_over(NetworkStream(tls)))
     try:
         yield transports, streams, far
     finally:
@@ -650,7 +651,7 @@ async def test_probing_through_tls_is_not_done_for_ever(depth: int) -> None:
         assert [transport.probing for transport in transports[:-1]] == [0] * depth
 
 
-class Chatty(Watchable):
+class Chatty(Pollable):
     """A stream that always has something to say."""
 
     def __init__(self, readiness: Readiness) -> None:
@@ -676,7 +677,7 @@ class Chatty(Watchable):
 @pytest.mark.parametrize("wrapped", [False, True])
 async def test_a_watchable_stream_is_probed_where_it_has_something(wrapped: bool) -> None:
     chatty = Chatty(QUIET)
-    transport = Transport(NetworkStream(chatty) if wrapped else chatty)
+    transport = transport_over(NetworkStream(chatty) if wrapped else chatty)
     assert transport.peek() is QUIET
     with pytest.raises(WouldBlock):
         await probe(transport)
@@ -690,15 +691,15 @@ async def test_a_watchable_stream_is_probed_where_it_has_something(wrapped: bool
 
 async def test_what_is_not_known_is_quiet() -> None:
     one, _ = trio.testing.memory_stream_pair()
-    assert watch(one) is QUIET
-    assert watch(NetworkStream(one)) is QUIET
-    assert watch(Transport(NetworkStream(one))) is QUIET
+    assert poll(one) is QUIET
+    assert poll(NetworkStream(one)) is QUIET
+    assert poll(transport_over(NetworkStream(one))) is QUIET
 
 
 async def test_the_first_failure_of_a_send_in_any_layer() -> None:
     chatty = Chatty(QUIET)
-    bottom = Transport(chatty)
-    top = Transport(NetworkStream(bottom))
+    bottom = transport_over(chatty)
+    top = transport_over(NetworkStream(bottom))
 
     def errors() -> list[Any]:
         return [transport.send_error for transport in (bottom, top)]
@@ -726,7 +727,7 @@ async def test_the_first_failure_of_a_send_in_any_layer() -> None:
 
 async def test_the_repr_shows_the_layers() -> None:
     one, _ = trio.testing.memory_stream_pair()
-    assert repr(Transport(NetworkStream(one))) == f"<Transport over <NetworkStream over {one!r}>>"
+    assert repr(transport_over(NetworkStream(one))) == f"<Transport over <NetworkStream over {one!r}>>"
 
 
 # -- What had been received before the stream was taken over.
@@ -737,7 +738,7 @@ UNREAD = b"abcdef"
 def taken_over(stream: trio.abc.Stream) -> Transport:
     """A transport over streams of which two had received something."""
     inner = NetworkStream(stream, received=UNREAD[2:])
-    return Transport(NetworkStream(inner, received=UNREAD[:2]))
+    return transport_over(NetworkStream(inner, received=UNREAD[:2]))
 
 
 @pytest.mark.parametrize("pair", [socket_streams, trio.testing.memory_stream_pair])
@@ -760,7 +761,7 @@ async def test_unread_bytes_come_first(pair: Any, way: str) -> None:
         return await transport.receive_some(size)
 
     assert transport.peek() is READABLE
-    assert watch(NetworkStream(transport)) is READABLE
+    assert poll(transport_over(NetworkStream(transport))) is READABLE
     assert [await receive(size) for size in (1, 2, 100)] == [b"a", b"bc", b"def"]
     transport.probing = 0
     assert await transport.receive_some() == b"ghi"
@@ -781,7 +782,7 @@ async def test_unread_bytes_can_be_taken_once() -> None:
 async def test_those_who_had_the_stream_have_nothing_any_more(autojump_clock: MockClock) -> None:
     stream, other = trio.testing.memory_stream_pair()
     before = NetworkStream(stream, received=UNREAD)
-    transport = Transport(before)
+    transport = transport_over(before)
     await other.send_all(b"ghi")
     assert await before.receive_some() == b"ghi"
     assert await transport.receive_some() == UNREAD

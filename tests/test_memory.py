@@ -30,12 +30,13 @@ from trio_exchange import (
     Response,
     WriteTimeout,
 )
-from trio_exchange._dispatcher import Turn
-from trio_exchange._exchange import Exchange, ResponseBody
-from trio_exchange._models import ByteStream, Prepared
-from trio_exchange._scheduler import Ticket
-from trio_exchange._timeouts import Budget
-from trio_exchange._uploads import Upload
+from trio_exchange._connections.manager import Checkout
+from trio_exchange._connections.scheduler import Waiter
+from trio_exchange._content import ByteStream
+from trio_exchange._http.exchange import Exchange, ResponseBody
+from trio_exchange._http.request import PreparedRequest
+from trio_exchange._http.upload import Upload
+from trio_exchange._timeouts import TimeBudget
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer
@@ -79,10 +80,10 @@ BODIES: dict[str, Callable[[bool], Any]] = {
 OF_A_REQUEST = (
     Request,
     Response,
-    Prepared,
-    Turn,
-    Ticket,
-    Budget,
+    PreparedRequest,
+    Checkout,
+    Waiter,
+    TimeBudget,
     Exchange,
     ResponseBody,
     Upload,

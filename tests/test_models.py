@@ -21,7 +21,8 @@ from trio_exchange import (
     Response,
     UnsupportedProtocol,
 )
-from trio_exchange._models import ByteStream, CollectableStream, Prepared
+from trio_exchange._content import ByteStream, CollectableStream
+from trio_exchange._http.request import PreparedRequest
 from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
 
 from .peers import respond
@@ -892,8 +893,8 @@ def test_a_proxys_url_of_the_wrong_type(url: Any) -> None:
 # -- What goes on the wire.
 
 
-def prepare(method: str, url: URL | str = "http://example.com/", **more: Any) -> Prepared:
-    return Prepared(Request(method, url, **more))
+def prepare(method: str, url: URL | str = "http://example.com/", **more: Any) -> PreparedRequest:
+    return PreparedRequest(Request(method, url, **more))
 
 
 def value_of(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes:
@@ -955,7 +956,7 @@ def test_the_host_header_goes_with_the_target(method: str, target: str, host: by
 
 def test_the_request_is_left_as_the_caller_made_it() -> None:
     request = Request("POST", "http://h", headers={"A": "b"}, content=b"x")
-    prepared = Prepared(request)
+    prepared = PreparedRequest(request)
     assert request.headers == [(b"A", b"b")]
     assert prepared.request is request
     assert prepared.headers == [(b"Host", b"h"), (b"A", b"b"), (b"Content-Length", b"1")]
@@ -964,7 +965,7 @@ def test_the_request_is_left_as_the_caller_made_it() -> None:
 FRAMING = (b"content-length", b"transfer-encoding")
 
 
-def framing(prepared: Prepared) -> list[tuple[bytes, bytes]]:
+def framing(prepared: PreparedRequest) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in prepared.headers if name.lower() in FRAMING]
 
 
@@ -1030,13 +1031,13 @@ UNSENDABLE = [
 def test_what_can_not_be_sent_is_named(field: str, text: str) -> None:
     arguments: dict[str, Any] = {"method": "GET", "url": "http://h/", **_with_field(field, text)}
     with pytest.raises(LocalProtocolError, match=FIELDS[field]):
-        Prepared(Request(**arguments))
+        PreparedRequest(Request(**arguments))
 
 
 @pytest.mark.parametrize("method", ["", "G(T", "G:T", b"G\xff"])
 def test_a_method_that_is_no_token(method: str | bytes) -> None:
     with pytest.raises(LocalProtocolError, match="the method must be a token"):
-        Prepared(Request(method, "http://h/"))
+        PreparedRequest(Request(method, "http://h/"))
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "a(b", "a,b", '"a"', b"\xe4", b"a\xff"])

@@ -13,9 +13,9 @@ import hypothesis
 from hypothesis import strategies as st
 
 from trio_exchange import URL, LocalProtocolError, Proxy, Request, proxy_from_environment
-from trio_exchange._http2_headers import request_headers
-from trio_exchange._models import Prepared
-from trio_exchange._routes import route_for
+from trio_exchange._connect.factory import key_for
+from trio_exchange._http.http2.headers import request_headers
+from trio_exchange._http.request import PreparedRequest
 
 # No deadline: the machine may be busy with something else.
 SETTINGS = hypothesis.settings(deadline=None, max_examples=300)
@@ -124,13 +124,13 @@ AT = st.sampled_from(["@", "%40", "%2540", "\uff20", ":@", "@@"])
 
 
 def sent(url: Any) -> object:
-    prepared = Prepared(Request("GET", url))
-    return route_for(prepared.request), request_headers(prepared)
+    prepared = PreparedRequest(Request("GET", url))
+    return key_for(prepared.request), request_headers(prepared)
 
 
 def with_target(target: Any) -> object:
-    prepared = Prepared(Request("GET", "http://h", extensions={"target": target}))
-    return route_for(prepared.request), request_headers(prepared)
+    prepared = PreparedRequest(Request("GET", "http://h", extensions={"target": target}))
+    return key_for(prepared.request), request_headers(prepared)
 
 
 def from_environment(url: Any) -> object:
@@ -191,7 +191,7 @@ def test_what_is_prepared_can_be_sent(
         method, "http://example.com/", headers=headers, content=content, extensions={"target": target}
     )
     try:
-        prepared = Prepared(request)
+        prepared = PreparedRequest(request)
     except LocalProtocolError:
         return
     client = h11.Connection(h11.CLIENT)

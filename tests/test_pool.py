@@ -39,8 +39,8 @@ from trio_exchange import (
     UnsupportedProtocol,
     WriteError,
 )
-from trio_exchange._exchange import HTTPConnection
-from trio_exchange._streams import Readiness
+from trio_exchange._connect.transport import Readiness
+from trio_exchange._http.connection import HTTPConnection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (

@@ -147,8 +147,8 @@ async def settled(net: Net, pool: ConnectionPool, *, tunnels: int = 0, forwardin
     await trio.testing.wait_all_tasks_blocked()
     assert_unharmed(pool, idle=tunnels + forwarding)
     assert net.open == tunnels + forwarding
-    for dispatcher in pool._dispatchers[1:]:
-        assert len(list(dispatcher)) == tunnels
+    for manager in pool._managers[1:]:
+        assert len(list(manager)) == tunnels
 
 
 async def refused(pool: ConnectionPool, url: str = ORIGIN, **more: Any) -> ProxyError:
@@ -276,7 +276,7 @@ async def test_no_proxies_is_the_direct_way(nursery: trio.Nursery, proxy: Any) -
     connector = MemoryConnector(nursery, respond)
     async with ConnectionPool(proxy=proxy, connector=connector) as pool:
         await pool.request("GET", "http://example.com/")
-        assert len(pool._dispatchers) == 1
+        assert len(pool._managers) == 1
     assert connector.dialled == [Dialled(("example.com", 80), {})]
 
 
@@ -1134,8 +1134,8 @@ async def test_a_chain_of_three(nursery: trio.Nursery) -> None:
     net = Net(nursery, script)
     async with net.pool(*proxies) as pool:
         assert (await pool.request("GET", ORIGIN)).status == 200
-        assert [len(list(dispatcher)) for dispatcher in pool._dispatchers] == [1, 1, 1, 1]
-        assert [str(next(iter(dispatcher)).origin) for dispatcher in pool._dispatchers] == [
+        assert [len(list(manager)) for manager in pool._managers] == [1, 1, 1, 1]
+        assert [str(next(iter(manager)).origin) for manager in pool._managers] == [
             "https://example.com:443",
             "https://second.example:443",
             "http://[::1]:8080",
@@ -1183,7 +1183,7 @@ async def test_the_first_hop_refuses(nursery: trio.Nursery) -> None:
             assert str(error) == f"no tunnel to the proxy {SECOND} through the proxy {FIRST}: 502 Bad Gateway"
         await trio.testing.wait_all_tasks_blocked()
         assert_unharmed(pool)
-        assert [len(list(dispatcher)) for dispatcher in pool._dispatchers] == [0, 0, 0]
+        assert [len(list(manager)) for manager in pool._managers] == [0, 0, 0]
 
 
 NO_DELAY = (6, 1, 1)
@@ -2033,7 +2033,7 @@ async def test_the_log_of_a_way_has_no_credentials(
     flow = FLOWS[name]
     async with Net(nursery, flow.script).pool(*flow.proxies) as pool:
         await pool.request("GET", flow.url)
-        assert_no_secrets(repr(pool) + repr(pool.connections) + repr([list(d) for d in pool._dispatchers]))
+        assert_no_secrets(repr(pool) + repr(pool.connections) + repr([list(d) for d in pool._managers]))
     logged = [message.partition(" ")[0] for message in caplog.messages]
     assert [event for event in logged if event in flow.events] == flow.events
     for record in caplog.records:

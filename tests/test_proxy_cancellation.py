@@ -405,7 +405,7 @@ async def beside_a_download(world: World) -> AsyncIterator[None]:
     over.set()
     if not world.tolerated:
         await received.wait()
-        assert world.pool._dispatchers[-1].opened == 1
+        assert world.pool._managers[-1].opened == 1
 
 
 @contextlib.asynccontextmanager

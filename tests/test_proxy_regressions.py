@@ -36,10 +36,10 @@ class TLSConnector(Connector):
     """Dials, and starts a TLS of its own, as for a proxy."""
 
     def __init__(self, below: Connector) -> None:
-        self._below = below
+        self.stream_below = below
 
     async def connect_tcp(self, host: str, port: int, **options: Any) -> trio.abc.Stream:
-        stream = await self._below.connect_tcp(host, port)
+        stream = await self.stream_below.connect_tcp(host, port)
         context = client_context(make_tls().ca)
         tls = trio.SSLStream(stream, context, server_hostname="example.com", https_compatible=True)
         await tls.do_handshake()
@@ -111,7 +111,7 @@ async def test_closing_that_is_cancelled_goes_on_for_connections_to_proxies(
             scope.cancel()
             await pool.aclose()
         await trio.sleep(60)
-        assert [list(dispatcher) for dispatcher in pool._dispatchers] == [[], []]
+        assert [list(manager) for manager in pool._managers] == [[], []]
 
 
 @pytest.mark.parametrize("event", ["proxy.connect.complete", "connection.start_tls.started"])
@@ -127,7 +127,7 @@ async def test_a_pool_that_a_handler_closes_while_connecting_closes_connections_
         with pytest.raises(ConnectionNotAvailable):
             await pool.request("GET", URL, extensions={"trace": trace})
         await trio.sleep(60)
-        assert [list(dispatcher) for dispatcher in pool._dispatchers] == [[], []]
+        assert [list(manager) for manager in pool._managers] == [[], []]
 
 
 async def test_a_pool_that_was_closed_under_way_is_not_the_proxys_fault(

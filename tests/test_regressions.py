@@ -21,7 +21,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._streams import Transport
+from trio_exchange._connect.transport import Transport
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import TLS, assert_unharmed, make_tls, respond, serve_tcp

@@ -13,30 +13,31 @@ from trio_exchange import (
     UnsupportedProtocol,
     default_ssl_context,
 )
-from trio_exchange._connectors import Connector, Direct
-from trio_exchange._routes import TCP, Endpoint, Route, route_for, route_to
+from trio_exchange._connect.connector import Connector
+from trio_exchange._connect.dialers import DirectDialer
+from trio_exchange._connect.factory import TCP, ConnectionFactory, ConnectionKey, key_for, key_to_proxy
 
-NOWHERE = Direct(Connector())
+NOWHERE = DirectDialer(Connector())
 
 
-def route(url: str, **extensions: Any) -> Route:
-    return route_for(Request("GET", url, extensions=extensions))
+def route(url: str, **extensions: Any) -> ConnectionKey:
+    return key_for(Request("GET", url, extensions=extensions))
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://h", Route(b"http", b"h", 80, None)),
-        ("http://h:81/p?q", Route(b"http", b"h", 81, None)),
-        ("ws://h", Route(b"ws", b"h", 80, None)),
-        ("https://H/", Route(b"https", b"h", 443, "h")),
-        ("wss://h:1/", Route(b"wss", b"h", 1, "h")),
-        ("https://example.com./", Route(b"https", b"example.com.", 443, "example.com")),
-        ("https://[fe80::1%25eth0]/", Route(b"https", b"fe80::1%eth0", 443, "fe80::1")),
-        ("https://b\u00fccher.de", Route(b"https", b"xn--bcher-kva.de", 443, "xn--bcher-kva.de")),
+        ("http://h", ConnectionKey(b"http", b"h", 80, None)),
+        ("http://h:81/p?q", ConnectionKey(b"http", b"h", 81, None)),
+        ("ws://h", ConnectionKey(b"ws", b"h", 80, None)),
+        ("https://H/", ConnectionKey(b"https", b"h", 443, "h")),
+        ("wss://h:1/", ConnectionKey(b"wss", b"h", 1, "h")),
+        ("https://example.com./", ConnectionKey(b"https", b"example.com.", 443, "example.com")),
+        ("https://[fe80::1%25eth0]/", ConnectionKey(b"https", b"fe80::1%eth0", 443, "fe80::1")),
+        ("https://b\u00fccher.de", ConnectionKey(b"https", b"xn--bcher-kva.de", 443, "xn--bcher-kva.de")),
     ],
 )
-def test_a_route(url: str, expected: Route) -> None:
+def test_a_route(url: str, expected: ConnectionKey) -> None:
     assert route(url) == expected
 
 
@@ -51,7 +52,7 @@ def test_what_makes_another_route(other: str) -> None:
 
 @pytest.mark.parametrize("name", ["other.example", b"other.example", "other.example."])
 def test_the_sni_name_makes_another_route(name: str | bytes) -> None:
-    assert route("https://h", sni_hostname=name) == Route(b"https", b"h", 443, "other.example")
+    assert route("https://h", sni_hostname=name) == ConnectionKey(b"https", b"h", 443, "other.example")
 
 
 def test_an_sni_name_of_none_is_the_host() -> None:
@@ -117,21 +118,21 @@ def test_a_url_without_host(url: str) -> None:
 @pytest.mark.parametrize(
     ("proxy", "expected"),
     [
-        ("http://user@p", Route(b"http", b"p", 80, None, to_proxy=True)),
-        ("https://p:8443/", Route(b"https", b"p", 8443, "p", to_proxy=True)),
-        ("https://[::1]", Route(b"https", b"::1", 443, "::1", to_proxy=True)),
+        ("http://user@p", ConnectionKey(b"http", b"p", 80, None, to_proxy=True)),
+        ("https://p:8443/", ConnectionKey(b"https", b"p", 8443, "p", to_proxy=True)),
+        ("https://[::1]", ConnectionKey(b"https", b"::1", 443, "::1", to_proxy=True)),
     ],
 )
-def test_the_route_to_a_proxy(proxy: str, expected: Route) -> None:
-    assert route_to(Proxy(proxy)) == expected
+def test_the_route_to_a_proxy(proxy: str, expected: ConnectionKey) -> None:
+    assert key_to_proxy(Proxy(proxy)) == expected
     assert route(expected.origin.scheme.decode() + "://p") != expected
 
 
 def test_what_is_not_http_is_not_shared() -> None:
     """Though it may be to where HTTP/2 is known to be spoken."""
-    endpoint = Endpoint(NOWHERE, http1=False, http2=True)
-    assert endpoint.may_share(route("http://h"))
-    assert not endpoint.may_share(Route(TCP, b"h", 80, None))
+    factory = ConnectionFactory(NOWHERE, http1=False, http2=True)
+    assert factory.may_share(route("http://h"))
+    assert not factory.may_share(ConnectionKey(TCP, b"h", 80, None))
 
 
 def test_a_routes_origin() -> None:
@@ -139,12 +140,12 @@ def test_a_routes_origin() -> None:
 
 
 def test_no_tls_for_a_plain_route() -> None:
-    assert Endpoint(NOWHERE, ssl.create_default_context()).tls_settings(route("http://h")) is None
+    assert ConnectionFactory(NOWHERE, ssl.create_default_context()).tls_settings(route("http://h")) is None
 
 
 def test_the_pools_context_is_used() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    settings = Endpoint(NOWHERE, context).tls_settings(route("https://h"))
+    settings = ConnectionFactory(NOWHERE, context).tls_settings(route("https://h"))
     assert settings is not None
     assert settings.context is context
     assert settings.server_hostname == "h"
@@ -152,9 +153,9 @@ def test_the_pools_context_is_used() -> None:
 
 
 def test_without_a_context_each_offer_has_a_default_one_of_its_own() -> None:
-    first = Endpoint(NOWHERE).tls_settings(route("https://h"))
-    second = Endpoint(NOWHERE).tls_settings(route("https://g"))
-    other = Endpoint(NOWHERE, http2=True).tls_settings(route("https://h"))
+    first = ConnectionFactory(NOWHERE).tls_settings(route("https://h"))
+    second = ConnectionFactory(NOWHERE).tls_settings(route("https://g"))
+    other = ConnectionFactory(NOWHERE, http2=True).tls_settings(route("https://h"))
     assert first is not None
     assert second is not None
     assert other is not None

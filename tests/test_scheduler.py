@@ -13,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trio_exchange import ConnectionNotAvailable, _scheduler
-from trio_exchange._scheduler import CONNECT, Limits, Scheduler, Ticket
+from trio_exchange import ConnectionNotAvailable
+from trio_exchange._connections import scheduler as scheduler_module
+from trio_exchange._connections.scheduler import DIAL, Limits, Scheduler, Waiter
 
 
 class FakeConnection:
@@ -32,7 +33,7 @@ class FakeConnection:
         return f"<{self.key}{self.number}>"
 
 
-FakeTicket = Ticket[FakeConnection]
+FakeTicket = Waiter[FakeConnection]
 
 
 class Pool:
@@ -53,16 +54,16 @@ class Pool:
         self.made = 0
 
     def request(self, key: str = "a", *, fresh: bool = False, first: bool = False) -> FakeTicket:
-        ticket: FakeTicket = Ticket(key, lambda: self.woken.append(ticket))
-        ticket.fresh = fresh
-        self.scheduler.request(ticket, self.now, first=first)
-        return ticket
+        waiter: FakeTicket = Waiter(key, lambda: self.woken.append(waiter))
+        waiter.fresh = fresh
+        self.scheduler.request(waiter, self.now, first=first)
+        return waiter
 
-    def connected(self, ticket: FakeTicket, *, shared: bool = False) -> FakeConnection:
-        assert ticket.grant is CONNECT
+    def connected(self, waiter: FakeTicket, *, shared: bool = False) -> FakeConnection:
+        assert waiter.grant is DIAL
         self.made += 1
-        connection = FakeConnection(str(ticket.key), self.made)
-        self.scheduler.connected(ticket.key, connection, self.now, shared=shared)
+        connection = FakeConnection(str(waiter.key), self.made)
+        self.scheduler.connected(waiter.key, connection, self.now, shared=shared)
         return connection
 
     def connect(self, key: str = "a") -> FakeConnection:
@@ -96,11 +97,11 @@ class Pool:
 
 def test_a_first_request_is_told_to_connect() -> None:
     pool = Pool()
-    ticket = pool.request()
-    assert ticket.grant is CONNECT
-    assert repr(ticket.grant) == "CONNECT"
+    waiter = pool.request()
+    assert waiter.grant is DIAL
+    assert repr(waiter.grant) == "CONNECT"
     assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 1, 0)
-    connection = pool.connected(ticket)
+    connection = pool.connected(waiter)
     assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 0, 1)
     assert list(pool.scheduler) == [connection]
     assert pool.woken == []
@@ -109,7 +110,7 @@ def test_a_first_request_is_told_to_connect() -> None:
 def test_an_idle_connection_is_granted_to_its_own_lane_only() -> None:
     pool = Pool()
     connection = pool.idle("a")
-    assert pool.request("b").grant is CONNECT
+    assert pool.request("b").grant is DIAL
     assert pool.request("a").grant is connection
     assert pool.scheduler.idle == []
 
@@ -131,7 +132,7 @@ def test_waiting_requests_are_served_in_the_order_of_their_arrival() -> None:
     for number in range(4):
         pool.release(busy[number % 2])
     assert pool.woken == waiting
-    assert [ticket.grant for ticket in waiting] == busy * 2
+    assert [waiter.grant for waiter in waiting] == busy * 2
     assert pool.scheduler.waiting == 0
 
 
@@ -170,7 +171,7 @@ def test_a_slot_that_was_not_used_goes_to_the_next() -> None:
     waiting = pool.request("b")
     pool.scheduler.not_connected(failing.key)
     assert pool.woken == [waiting]
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
     pool.scheduler.not_connected(waiting.key)
     assert pool.is_empty()
 
@@ -181,7 +182,7 @@ def test_a_closed_connection_gives_up_its_slot_whatever_it_was_doing() -> None:
     idle = pool.idle("b")
     pool.scheduler.closed(idle)
     assert pool.scheduler.idle == []
-    assert pool.request("c").grant is CONNECT
+    assert pool.request("c").grant is DIAL
 
 
 def test_a_slot_stays_taken_until_the_socket_is_closed() -> None:
@@ -192,7 +193,7 @@ def test_a_slot_stays_taken_until_the_socket_is_closed() -> None:
     waiting = pool.request()
     assert waiting.grant is None
     pool.scheduler.closed(connection)
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
 
 
 def test_a_connection_marked_for_closing_by_others_is_not_granted() -> None:
@@ -200,7 +201,7 @@ def test_a_connection_marked_for_closing_by_others_is_not_granted() -> None:
     connection = pool.idle()
     pool.scheduler.closing(connection)
     pool.scheduler.closing(connection)
-    assert pool.request().grant is CONNECT
+    assert pool.request().grant is DIAL
     pool.scheduler.closed(connection)
     pool.scheduler.closing(connection)  # too late to matter
     assert list(pool.scheduler) == []
@@ -221,12 +222,12 @@ def test_a_connection_marked_for_closing_under_way_does_not_become_idle() -> Non
 def test_free_slots_go_to_the_lane_served_least_recently() -> None:
     pool = Pool(connections=3)
     busy = [pool.connect(key) for key in "abc"]
-    tickets = [pool.request(key) for key in "aabbcc"]
+    waiters = [pool.request(key) for key in "aabbcc"]
     for _ in range(6):
         pool.scheduler.closed(busy.pop(0))
         busy.append(pool.connected(pool.woken[-1]))
-    assert [ticket.key for ticket in pool.woken] == ["a", "b", "c", "a", "b", "c"]
-    assert all(ticket.grant is CONNECT for ticket in tickets)
+    assert [waiter.key for waiter in pool.woken] == ["a", "b", "c", "a", "b", "c"]
+    assert all(waiter.grant is DIAL for waiter in waiters)
 
 
 def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
@@ -237,7 +238,7 @@ def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
     waiting = [pool.request("d"), pool.request("d")]
     assert [key for key in "abc" if connections[key].told_to_close] == ["b"]
     pool.scheduler.closed(connections["b"])
-    assert waiting[0].grant is CONNECT
+    assert waiting[0].grant is DIAL
     # One waits still, so that one more is closed.
     assert [key for key in "abc" if connections[key].told_to_close] == ["b", "c"]
 
@@ -258,7 +259,7 @@ def test_a_connection_released_while_others_wait_makes_room() -> None:
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
 
 
 def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
@@ -276,9 +277,9 @@ def test_a_lane_at_its_own_limit_leaves_the_slots_to_others() -> None:
     pool = Pool(connections=2, per_lane=1)
     busy = pool.connect("a")
     waiting = pool.request("a")
-    assert pool.request("b").grant is CONNECT
+    assert pool.request("b").grant is DIAL
     pool.scheduler.closed(busy)
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -295,7 +296,7 @@ def test_no_lane_starves_behind_a_busy_one(slots: int) -> None:
             break
     assert released == slots
     pool.scheduler.closed(connection)
-    assert starving.grant is CONNECT
+    assert starving.grant is DIAL
 
 
 def test_a_starving_lane_costs_a_busy_one_a_single_connection() -> None:
@@ -315,7 +316,7 @@ def test_a_starving_lane_costs_a_busy_one_a_single_connection() -> None:
 def test_a_fresh_ticket_is_only_granted_a_new_connection() -> None:
     pool = Pool(connections=2)
     idle = pool.idle()
-    assert pool.request(fresh=True).grant is CONNECT
+    assert pool.request(fresh=True).grant is DIAL
     assert not idle.told_to_close
 
 
@@ -326,7 +327,7 @@ def test_room_is_made_for_a_fresh_ticket() -> None:
     assert fresh.grant is None
     assert idle.told_to_close
     pool.scheduler.closed(idle)
-    assert fresh.grant is CONNECT
+    assert fresh.grant is DIAL
 
 
 def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
@@ -337,7 +338,7 @@ def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
     assert fresh.grant is None
     assert [connection.told_to_close for connection in pool.scheduler] == [True, False]
     pool.scheduler.closed(idle)
-    assert fresh.grant is CONNECT
+    assert fresh.grant is DIAL
 
 
 def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
@@ -347,7 +348,7 @@ def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
     pool.release(busy)
     assert busy.told_to_close
     pool.scheduler.closed(busy)
-    assert fresh.grant is CONNECT
+    assert fresh.grant is DIAL
 
 
 def test_who_waits_behind_a_fresh_ticket_is_passed_by_those_who_can_use_what_is_idle() -> None:
@@ -379,7 +380,7 @@ def test_an_expired_connection_is_not_granted() -> None:
     pool.now = 5.0
     assert pool.scheduler.expired(pool.now) == [old]
     assert pool.request().grant is young
-    assert pool.request().grant is CONNECT
+    assert pool.request().grant is DIAL
     assert old.told_to_close
     assert not young.told_to_close
 
@@ -458,9 +459,9 @@ def test_all_who_wait_are_refused_at_once() -> None:
     busy = pool.connect("a")
     waiting = [pool.request(key) for key in "aabc"]
     pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
-    assert [ticket.key for ticket in pool.woken] == ["a", "a", "b", "c"]
-    assert all(isinstance(ticket.grant, ConnectionNotAvailable) for ticket in waiting)
-    assert len({id(ticket.grant) for ticket in waiting}) == 4
+    assert [waiter.key for waiter in pool.woken] == ["a", "a", "b", "c"]
+    assert all(isinstance(waiter.grant, ConnectionNotAvailable) for waiter in waiting)
+    assert len({id(waiter.grant) for waiter in waiting}) == 4
     assert pool.scheduler.waiting == 0
     pool.scheduler.closed(busy)
     assert pool.is_empty()
@@ -469,8 +470,8 @@ def test_all_who_wait_are_refused_at_once() -> None:
 # -- Connections that carry several requests.
 
 
-def grants_of(tickets: Iterable[FakeTicket]) -> list[object]:
-    return [ticket.grant for ticket in tickets]
+def grants_of(waiters: Iterable[FakeTicket]) -> list[object]:
+    return [waiter.grant for waiter in waiters]
 
 
 def closes(connection: FakeConnection) -> bool:
@@ -480,11 +481,11 @@ def closes(connection: FakeConnection) -> bool:
 def test_in_a_lane_that_may_be_shared_one_request_leads() -> None:
     pool = Pool()
     leader, *others = (pool.request("h2") for _ in range(4))
-    assert leader.grant is CONNECT
+    assert leader.grant is DIAL
     assert grants_of(others) == [None] * 3
     assert (pool.scheduler.slots, pool.scheduler.waiting) == (1, 3)
     # Another lane has a leader of its own.
-    assert pool.request("h2 too").grant is CONNECT
+    assert pool.request("h2 too").grant is DIAL
 
 
 def test_those_behind_the_leader_wait_until_the_capacity_is_known_and_share_it() -> None:
@@ -503,10 +504,10 @@ def test_beyond_the_capacity_the_next_one_leads() -> None:
     pool = Pool()
     leader, *others = (pool.request("h2") for _ in range(6))
     pool.set_capacity(one := pool.connected(leader, shared=True), 3)
-    assert grants_of(others) == [one, one, CONNECT, None, None]
+    assert grants_of(others) == [one, one, DIAL, None, None]
     pool.set_capacity(two := pool.connected(others[2], shared=True), 3)
     assert grants_of(others[3:]) == [two, two]
-    assert pool.request("h2").grant is CONNECT
+    assert pool.request("h2").grant is DIAL
     assert pool.scheduler.slots == 3
 
 
@@ -545,9 +546,9 @@ def test_if_the_leader_fails_the_next_one_leads() -> None:
     pool = Pool()
     leader, second, third = (pool.request("h2") for _ in range(3))
     pool.scheduler.not_connected(leader.key)
-    assert grants_of([second, third]) == [CONNECT, None]
+    assert grants_of([second, third]) == [DIAL, None]
     pool.scheduler.not_connected(second.key)
-    assert third.grant is CONNECT
+    assert third.grant is DIAL
     pool.scheduler.not_connected(third.key)
     assert pool.is_empty()
 
@@ -558,7 +559,7 @@ def test_if_the_leaders_connection_is_closed_undecided_the_next_one_leads(by_sch
     leader, second, third = (pool.request("h2") for _ in range(3))
     connection = pool.connected(leader, shared=True)
     (pool.scheduler.close if by_scheduler else pool.scheduler.closing)(connection)
-    assert grants_of([second, third]) == [CONNECT, None]
+    assert grants_of([second, third]) == [DIAL, None]
     pool.set_capacity(connection, 100)  # too late to matter
     pool.release(connection)
     assert third.grant is None
@@ -575,7 +576,7 @@ def test_with_one_slot_the_next_one_leads_once_the_undecided_connection_is_gone(
     pool.scheduler.close(connection)
     assert second.grant is None
     pool.scheduler.closed(connection)
-    assert second.grant is CONNECT
+    assert second.grant is DIAL
 
 
 def test_a_leader_that_waits_can_be_abandoned() -> None:
@@ -588,23 +589,23 @@ def test_a_leader_that_waits_can_be_abandoned() -> None:
 
 def test_where_connections_are_for_one_request_the_lane_takes_all_the_slots_it_needs() -> None:
     pool = Pool(connections=3)
-    tickets = [pool.request("h2") for _ in range(5)]
-    pool.connected(tickets[0], shared=False)
-    assert grants_of(tickets) == [CONNECT, CONNECT, CONNECT, None, None]
+    waiters = [pool.request("h2") for _ in range(5)]
+    pool.connected(waiters[0], shared=False)
+    assert grants_of(waiters) == [DIAL, DIAL, DIAL, None, None]
 
 
 def test_that_they_are_for_one_request_is_remembered() -> None:
     pool = Pool()
     pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
     assert pool.is_empty()
-    assert grants_of(pool.request("h2") for _ in range(3)) == [CONNECT] * 3
+    assert grants_of(pool.request("h2") for _ in range(3)) == [DIAL] * 3
 
 
 def test_what_is_remembered_can_change() -> None:
     pool = Pool()
     pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
     pool.scheduler.closed(pool.connected(pool.request("h2"), shared=True))
-    assert grants_of(pool.request("h2") for _ in range(3)) == [CONNECT, None, None]
+    assert grants_of(pool.request("h2") for _ in range(3)) == [DIAL, None, None]
 
 
 def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> None:
@@ -616,10 +617,10 @@ def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> 
     shared = pool.connected(one, shared=True)
     pool.scheduler.closed(other)
     assert grants_of([waiting]) == [None], "two connections of the lane are undecided"
-    assert pool.request("b").grant is CONNECT
+    assert pool.request("b").grant is DIAL
     pool.set_capacity(shared, 10)
     assert waiting.grant is shared
-    assert two.grant is CONNECT
+    assert two.grant is DIAL
 
 
 def test_lanes_that_can_not_be_shared_anyway_are_not_remembered() -> None:
@@ -629,14 +630,14 @@ def test_lanes_that_can_not_be_shared_anyway_are_not_remembered() -> None:
 
 
 def test_no_more_lanes_are_remembered_than_is_reasonable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scheduler, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr(scheduler_module, "_MOST_REMEMBERED", 3)
     pool = Pool()
     for key in ("h2 1", "h2 2", "h2 3", "h2 1", "h2 4"):
         pool.scheduler.closed(pool.connected(pool.request(key), shared=False))
     # The one found longest ago is forgotten: there one request leads again.
     assert list(pool.scheduler._exclusive) == ["h2 3", "h2 1", "h2 4"]
-    assert grants_of(pool.request("h2 2") for _ in range(2)) == [CONNECT, None]
-    assert grants_of(pool.request("h2 1") for _ in range(2)) == [CONNECT, CONNECT]
+    assert grants_of(pool.request("h2 2") for _ in range(2)) == [DIAL, None]
+    assert grants_of(pool.request("h2 1") for _ in range(2)) == [DIAL, DIAL]
 
 
 def test_a_connection_that_carries_others_is_joined_before_an_idle_one() -> None:
@@ -709,7 +710,7 @@ def test_an_idle_connection_without_capacity_is_not_granted_but_goes_on_being_id
     pool.set_capacity(connection, 0)
     assert pool.scheduler.idle_since(connection) == 0
     leader = pool.request("h2")
-    assert leader.grant is CONNECT
+    assert leader.grant is DIAL
     pool.scheduler.not_connected(leader.key)
     pool.set_capacity(connection, 1)
     assert pool.request("h2").grant is connection
@@ -723,7 +724,7 @@ def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> No
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
 
 
 def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
@@ -734,7 +735,7 @@ def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
     assert pool.scheduler.idle == []
     pool.release(connection)
     assert pool.scheduler.idle == [connection]
-    assert pool.request("h2").grant is CONNECT
+    assert pool.request("h2").grant is DIAL
 
 
 def test_a_held_connection_can_be_shared_meanwhile() -> None:
@@ -762,7 +763,7 @@ def test_a_connection_that_is_closing_has_no_capacity() -> None:
     assert waiting.grant is None
     assert pool.scheduler.idle == []
     pool.scheduler.closed(connection)
-    assert waiting.grant is CONNECT
+    assert waiting.grant is DIAL
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -795,7 +796,7 @@ def test_no_lane_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
     assert busy[0].told_to_close
     assert not any(connection.told_to_close for connection in busy if connection is not busy[0])
     pool.scheduler.closed(busy[0])
-    assert starving.grant is CONNECT
+    assert starving.grant is DIAL
 
 
 def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -> None:
@@ -811,7 +812,7 @@ def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
-    assert starving.grant is CONNECT
+    assert starving.grant is DIAL
 
 
 def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
@@ -838,13 +839,13 @@ def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
     assert two.told_to_close
     assert len(pool.woken) == 12
     pool.scheduler.closed(two)
-    assert starving.grant is CONNECT
+    assert starving.grant is DIAL
 
 
 def test_a_fresh_ticket_does_not_share() -> None:
     pool = Pool()
     connection = pool.connect_shared(9)
-    assert pool.request("h2", fresh=True).grant is CONNECT
+    assert pool.request("h2", fresh=True).grant is DIAL
     assert pool.request("h2").grant is connection
 
 
@@ -858,7 +859,7 @@ def test_for_a_fresh_ticket_that_waits_a_connection_is_retired() -> None:
     pool.release(connection)
     assert connection.told_to_close
     pool.scheduler.closed(connection)
-    assert fresh.grant is CONNECT
+    assert fresh.grant is DIAL
 
 
 def test_all_who_wait_behind_a_leader_are_refused_at_once() -> None:
@@ -1066,12 +1067,12 @@ class History(RuleBasedStateMachine):
     def request(self, key: str, fresh: bool, first: bool) -> None:
         queue = self.queues[key]
         waited = list(queue)
-        ticket = self.pool.request(key, fresh=fresh, first=first)
-        queue.insert(0 if first else len(queue), ticket)
-        if ticket.grant is not None:
-            if ticket.grant is CONNECT:
+        waiter = self.pool.request(key, fresh=fresh, first=first)
+        queue.insert(0 if first else len(queue), waiter)
+        if waiter.grant is not None:
+            if waiter.grant is DIAL:
                 assert first or not waited
-            self.take(ticket)
+            self.take(waiter)
         self.settle()
 
     @precondition(lambda self: self.slots)
@@ -1083,9 +1084,9 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: any(self.queues.values()))
     @rule(data=st.data())
     def abandon(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from([t for queue in self.queues.values() for t in queue]))
-        self.queues[str(ticket.key)].remove(ticket)
-        self.pool.scheduler.abandon(ticket)
+        waiter = data.draw(st.sampled_from([t for queue in self.queues.values() for t in queue]))
+        self.queues[str(waiter.key)].remove(waiter)
+        self.pool.scheduler.abandon(waiter)
         self.settle()
 
     @precondition(lambda self: self.dialling)
@@ -1093,15 +1094,15 @@ class History(RuleBasedStateMachine):
     def connected(self, data: st.DataObject, shared: bool) -> None:
         self.connect(data.draw(st.sampled_from(self.dialling)), shared=shared)
 
-    def connect(self, ticket: FakeTicket, *, shared: bool) -> None:
-        key = str(ticket.key)
+    def connect(self, waiter: FakeTicket, *, shared: bool) -> None:
+        key = str(waiter.key)
         shared = shared and key.startswith("h2")
-        self.dialling.remove(ticket)
+        self.dialling.remove(waiter)
         if shared:
             self.exclusive.discard(key)
         else:
             self.exclusive.add(key)
-        connection = self.pool.connected(ticket, shared=shared)
+        connection = self.pool.connected(waiter, shared=shared)
         self.open_[connection] = Known(1, 1, decided=not shared)
         self.users.append(connection)
         self.settle()
@@ -1109,9 +1110,9 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.dialling)
     @rule(data=st.data())
     def not_connected(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.dialling))
-        self.dialling.remove(ticket)
-        self.pool.scheduler.not_connected(ticket.key)
+        waiter = data.draw(st.sampled_from(self.dialling))
+        self.dialling.remove(waiter)
+        self.pool.scheduler.not_connected(waiter.key)
         self.settle()
 
     @precondition(lambda self: self.users)
@@ -1205,9 +1206,9 @@ class History(RuleBasedStateMachine):
     def refuse_all(self) -> None:
         self.pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
         for queue in self.queues.values():
-            for ticket in queue:
-                assert isinstance(ticket.grant, ConnectionNotAvailable)
-                self.pool.woken.remove(ticket)
+            for waiter in queue:
+                assert isinstance(waiter.grant, ConnectionNotAvailable)
+                self.pool.woken.remove(waiter)
             queue.clear()
         self.settle()
 
@@ -1221,37 +1222,37 @@ class History(RuleBasedStateMachine):
         self.users.append(connection)
         self.idle.pop(connection, None)
 
-    def take(self, ticket: FakeTicket) -> None:
+    def take(self, waiter: FakeTicket) -> None:
         """A ticket got its grant: check that it may have it."""
-        key = str(ticket.key)
+        key = str(waiter.key)
         queue = self.queues[key]
-        grant = ticket.grant
-        if grant is CONNECT:
-            assert ticket is queue[0]
+        grant = waiter.grant
+        if grant is DIAL:
+            assert waiter is queue[0]
             assert key in self.exclusive or not self.undecided(key), "another one leads"
-            self.dialling.append(ticket)
+            self.dialling.append(waiter)
         else:
             assert isinstance(grant, FakeConnection)
-            assert not ticket.fresh
-            assert all(other.fresh for other in queue[: queue.index(ticket)])
-            assert grant.key == ticket.key
+            assert not waiter.fresh
+            assert all(other.fresh for other in queue[: queue.index(waiter)])
+            assert grant.key == waiter.key
             assert grant in self.open_, "it is closed"
             assert not grant.told_to_close
             assert self.open_[grant].used < self.open_[grant].capacity, "it can't carry more"
             assert grant is self.passing or grant not in self.idle or not self.has_expired(grant)
             self.use(grant)
-        queue.remove(ticket)
+        queue.remove(waiter)
 
     def undecided(self, key: str) -> int:
         """How many slots of a lane have a connection of unknown capacity, or none yet."""
         connections = [c for c, known in self.open_.items() if not (known.decided or c.told_to_close)]
-        return sum(c.key == key for c in connections) + sum(ticket.key == key for ticket in self.dialling)
+        return sum(c.key == key for c in connections) + sum(waiter.key == key for waiter in self.dialling)
 
     def settle(self) -> None:
         """Take note of who was woken, and of what was told to close."""
         woken, self.pool.woken = self.pool.woken, []
-        for ticket in woken:
-            self.take(ticket)
+        for waiter in woken:
+            self.take(waiter)
         for connection in [connection for connection in self.open_ if connection.told_to_close]:
             del self.open_[connection]
             self.idle.pop(connection, None)
@@ -1280,11 +1281,11 @@ class History(RuleBasedStateMachine):
     def slots_of(self, key: str) -> int:
         established = [*self.open_, *self.closing]
         return sum(connection.key == key for connection in established) + sum(
-            ticket.key == key for ticket in self.dialling
+            waiter.key == key for waiter in self.dialling
         )
 
     def is_retired(self, connection: FakeConnection) -> bool:
-        return self.pool.scheduler._held[connection].retired
+        return self.pool.scheduler._held[connection].draining
 
     @invariant()
     def what_is_retired_is_in_use(self) -> None:
@@ -1297,14 +1298,14 @@ class History(RuleBasedStateMachine):
             if not queue:
                 continue
             own = {connection: known for connection, known in self.open_.items() if connection.key == key}
-            if not all(ticket.fresh for ticket in queue):
+            if not all(waiter.fresh for waiter in queue):
                 for connection, known in own.items():
                     assert known.used >= known.capacity or self.is_retired(connection), "there is room"
             if self.slots_of(key) == self.per_lane:
                 # A slot will be free, a request will leave, or the server will take some again.
                 if not any(known.used or not known.capacity for known in own.values()):
                     others = [connection.key for connection in self.closing]
-                    assert key in others or key in (ticket.key for ticket in self.dialling)
+                    assert key in others or key in (waiter.key for waiter in self.dialling)
             elif key in self.exclusive or not self.undecided(key):
                 assert self.pool.scheduler.slots == self.slots, "there is a free slot"
                 assert self.closing or not self.idle, "there is an idle connection to make room with"
@@ -1347,17 +1348,17 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
     longest = 0
 
     def ask(key: str) -> None:
-        ticket = pool.request(key)
-        waiting[ticket] = grants
-        if ticket.grant is not None:
-            pool.woken.append(ticket)
+        waiter = pool.request(key)
+        waiting[waiter] = grants
+        if waiter.grant is not None:
+            pool.woken.append(waiter)
 
     for _ in range(3000):
         # The first lane asks all the time, the others now and then, one request at a time.
-        while sum(ticket.key == keys[0] for ticket in waiting) < 2 * slots * capacity:
+        while sum(waiter.key == keys[0] for waiter in waiting) < 2 * slots * capacity:
             ask(keys[0])
         for key in keys[1:]:
-            if chance.random() < 0.1 and all(ticket.key != key for ticket in waiting):
+            if chance.random() < 0.1 and all(waiter.key != key for waiter in waiting):
                 ask(key)
         if busy:
             pool.release(busy.pop(chance.randrange(len(busy))))
@@ -1365,17 +1366,17 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
             if connection.told_to_close:
                 pool.scheduler.closed(connection)
         while pool.woken:
-            ticket = pool.woken.pop(0)
-            since = waiting.pop(ticket)
+            waiter = pool.woken.pop(0)
+            since = waiting.pop(waiter)
             grants += 1
-            if ticket.key != keys[0]:
+            if waiter.key != keys[0]:
                 longest = max(longest, grants - since)
-            granted = ticket.grant
+            granted = waiter.grant
             if isinstance(granted, FakeConnection):
                 busy.append(granted)
             else:
-                busy.append(pool.connected(ticket, shared=ticket.key == "h2"))
-                if ticket.key == "h2":
+                busy.append(pool.connected(waiter, shared=waiter.key == "h2"))
+                if waiter.key == "h2":
                     pool.set_capacity(busy[-1], capacity)
     assert grants > 2000
     assert 0 < longest <= capacity * slots + 2 * len(keys) * capacity

@@ -1250,7 +1250,7 @@ async def test_a_refusal_in_a_chain_leaves_nothing(nursery: trio.Nursery, kind: 
 @pytest.mark.parametrize("scheme", ["socks4", "socks4a", "socks5", "socks5h"])
 def test_socksio_is_missing(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
-    monkeypatch.delitem(sys.modules, "trio_exchange._socks", raising=False)
+    monkeypatch.delitem(sys.modules, "trio_exchange._proxies.socks", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'trio-exchange\[socks\]'") as info:
         ConnectionPool(proxy=Proxy(f"{scheme}://proxy.example"))
     assert info.value.name == "socksio"

@@ -27,7 +27,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._streams import Readiness, Transport, WouldBlock
+from trio_exchange._connect.transport import Readiness, Transport, WouldBlock
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from trio_exchange import ConnectionNotAvailable
-from trio_exchange._supervisor import State, Supervisor
+from trio_exchange._connections.nursery import PoolNursery, State
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
@@ -40,15 +40,15 @@ class Faulty(Idler):
         raise ValueError("faulty")
 
 
-async def started() -> Supervisor:
-    supervisor = Supervisor()
-    await supervisor.start(Idler())
-    return supervisor
+async def started() -> PoolNursery:
+    pool_nursery = PoolNursery()
+    await pool_nursery.start(Idler())
+    return pool_nursery
 
 
-def state_of(supervisor: Supervisor) -> str:
+def state_of(pool_nursery: PoolNursery) -> str:
     # Type checkers believe that what was asserted of a property goes on being so.
-    return supervisor.state.value
+    return pool_nursery.state.value
 
 
 async def crash_when_cancelled(error: Exception) -> None:
@@ -62,47 +62,47 @@ async def crash_when_cancelled(error: Exception) -> None:
 
 
 async def test_its_life() -> None:
-    supervisor = Supervisor()
-    assert state_of(supervisor) == "new"
+    pool_nursery = PoolNursery()
+    assert state_of(pool_nursery) == "new"
     with pytest.raises(RuntimeError, match="the pool was not entered"):
-        supervisor.check_open()
+        pool_nursery.check_open()
     services = Idler(), Idler()
-    await supervisor.start(*services)
+    await pool_nursery.start(*services)
     await trio.testing.wait_all_tasks_blocked()
-    assert state_of(supervisor) == "open"
-    supervisor.check_open()
+    assert state_of(pool_nursery) == "open"
+    pool_nursery.check_open()
     with pytest.raises(RuntimeError, match="can be entered only once"):
-        await supervisor.start()
-    supervisor.stop()
-    assert state_of(supervisor) == "closed"
+        await pool_nursery.start()
+    pool_nursery.stop()
+    assert state_of(pool_nursery) == "closed"
     # The rest of the stopping is the supervisor's own task's.
     assert [service.calls for service in services] == [["started", "stop"], ["started"]]
     with pytest.raises(ConnectionNotAvailable, match="the connection pool is closed"):
-        supervisor.check_open()
-    await supervisor.leave()
+        pool_nursery.check_open()
+    await pool_nursery.leave()
     assert services[0].calls == ["started", "stop", "stop", "stopped"]
     assert services[1].calls == ["started", "stop", "stopped"]
 
 
 async def test_services_are_stopped_in_order(autojump_clock: trio.testing.MockClock) -> None:
     slow, last = Idler(slow=True), Idler()
-    supervisor = Supervisor()
-    await supervisor.start(slow, last)
-    supervisor.stop()
+    pool_nursery = PoolNursery()
+    await pool_nursery.start(slow, last)
+    pool_nursery.stop()
     await trio.sleep(0.5)
     assert "stop" not in last.calls
-    await supervisor.leave()
+    await pool_nursery.leave()
     assert "stop" in last.calls
 
 
 async def test_a_crash_comes_out_at_the_end_without_the_cancellations_beside_it() -> None:
-    supervisor = await started()
+    pool_nursery = await started()
     crash = ValueError("crash")
-    supervisor.start_soon(crash_when_cancelled, crash)
+    pool_nursery.start_soon(crash_when_cancelled, crash)
     await trio.testing.wait_all_tasks_blocked()
-    await supervisor.leave()
-    assert supervisor.take_crash() is crash
-    assert supervisor.take_crash() is None
+    await pool_nursery.leave()
+    assert pool_nursery.take_crash() is crash
+    assert pool_nursery.take_crash() is None
 
 
 async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -114,26 +114,26 @@ async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptu
         await trio.lowlevel.checkpoint()
         raise ExceptionGroup("several", errors)
 
-    supervisor = await started()
+    pool_nursery = await started()
     first = OSError("first")
-    supervisor.start_soon(crash, first)
+    pool_nursery.start_soon(crash, first)
     await trio.testing.wait_all_tasks_blocked()
-    supervisor.start_soon(crash, ValueError("second"))
-    supervisor.start_soon(crash_in_a_group, ValueError("third"), ValueError("fourth"))
+    pool_nursery.start_soon(crash, ValueError("second"))
+    pool_nursery.start_soon(crash_in_a_group, ValueError("third"), ValueError("fourth"))
     await trio.testing.wait_all_tasks_blocked()
     # Each is logged at once, since a pool may stay open for long.
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
     assert "OSError: first" in caplog.text
     assert "ValueError: fourth" in caplog.text
-    await supervisor.leave()
-    assert supervisor.take_crash() is first
+    await pool_nursery.leave()
+    assert pool_nursery.take_crash() is first
 
 
 async def test_a_service_that_fails_to_stop_is_a_crash_and_everything_ends() -> None:
-    supervisor = Supervisor()
-    await supervisor.start(Faulty())
-    await supervisor.leave()
-    assert isinstance(supervisor.take_crash(), ValueError)
+    pool_nursery = PoolNursery()
+    await pool_nursery.start(Faulty())
+    await pool_nursery.leave()
+    assert isinstance(pool_nursery.take_crash(), ValueError)
 
 
 async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:
@@ -143,24 +143,24 @@ async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:
         await trio.lowlevel.checkpoint()
         seen.append(VARIABLE.get())
 
-    supervisor = await started()
+    pool_nursery = await started()
     VARIABLE.set("the caller's")
-    supervisor.start_in_pool_context(look)
+    pool_nursery.start_in_pool_context(look)
     await trio.testing.wait_all_tasks_blocked()
-    supervisor.start_soon(look)
+    pool_nursery.start_soon(look)
     await trio.testing.wait_all_tasks_blocked()
     assert seen == ["unset", "the caller's"]
-    await supervisor.leave()
+    await pool_nursery.leave()
 
 
 async def test_cancelled_while_it_starts() -> None:
-    supervisor = Supervisor()
+    pool_nursery = PoolNursery()
     with trio.CancelScope() as scope:
         scope.cancel()
-        await supervisor.start(Idler())
+        await pool_nursery.start(Idler())
     assert scope.cancelled_caught
-    assert state_of(supervisor) == "open"
-    await supervisor.leave()
+    assert state_of(pool_nursery) == "open"
+    await pool_nursery.leave()
 
 
 async def test_stopped_while_it_starts() -> None:
@@ -168,20 +168,20 @@ async def test_stopped_while_it_starts() -> None:
         """Acts before the task that was spawned runs."""
 
         def task_spawned(self, _: trio.lowlevel.Task) -> None:
-            states.append(supervisor.state)
+            states.append(pool_nursery.state)
             if states != [State.STARTING]:
                 return
             with pytest.raises(RuntimeError, match="not entered"):
-                supervisor.check_open()
-            supervisor.stop()
+                pool_nursery.check_open()
+            pool_nursery.stop()
 
     states: list[State] = []
-    supervisor = Supervisor()
+    pool_nursery = PoolNursery()
     instrument = StopAtOnce()
     trio.lowlevel.add_instrument(instrument)
     try:
-        await supervisor.start(Idler())
+        await pool_nursery.start(Idler())
     finally:
         trio.lowlevel.remove_instrument(instrument)
-    await supervisor.ended()
-    assert state_of(supervisor) == "closed"
+    await pool_nursery.ended()
+    assert state_of(pool_nursery) == "closed"

@@ -18,7 +18,7 @@ from trio_exchange import (
     TimeoutException,
     WriteTimeout,
 )
-from trio_exchange._timeouts import Budget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
+from trio_exchange._timeouts import TimeBudget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import respond, serve_tcp
@@ -309,7 +309,7 @@ async def test_timed_lets_the_operations_own_error_pass(autojump_clock: MockCloc
 
 
 async def test_a_budget_is_spent_by_its_operations_alone(autojump_clock: MockClock) -> None:
-    budget = Budget(10, PoolTimeout)
+    budget = TimeBudget(10, PoolTimeout)
     assert await budget.spend(sleep_and_return, 4, "a") == "a"
     await trio.sleep(1000)
     assert await budget.spend(sleep_and_return, 4, "b") == "b"
@@ -319,7 +319,7 @@ async def test_a_budget_is_spent_by_its_operations_alone(autojump_clock: MockClo
 
 
 async def test_an_overspent_budget_allows_what_does_not_wait(autojump_clock: MockClock) -> None:
-    budget = Budget(1, ConnectTimeout)
+    budget = TimeBudget(1, ConnectTimeout)
 
     async def overspend() -> str:
         with trio.CancelScope(shield=True):
@@ -341,7 +341,7 @@ async def test_a_failed_operation_is_paid_for_too(autojump_clock: MockClock) -> 
         await trio.sleep(9)
         raise KeyError("user")
 
-    budget = Budget(10, PoolTimeout)
+    budget = TimeBudget(10, PoolTimeout)
     with pytest.raises(KeyError):
         await budget.spend(fail)
     with pytest.raises(PoolTimeout):
@@ -350,13 +350,13 @@ async def test_a_failed_operation_is_paid_for_too(autojump_clock: MockClock) -> 
 
 
 async def test_a_budget_without_limit(autojump_clock: MockClock) -> None:
-    budget = Budget(None, PoolTimeout)
+    budget = TimeBudget(None, PoolTimeout)
     for _ in range(3):
         assert await budget.spend(sleep_and_return, 1e6, "done") == "done"
 
 
 async def test_a_budget_lets_outer_cancellation_and_too_slow_error_pass(autojump_clock: MockClock) -> None:
-    budget = Budget(10, PoolTimeout)
+    budget = TimeBudget(10, PoolTimeout)
     with trio.move_on_after(1) as outer:
         await budget.spend(trio.sleep_forever)
     assert outer.cancelled_caught

@@ -27,8 +27,8 @@ from trio_exchange import (
     WriteError,
     default_ssl_context,
 )
-from trio_exchange._streams import Transport
-from trio_exchange._tls import TLSSettings, _make_context, default_context_for, start_tls
+from trio_exchange._connect.tls import TLSSettings, _make_context, default_context_for, start_tls
+from trio_exchange._connect.transport import Transport
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import (

@@ -19,8 +19,10 @@ place in HTTP's own model of requests and responses travel in `extensions`, both
 them. `trio_exchange.testing` has servers for tests.
 """
 
-from ._connectors import Connector
-from ._environment import proxy_from_environment
+from ._api import request, stream
+from ._connect.connector import Connector
+from ._connect.network_stream import NetworkStream
+from ._connect.tls import default_ssl_context
 from ._exceptions import (
     ConnectError,
     ConnectionNotAvailable,
@@ -40,11 +42,12 @@ from ._exceptions import (
     WriteError,
     WriteTimeout,
 )
-from ._exchange import PooledConnection
-from ._models import URL, Headers, Origin, Proxy, Request, Response
-from ._pool import ConnectionPool, PoolStatistics, request, stream
-from ._streams import NetworkStream
-from ._tls import default_ssl_context
+from ._fields import Headers
+from ._http.connection import PooledConnection
+from ._models import Proxy, Request, Response
+from ._pool import ConnectionPool, PoolStatistics
+from ._proxies.environment import proxy_from_environment
+from ._urls import URL, Origin
 
 __version__ = "0.1.0"
 

@@ -16,16 +16,21 @@ from typing import Any, Self
 
 import trio
 
-from ._connectors import Connector, Direct, SocketOption, establish_persistently
-from ._dispatcher import Dispatcher, Turn
+from ._connect.attempt import establish_persistently
+from ._connect.connector import Connector, SocketOption
+from ._connect.dialers import DirectDialer
+from ._connect.factory import TCP, ConnectionFactory, ConnectionKey, key_for
+from ._connect.network_stream import NetworkStream
+from ._connections.manager import Checkout, ConnectionManager
+from ._connections.nursery import PoolNursery, State
+from ._connections.scheduler import Limits
+from ._content import ContentTypes
 from ._entrypoints import check_runs_under_trio, drop_own_frames
 from ._exceptions import ExchangeError, PoolTimeout
-from ._exchange import HTTPConnection, PooledConnection, Settings
+from ._fields import HeaderTypes
+from ._http.connection import HTTPConnection, PooledConnection, Settings
+from ._http.request import PreparedRequest
 from ._models import (
-    URL,
-    ContentTypes,
-    HeaderTypes,
-    Prepared,
     Proxy,
     Request,
     Response,
@@ -34,13 +39,10 @@ from ._models import (
     check_yes_or_no,
     to_extensions,
 )
-from ._proxies import chain
-from ._routes import TCP, Endpoint, Route, route_for
-from ._scheduler import Limits
-from ._streams import NetworkStream
-from ._supervisor import State, Supervisor
-from ._timeouts import Budget, Timeouts, TimeoutTypes, check_seconds, parse_timeouts, with_timeout
+from ._proxies.chain import chain
+from ._timeouts import TimeBudget, Timeouts, TimeoutTypes, check_seconds, parse_timeouts, with_timeout
 from ._trace import Tracer, tracer_for
+from ._urls import URL
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class ConnectionPool:
             raise TypeError(f"connector must be a Connector or None, not {connector!r}")
         self._retries = _at_least(0, "retries", retries)
         self._timeouts = parse_timeouts(with_timeout(None, timeout) or {})
-        direct = Direct(
+        direct = DirectDialer(
             Connector() if connector is None else connector,
             local_address=_text("local_address", local_address),
             uds=_text("uds", uds),
@@ -168,24 +170,26 @@ class ConnectionPool:
             idle=_limit(0, "max_keepalive_connections", max_keepalive_connections),
             expiry=keepalive_expiry,
         )
-        self._supervisor = Supervisor()
+        self._pool_nursery = PoolNursery()
         # See `_proxies` why the connections that carry tunnels have no limit of their own.
         carriers = Limits(idle=limits.idle, expiry=limits.expiry)
         proxies = chain(
-            _to_proxies(proxy), direct, lambda to: Dispatcher(to, carriers, settings, self._supervisor)
+            _to_proxies(proxy),
+            direct,
+            lambda to: ConnectionManager(to, carriers, settings, self._pool_nursery),
         )
-        self._origins = Endpoint(proxies.way, ssl_context, http1, http2)
+        self._origins = ConnectionFactory(proxies.dialer, ssl_context, http1, http2)
         # What speaks HTTP/2 only can't be forwarded by a proxy that may not.
         self._forwarding = proxies.forwarding if http1 else None
-        self._dispatcher = Dispatcher(self._endpoint_for, limits, settings, self._supervisor)
+        self._manager = ConnectionManager(self._factory_for, limits, settings, self._pool_nursery)
         # In the order of their closing: what runs through a tunnel may have something to say at its end.
-        self._dispatchers = [self._dispatcher, *proxies.dispatchers]
+        self._managers = [self._manager, *proxies.managers]
         self._served = 0
         self._closer_gets_crash = False
 
-    def _endpoint_for(self, route: Route) -> Endpoint:
-        if route.to_proxy and self._forwarding is not None:
-            return self._forwarding.endpoint
+    def _factory_for(self, key: ConnectionKey) -> ConnectionFactory:
+        if key.to_proxy and self._forwarding is not None:
+            return self._forwarding.factory
         return self._origins
 
     # -- Life.
@@ -199,9 +203,9 @@ class ConnectionPool:
         """
         check_runs_under_trio()
         try:
-            await self._supervisor.start(*self._dispatchers)
+            await self._pool_nursery.start(*self._managers)
         except trio.Cancelled:
-            await self._supervisor.leave()
+            await self._pool_nursery.leave()
             raise
         return self
 
@@ -213,8 +217,8 @@ class ConnectionPool:
         traceback: TracebackType | None,
     ) -> None:
         """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
-        await self._supervisor.leave()
-        crash = self._supervisor.take_crash()
+        await self._pool_nursery.leave()
+        crash = self._pool_nursery.take_crash()
         if crash is not None and exc_value is None:
             raise crash
 
@@ -231,7 +235,7 @@ class ConnectionPool:
         """
         async with self:
             task_status.started(self)
-            await self._supervisor.stop_requested()
+            await self._pool_nursery.stop_requested()
 
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
@@ -248,16 +252,16 @@ class ConnectionPool:
         When it is cancelled the pool is open all the same.
         """
         check_runs_under_trio()
-        supervisor = self._supervisor
-        supervisor.check_run()
-        if supervisor.state is State.NEW:
+        pool_nursery = self._pool_nursery
+        pool_nursery.check_run()
+        if pool_nursery.state is State.NEW:
             self._closer_gets_crash = True
-            await supervisor.start(*self._dispatchers)
-        elif supervisor.state is State.STARTING:
+            await pool_nursery.start(*self._managers)
+        elif pool_nursery.state is State.STARTING:
             # Another task has just called this.
-            await supervisor.started()
+            await pool_nursery.started()
         else:
-            supervisor.check_open()
+            pool_nursery.check_open()
             await trio.lowlevel.checkpoint()
 
     @trio.lowlevel.enable_ki_protection
@@ -277,11 +281,11 @@ class ConnectionPool:
                 opened with `open`. Where it was opened otherwise, its block raises this.
         """
         check_runs_under_trio()
-        self._supervisor.check_run()
-        self._supervisor.stop()
+        self._pool_nursery.check_run()
+        self._pool_nursery.stop()
         await trio.lowlevel.checkpoint()
-        await self._supervisor.ended()
-        crash = self._supervisor.take_crash() if self._closer_gets_crash else None
+        await self._pool_nursery.ended()
+        crash = self._pool_nursery.take_crash() if self._closer_gets_crash else None
         if crash is not None:
             raise crash
 
@@ -377,9 +381,9 @@ class ConnectionPool:
         check_runs_under_trio()
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
-        self._supervisor.check_open()
-        prepared = Prepared(request)
-        route = self._route(request, prepared)
+        self._pool_nursery.check_open()
+        prepared = PreparedRequest(request)
+        key = self._key(request, prepared)
         timeouts = parse_timeouts(request.extensions, self._timeouts)
         tracer = tracer_for(request.extensions)
 
@@ -388,7 +392,7 @@ class ConnectionPool:
 
         try:
             await prepared.peek_body()
-            response = await self._dispatcher.exchange(prepared, self._turn(route, timeouts, tracer), begin)
+            response = await self._manager.exchange(prepared, self._checkout(key, timeouts, tracer), begin)
         except BaseException as exc:
             await prepared.close_body()
             if isinstance(exc, ExchangeError):
@@ -432,33 +436,33 @@ class ConnectionPool:
         When it is cancelled nothing is left behind.
         """
         check_runs_under_trio()
-        self._supervisor.check_open()
+        self._pool_nursery.check_open()
         origin = URL(scheme=TCP, host=host, port=port).origin
         if not (origin.host and origin.port):
             raise ValueError(f"a stream needs a host and a port, not {host!r} and {port!r}")
         given = to_extensions(with_timeout(extensions, timeout))
         check_extension_names(given)
-        route = Route(origin.scheme, origin.host, origin.port, None)
-        turn = self._turn(route, parse_timeouts(given, self._timeouts), tracer_for(given))
+        key = ConnectionKey(origin.scheme, origin.host, origin.port, None)
+        checkout = self._checkout(key, parse_timeouts(given, self._timeouts), tracer_for(given))
         try:
-            connection = await self._dispatcher.obtain(turn)
+            connection = await self._manager.obtain(checkout)
         except ExchangeError as exc:
             drop_own_frames(exc)
             raise
         return connection.raw_stream()
 
-    def _route(self, request: Request, prepared: Prepared) -> Route:
+    def _key(self, request: Request, prepared: PreparedRequest) -> ConnectionKey:
         """Where a request is sent, and the form that it takes for that."""
-        route = route_for(request)
+        key = key_for(request)
         # A tunnel can't be forwarded.
-        if self._forwarding is None or route.scheme != b"http" or request.method == b"CONNECT":
-            return route
+        if self._forwarding is None or key.scheme != b"http" or request.method == b"CONNECT":
+            return key
         self._forwarding.rewrite(prepared)
-        return self._forwarding.route
+        return self._forwarding.key
 
-    def _turn(self, route: Route, timeouts: Timeouts, tracer: Tracer | None) -> Turn:
+    def _checkout(self, key: ConnectionKey, timeouts: Timeouts, tracer: Tracer | None) -> Checkout:
         establish = functools.partial(establish_persistently, self._retries, timeouts.connect, tracer)
-        return Turn(route, Budget(timeouts.pool, PoolTimeout), establish, tracer)
+        return Checkout(key, TimeBudget(timeouts.pool, PoolTimeout), establish, tracer)
 
     # -- What there is to see.
 
@@ -468,12 +472,12 @@ class ConnectionPool:
 
         Those that carry tunnels through proxies are not among them, but what runs through the tunnels.
         """
-        return [*self._dispatcher]
+        return [*self._manager]
 
     def statistics(self) -> PoolStatistics:
         """Count what the pool is doing now."""
-        states = [connection.state for connection in self._dispatcher]
-        scheduler = self._dispatcher.scheduler
+        states = [connection.state for connection in self._manager]
+        scheduler = self._manager.scheduler
         return PoolStatistics(
             open=len(states),
             active=states.count("active"),
@@ -481,17 +485,17 @@ class ConnectionPool:
             closing=states.count("closing") + states.count("closed"),
             connecting=scheduler.connecting,
             waiting=scheduler.waiting,
-            connections_opened=self._dispatcher.opened,
+            connections_opened=self._manager.opened,
             requests_served=self._served,
-            longest_active=self._dispatcher.longest_active(),
+            longest_active=self._manager.longest_active(),
         )
 
     def __repr__(self) -> str:
         # Not from `statistics`, which needs Trio's clock.
-        states = [connection.state for connection in self._dispatcher]
-        scheduler = self._dispatcher.scheduler
+        states = [connection.state for connection in self._manager]
+        scheduler = self._manager.scheduler
         return (
-            f"<{type(self).__name__} {self._supervisor.state.value}: {states.count('active')} active, "
+            f"<{type(self).__name__} {self._pool_nursery.state.value}: {states.count('active')} active, "
             f"{states.count('idle')} idle, {scheduler.connecting} connecting, {scheduler.waiting} waiting>"
         )
 
@@ -551,51 +555,6 @@ class StreamContext:
         finally:
             if self._own_pool:
                 await self._pool.__aexit__(exc_type, exc_value, traceback)
-
-
-@trio.lowlevel.enable_ki_protection
-async def request(
-    method: bytes | str,
-    url: URL | bytes | str,
-    *,
-    headers: HeaderTypes | None = None,
-    content: ContentTypes | None = None,
-    extensions: Mapping[str, Any] | None = None,
-    timeout: TimeoutTypes | None = None,
-) -> Response:
-    """Send a request on a connection of its own, and read the whole response.
-
-    Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
-    """
-    try:
-        async with ConnectionPool() as pool:
-            return await pool.request(
-                method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
-            )
-    except ExchangeError as exc:
-        drop_own_frames(exc)
-        raise
-
-
-def stream(
-    method: bytes | str,
-    url: URL | bytes | str,
-    *,
-    headers: HeaderTypes | None = None,
-    content: ContentTypes | None = None,
-    extensions: Mapping[str, Any] | None = None,
-    timeout: TimeoutTypes | None = None,
-) -> StreamContext:
-    """Send a request on a connection of its own; the response is the `async with` block's.
-
-    Arguments, errors and what cancellation does are those of `ConnectionPool.stream`.
-    """
-    extensions = with_timeout(extensions, timeout)
-    return StreamContext(
-        ConnectionPool(),
-        Request(method, url, headers=headers, content=content, extensions=extensions),
-        own_pool=True,
-    )
 
 
 def _to_proxies(proxy: Proxy | Sequence[Proxy] | None) -> Sequence[Proxy]:

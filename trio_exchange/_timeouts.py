@@ -161,7 +161,7 @@ _WAITED_FOR: dict[type[TimeoutException], str] = {
 }
 
 
-class Budget:
+class TimeBudget:
     """A limit on the sum of several operations, not counting what happens between them.
 
     Attributes:

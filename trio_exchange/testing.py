@@ -34,7 +34,7 @@ import h11
 import trio
 import trio.testing
 
-from ._connectors import Connector, SocketOption
+from ._connect.connector import Connector, SocketOption
 
 if TYPE_CHECKING:
     import trustme

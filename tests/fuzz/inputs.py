@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import hpack
 
-from trio_exchange._http2_frames import (
+from trio_exchange._http.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from trio_exchange import Connector
-from trio_exchange._streams import Readiness, Watchable
+from trio_exchange._connect.transport import Pollable, Readiness
 
 from .inputs import Script
 
@@ -17,7 +17,7 @@ _HEADERS = 1
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-class Replay(Watchable, trio.abc.HalfCloseableStream):
+class Replay(Pollable, trio.abc.HalfCloseableStream):
     """A connection on which the script's next phase arrives when enough requests were sent on it.
 
     Args:

@@ -10,8 +10,8 @@ import trio
 import trio.testing
 
 from trio_exchange import ConnectionPool, ExchangeError, RemoteProtocolError
-from trio_exchange._http2_frames import Frame, FrameSplitter, Violation, content_of, parse_goaway
-from trio_exchange._http2_headers import check_fields, content_length, response_head
+from trio_exchange._http.http2.frames import Frame, FrameSplitter, Violation, content_of, parse_goaway
+from trio_exchange._http.http2.headers import check_fields, content_length, response_head
 
 from .inputs import Bytes, Script, http2_script, http11_script
 from .peer import Network
@@ -91,14 +91,14 @@ async def _fetch(
 
 async def _check_pool(pool: ConnectionPool) -> None:
     """Nothing is under way, once the connections that are to be closed are."""
-    for connection in list(pool._dispatcher):
+    for connection in list(pool._manager):
         if connection.will_close:
             await connection.closed.wait()
     await trio.lowlevel.checkpoint()
     numbers = pool.statistics()
     check((numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0), f"the pool is {numbers}")
-    for dispatcher in pool._dispatchers:
-        used = {held.used for held in dispatcher.scheduler._held.values()}
+    for manager in pool._managers:
+        used = {held.used for held in manager.scheduler._held.values()}
         check(used <= {0}, f"something is held of the connections: {used}")
 
 

@@ -17,7 +17,7 @@ import wsproto.connection
 import wsproto.events
 
 from trio_exchange import ConnectionPool, ReadError, RemoteProtocolError, Request
-from trio_exchange._connectors import Connector
+from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
 
 from .nginx import MIB

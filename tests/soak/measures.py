@@ -23,7 +23,7 @@ RSS_SLACK = 8 * 1024 * 1024
 #: How many objects of a type may be more than before.
 OBJECTS_SLACK = 4
 # Kept in a cache of limited size, which fills slowly.
-_CACHED = "trio_exchange._models._ParsedURL"
+_CACHED = "trio_exchange._urls.ParsedURL"
 
 
 @dataclass(frozen=True)

@@ -225,14 +225,14 @@ class Soak:
             return
         for name, pool in pools.items():
             if not _is_quiet(pool):
-                held = [list(dispatcher) for dispatcher in pool._dispatchers]
+                held = [list(manager) for manager in pool._managers]
                 self.result.problems.append(
                     f"the pool {name!r} still holds something {_QUIET_WITHIN:g} seconds later: {pool}, {held}"
                 )
 
 
 def _is_quiet(pool: ConnectionPool) -> bool:
-    schedulers = [dispatcher.scheduler for dispatcher in pool._dispatchers]
+    schedulers = [manager.scheduler for manager in pool._managers]
     return not any(len(each) or each.connecting or each.waiting for each in schedulers)
 
 

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from ._models import HeaderList
+from .._fields import HeaderList
 
 # How much is shown of each piece that was received, in bytes.
 _MOST_SHOWN = 100

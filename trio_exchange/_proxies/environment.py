@@ -13,8 +13,9 @@ import ipaddress
 import os
 import re
 
-from ._exceptions import InvalidURL, LocalProtocolError
-from ._models import URL, Proxy
+from .._exceptions import InvalidURL, LocalProtocolError
+from .._models import Proxy
+from .._urls import URL
 
 _VARIABLES = {b"http": "http_proxy", b"ws": "http_proxy", b"https": "https_proxy", b"wss": "https_proxy"}
 

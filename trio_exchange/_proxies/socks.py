@@ -19,10 +19,13 @@ import socksio
 import trio
 from socksio import socks4, socks5
 
-from ._connectors import Attempt, Way, close_forcefully, reason_of
-from ._exceptions import ConnectError, ProxyError, copied
-from ._models import Proxy
-from ._streams import NOT_RAW, NetworkStream, Transport, explain
+from .._connect.attempt import Attempt, close_forcefully
+from .._connect.connector import reason_of
+from .._connect.dialers import Dialer
+from .._connect.network_stream import NOT_RAW, NetworkStream
+from .._connect.transport import Transport, explain
+from .._exceptions import ConnectError, ProxyError, copied
+from .._models import Proxy
 
 _SOCKS4_MEANINGS = {
     0x5B: "request rejected or failed",
@@ -44,7 +47,7 @@ _ADDRESS_LENGTHS = {1: 4, 4: 16}
 _NAME = 3
 
 
-class SOCKS(Way):
+class SOCKSDialer(Dialer):
     """The way through a SOCKS proxy.
 
     Args:
@@ -52,8 +55,8 @@ class SOCKS(Way):
         proxy: The proxy.
     """
 
-    def __init__(self, way: Way, proxy: Proxy) -> None:
-        self._way = way
+    def __init__(self, dialer: Dialer, proxy: Proxy) -> None:
+        self._dialer = dialer
         self._proxy = proxy
         origin = proxy.url.origin
         self._where = str(origin)
@@ -117,7 +120,7 @@ class SOCKS(Way):
 
     async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport | ProxyError:
         """Ask for one address. A refusal is returned, as another address may do."""
-        transport = await self._way.connect(self._host, self._port, attempt)
+        transport = await self._dialer.connect(self._host, self._port, attempt)
         conversation = _Conversation(transport, self._proxy, self._where, self.name_of(host, port))
 
         async def ask() -> NetworkStream:

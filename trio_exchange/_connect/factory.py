@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import trio
 
-from ._connectors import Attempt, Connection, Way, encrypt
-from ._exceptions import InvalidURL, UnsupportedProtocol
-from ._models import DEFAULT_PORTS, Origin, Proxy, Request, scheme_hint, unless_secret, without_tls
-from ._tls import TLSSettings, default_context_for
+from .._exceptions import InvalidURL, UnsupportedProtocol
+from .._models import Proxy, Request
+from .._urls import DEFAULT_PORTS, Origin, scheme_hint, unless_secret, without_tls
+from .attempt import Attempt, Connection
+from .dialers import Dialer
+from .tls import TLSSettings, default_context_for, encrypt
 
 #: The scheme of routes for who speaks something else than HTTP.
 TCP = b"tcp"
@@ -23,7 +25,7 @@ TCP = b"tcp"
 _SECURE = frozenset((b"https", b"wss"))
 
 
-class Route(NamedTuple):
+class ConnectionKey(NamedTuple):
     """What makes a connection another connection; requests with equal routes share connections."""
 
     scheme: bytes
@@ -38,7 +40,7 @@ class Route(NamedTuple):
         return Origin(self.scheme, self.host, self.port)
 
 
-def route_for(request: Request) -> Route:
+def key_for(request: Request) -> ConnectionKey:
     """The route of a request, if it is sent to its origin.
 
     Raises:
@@ -58,14 +60,14 @@ def route_for(request: Request) -> Route:
     server_hostname = None
     if url.scheme in _SECURE:
         server_hostname = _server_hostname(url.host, request.extensions.get("sni_hostname"))
-    return Route(url.scheme, url.host, url.port or default_port, server_hostname)
+    return ConnectionKey(url.scheme, url.host, url.port or default_port, server_hostname)
 
 
-def route_to(proxy: Proxy) -> Route:
+def key_to_proxy(proxy: Proxy) -> ConnectionKey:
     """The route of what is sent to a proxy itself."""
     origin = proxy.url.origin
     server_hostname = _server_hostname(origin.host) if origin.scheme in _SECURE else None
-    return Route(origin.scheme, origin.host, origin.port, server_hostname, to_proxy=True)
+    return ConnectionKey(origin.scheme, origin.host, origin.port, server_hostname, to_proxy=True)
 
 
 def _server_hostname(host: bytes, sni_hostname: object = None) -> str:
@@ -82,7 +84,7 @@ def _server_hostname(host: bytes, sni_hostname: object = None) -> str:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ConnectionFactory:
     """What routes of one kind lead to.
 
     Attributes:
@@ -93,7 +95,7 @@ class Endpoint:
         tls_trace_point: What the TLS handshake is called in traces.
     """
 
-    way: Way
+    dialer: Dialer
     ssl_context: ssl.SSLContext | None = None
     http1: bool = True
     http2: bool = False
@@ -104,19 +106,19 @@ class Endpoint:
         """What is offered to servers (RFC 7301), by the registered names, the best first."""
         return ("h2",) * self.http2 + ("http/1.1",) * self.http1
 
-    def tls_settings(self, route: Route) -> TLSSettings | None:
+    def tls_settings(self, key: ConnectionKey) -> TLSSettings | None:
         """The TLS of a new connection, None for none."""
-        if route.server_hostname is None:
+        if key.server_hostname is None:
             return None
         ssl_context = self.ssl_context
         if ssl_context is None:
             ssl_context = default_context_for(self.alpn)
-        whom = f"the proxy {route.origin}" if route.to_proxy else route.server_hostname
+        whom = f"the proxy {key.origin}" if key.to_proxy else key.server_hostname
         return TLSSettings(
-            ssl_context, route.server_hostname, self.alpn, whom, plain_url=str(without_tls(route.origin))
+            ssl_context, key.server_hostname, self.alpn, whom, plain_url=str(without_tls(key.origin))
         )
 
-    async def connect(self, route: Route, attempt: Attempt) -> Connection:
+    async def connect(self, key: ConnectionKey, attempt: Attempt) -> Connection:
         """Establish a connection, TLS included.
 
         Raises:
@@ -124,17 +126,17 @@ class Endpoint:
             ConnectTimeout: The attempt has no time left.
             ProxyError: A proxy on the way refused or failed.
         """
-        tls = self.tls_settings(route)
-        transport = await self.way.connect(route.host.decode("ascii"), route.port, attempt)
+        tls = self.tls_settings(key)
+        transport = await self.dialer.connect(key.host.decode("ascii"), key.port, attempt)
         if tls is None:
             return Connection(transport, transport)
         return await encrypt(transport, tls, self.tls_trace_point, attempt)
 
-    def may_share(self, route: Route) -> bool:
+    def may_share(self, key: ConnectionKey) -> bool:
         """Whether connections might turn out to carry several requests at once."""
-        if route.scheme == TCP:
+        if key.scheme == TCP:
             return False
-        return self.http2 and (not self.http1 or route.server_hostname is not None)
+        return self.http2 and (not self.http1 or key.server_hostname is not None)
 
     def speaks_http2(self, connection: Connection) -> bool:
         """Whether HTTP/2 is spoken on a new connection."""

@@ -42,7 +42,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from ._exceptions import ConnectionNotAvailable
+from .._exceptions import ConnectionNotAvailable
 
 
 class Closable(Protocol):
@@ -58,16 +58,16 @@ C = TypeVar("C", bound=Closable)
 _MOST_REMEMBERED = 10_000
 
 
-class _Connect:
+class _Dial:
     def __repr__(self) -> str:
         return "CONNECT"
 
 
 #: The grant that says: dial a connection of your own.
-CONNECT: Final = _Connect()
+DIAL: Final = _Dial()
 
 
-class Ticket(Generic[C]):
+class Waiter(Generic[C]):
     """One request's place in a queue.
 
     Attributes:
@@ -83,7 +83,7 @@ class Ticket(Generic[C]):
         self.key = key
         self.granted = granted
         self.fresh = False
-        self.grant: C | _Connect | ConnectionNotAvailable | None = None
+        self.grant: C | _Dial | ConnectionNotAvailable | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Lane(Generic[C]):
         # Connections that can take a request: those without one, and those with.
         self.idle: OrderedDict[C, None] = OrderedDict()
         self.shared: OrderedDict[C, None] = OrderedDict()
-        self.waiting: OrderedDict[Ticket[C], None] = OrderedDict()
+        self.waiting: OrderedDict[Waiter[C], None] = OrderedDict()
         # The count of grants, over all lanes, when this lane was last served or became hungry.
         self.served = 0
 
@@ -125,7 +125,7 @@ class _Lane(Generic[C]):
 class _Held(Generic[C]):
     """What is known of a connection."""
 
-    __slots__ = ("capacity", "closing", "decided", "key", "lane", "retired", "since", "used")
+    __slots__ = ("capacity", "closing", "decided", "draining", "key", "lane", "since", "used")
 
     def __init__(self, key: Hashable, lane: _Lane[C], now: float, *, decided: bool) -> None:
         self.key = key
@@ -135,7 +135,7 @@ class _Held(Generic[C]):
         self.used = 1
         self.since: float | None = now
         self.decided = decided
-        self.retired = False
+        self.draining = False
         self.closing = False
 
 
@@ -207,33 +207,33 @@ class Scheduler(Generic[C]):
 
     # -- What a request does.
 
-    def request(self, ticket: Ticket[C], now: float, *, first: bool = False) -> None:
+    def request(self, waiter: Waiter[C], now: float, *, first: bool = False) -> None:
         """Ask for a connection; the grant is set at once or later.
 
         Args:
-            ticket: The request's place, not waiting yet.
+            waiter: The request's place, not waiting yet.
             now: The time, in seconds.
             first: Whether it goes to the head of its lane's queue, because it had its turn before and
                 got a connection that was of no use.
         """
-        ticket.grant = None
-        lane = self._lanes.get(ticket.key)
+        waiter.grant = None
+        lane = self._lanes.get(waiter.key)
         if lane is None:
-            lane = self._lanes[ticket.key] = _Lane(exclusive=self._is_exclusive(ticket.key))
+            lane = self._lanes[waiter.key] = _Lane(exclusive=self._is_exclusive(waiter.key))
         # Where connections can take a request, whoever waits in the lane can't use them (rule 5), so that
         # this is not pushing in.
-        grant: C | _Connect | None = None if ticket.fresh else self._connection_for(lane, now)
+        grant: C | _Dial | None = None if waiter.fresh else self._connection_for(lane, now)
         if grant is None and (first or not lane.waiting):
             grant = self._slot_for(lane)
         if grant is not None:
-            self._serve(ticket.key, lane)
-            ticket.grant = grant
+            self._serve(waiter.key, lane)
+            waiter.grant = grant
             return
-        lane.waiting[ticket] = None
+        lane.waiting[waiter] = None
         if first:
-            lane.waiting.move_to_end(ticket, last=False)
+            lane.waiting.move_to_end(waiter, last=False)
         self._waiting += 1
-        self._update_hunger(ticket.key, lane)
+        self._update_hunger(waiter.key, lane)
         self._make_room()
         self._make_room_in(lane)
 
@@ -247,7 +247,7 @@ class Scheduler(Generic[C]):
             if not self._another_starves(held):
                 self._use(connection, held, now)
                 return connection
-            self._retire(connection, held)
+            self._drain(connection, held)
         while lane.idle:
             connection = next(reversed(lane.idle))
             if not self._has_expired(self._idle[connection], now):
@@ -256,20 +256,20 @@ class Scheduler(Generic[C]):
             self.close(connection)
         return None
 
-    def _slot_for(self, lane: _Lane[C]) -> _Connect | None:
+    def _slot_for(self, lane: _Lane[C]) -> _Dial | None:
         # A hungry lane has its turn before a new request.
         if self._hungry or self.slots >= self._limits.connections or not self._may_dial(lane):
             return None
         self._take_slot(lane)
-        return CONNECT
+        return DIAL
 
-    def abandon(self, ticket: Ticket[C]) -> None:
+    def abandon(self, waiter: Waiter[C]) -> None:
         """Give up a place in the queue. The ticket must be waiting."""
-        lane = self._lanes[ticket.key]
-        del lane.waiting[ticket]
+        lane = self._lanes[waiter.key]
+        del lane.waiting[waiter]
         self._waiting -= 1
-        self._update_hunger(ticket.key, lane)
-        self._forget_if_empty(ticket.key, lane)
+        self._update_hunger(waiter.key, lane)
+        self._forget_if_empty(waiter.key, lane)
 
     def connected(self, key: Hashable, connection: C, now: float, *, shared: bool) -> None:
         """A `CONNECT` was used: the slot holds this connection, busy with the request that dialled it.
@@ -315,14 +315,14 @@ class Scheduler(Generic[C]):
         held.used -= 1
         if not held.used:
             held.since = None
-            if held.retired:
+            if held.draining:
                 self._close(connection, held)
         self._offer(connection, held, now)
 
     def capacity_changed(self, connection: C, capacity: int, now: float) -> None:
         """A shared connection can carry so many requests from now on; those it carries it keeps."""
         held = self._held.get(connection)
-        if held is None or held.closing or held.retired:
+        if held is None or held.closing or held.draining:
             return
         held.capacity = capacity
         self._offer(connection, held, now)
@@ -341,7 +341,7 @@ class Scheduler(Generic[C]):
         lane = held.lane
         while lane.waiting and held.used < held.capacity and not held.closing:
             if next(iter(lane.waiting)).fresh or self._another_starves(held):
-                self._retire(connection, held)
+                self._drain(connection, held)
             else:
                 self._use(connection, held, now)
                 self._hand_over(held.key, lane, connection)
@@ -370,9 +370,9 @@ class Scheduler(Generic[C]):
             self._grants - lane.served >= self._limits.connections * max(1, held.capacity)
         )
 
-    def _retire(self, connection: C, held: _Held[C]) -> None:
+    def _drain(self, connection: C, held: _Held[C]) -> None:
         """Let a connection carry no more requests than it does, and close it after the last."""
-        held.retired = True
+        held.draining = True
         held.capacity = 0
         self._place(connection, held)
         if not held.used:
@@ -436,9 +436,9 @@ class Scheduler(Generic[C]):
         """Grant every waiting request an error."""
         for key, lane in list(self._lanes.items()):
             while lane.waiting:
-                ticket = self._pop_waiting(lane)
-                ticket.grant = error()
-                ticket.granted()
+                waiter = self._pop_waiting(lane)
+                waiter.grant = error()
+                waiter.granted()
             self._update_hunger(key, lane)
             self._forget_if_empty(key, lane)
 
@@ -472,10 +472,10 @@ class Scheduler(Generic[C]):
         self.closing(connection)
         connection.close_soon()
 
-    def _pop_waiting(self, lane: _Lane[C]) -> Ticket[C]:
-        ticket, _ = lane.waiting.popitem(last=False)
+    def _pop_waiting(self, lane: _Lane[C]) -> Waiter[C]:
+        waiter, _ = lane.waiting.popitem(last=False)
         self._waiting -= 1
-        return ticket
+        return waiter
 
     def _serve(self, key: Hashable, lane: _Lane[C]) -> None:
         """Count a grant, and send the lane to the end of the hungry ones."""
@@ -484,12 +484,12 @@ class Scheduler(Generic[C]):
         if key in self._hungry:
             self._hungry.move_to_end(key)
 
-    def _hand_over(self, key: Hashable, lane: _Lane[C], grant: C | _Connect) -> None:
-        ticket = self._pop_waiting(lane)
+    def _hand_over(self, key: Hashable, lane: _Lane[C], grant: C | _Dial) -> None:
+        waiter = self._pop_waiting(lane)
         self._serve(key, lane)
         self._update_hunger(key, lane)
-        ticket.grant = grant
-        ticket.granted()
+        waiter.grant = grant
+        waiter.granted()
 
     def _may_dial(self, lane: _Lane[C]) -> bool:
         return lane.slots < self._limits.per_lane and (lane.exclusive or not lane.undecided)
@@ -511,7 +511,7 @@ class Scheduler(Generic[C]):
         while self._hungry and self.slots < self._limits.connections:
             key, lane = next(iter(self._hungry.items()))
             self._take_slot(lane)
-            self._hand_over(key, lane, CONNECT)
+            self._hand_over(key, lane, DIAL)
 
     def _make_room(self) -> None:
         """Close idle connections for the hungry lanes, one for each that no closing one will serve."""

@@ -27,26 +27,21 @@ from typing import Any
 
 import trio
 
-from ._connectors import Connection, Establish, close_forcefully
-from ._exceptions import (
-    ConnectionNotAvailable,
-    ExchangeError,
-    PoolTimeout,
-    Resend,
-    copied,
-    reason_to_resend,
-)
-from ._exchange import HTTPConnection, OwnedConnection, Owner, RawConnection, Settings
-from ._http2 import HTTP2Connection
-from ._http11 import HTTP11Connection
-from ._models import Prepared, Response
-from ._routes import TCP, Endpoint, Route
-from ._scheduler import CONNECT, Limits, Scheduler, Ticket
-from ._streams import Readiness
-from ._supervisor import Supervisor, pool_closed
-from ._timeouts import Budget
-from ._trace import Tracer, traced
-from ._uploads import Upload
+from .._connect.attempt import Connection, Establish, close_forcefully
+from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
+from .._connect.transport import Readiness
+from .._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, copied
+from .._http.connection import BaseConnection, HTTPConnection, Owner, RawConnection, Settings
+from .._http.http2.connection import HTTP2Connection
+from .._http.http11 import HTTP11Connection
+from .._http.request import PreparedRequest
+from .._http.retry import Resend, reason_to_resend
+from .._http.upload import Upload
+from .._models import Response
+from .._timeouts import TimeBudget
+from .._trace import Tracer, traced
+from .nursery import PoolNursery, pool_closed
+from .scheduler import DIAL, Limits, Scheduler, Waiter
 
 _HOUSEKEEPING_INTERVAL = 1.0
 # How long closing waits for those who dial to notice.
@@ -58,7 +53,7 @@ _FIRST_PAUSE = 0.1
 _SHARED_REFUSALS = 2
 
 
-class Turn:
+class Checkout:
     """One request's way to a connection, over however many grants it takes.
 
     Args:
@@ -71,28 +66,28 @@ class Turn:
     __slots__ = (
         "begun",
         "establish",
+        "key",
         "refusals",
         "repeated",
         "repetitions",
-        "route",
-        "ticket",
         "tracer",
+        "waiter",
         "waiting",
     )
 
     def __init__(
         self,
-        route: Route,
-        waiting: Budget,
+        key: ConnectionKey,
+        waiting: TimeBudget,
         establish: Callable[[Establish], Awaitable[Connection]],
         tracer: Tracer | None,
     ) -> None:
-        self.route = route
+        self.key = key
         self.waiting = waiting
         self.establish = establish
         self.tracer = tracer
         wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
-        self.ticket: Ticket[OwnedConnection] = Ticket(route, wake)
+        self.waiter: Waiter[BaseConnection] = Waiter(key, wake)
         self.begun = False
         # How often the request was sent again, or waited again; how often the server had refused it; and
         # whether it was repeated though the server may have acted on it.
@@ -114,7 +109,7 @@ class Turn:
         """
         pause = 0.0
         # A shared connection is read all the time, so that no other one can be dead and idle.
-        self.ticket.fresh = isinstance(connection, HTTP11Connection)
+        self.waiter.fresh = isinstance(connection, HTTP11Connection)
         match reason:
             case None:
                 return None
@@ -126,7 +121,7 @@ class Turn:
                 self.refusals += 1
                 goes_away = connection.readiness() is Readiness.CLOSED
                 # Else those before it might always be as many as such connections take.
-                self.ticket.fresh = goes_away and self.refusals > _SHARED_REFUSALS
+                self.waiter.fresh = goes_away and self.refusals > _SHARED_REFUSALS
                 if self.refusals > 1 or not goes_away:
                     # Random, lest those that were refused together come back together.
                     pause = _FIRST_PAUSE * 2 ** (self.refusals - 1) * random.uniform(0.5, 1.5)
@@ -148,7 +143,7 @@ class Turn:
             await trio.lowlevel.checkpoint()
 
 
-class Dispatcher:
+class ConnectionManager:
     """The connections of a pool to one end, and the requests that want one.
 
     Args:
@@ -164,15 +159,15 @@ class Dispatcher:
 
     def __init__(
         self,
-        endpoint_for: Callable[[Route], Endpoint],
+        factory_for: Callable[[ConnectionKey], ConnectionFactory],
         limits: Limits,
         settings: Settings,
-        supervisor: Supervisor,
+        pool_nursery: PoolNursery,
     ) -> None:
-        self._endpoint_for = endpoint_for
+        self._factory_for = factory_for
         self._settings = settings
-        self._supervisor = supervisor
-        self.scheduler: Scheduler[OwnedConnection] = Scheduler(limits, self._may_share)
+        self._pool_nursery = pool_nursery
+        self.scheduler: Scheduler[BaseConnection] = Scheduler(limits, self._may_share)
         self.opened: int = 0
         self._owner = Owner(
             self._released, self._capacity_changed, self.scheduler.closing, self._start_upload
@@ -183,7 +178,7 @@ class Dispatcher:
         self._uploads: set[Upload] = set()
         self._work = trio.Event()
 
-    def __iter__(self) -> Iterator[OwnedConnection]:
+    def __iter__(self) -> Iterator[BaseConnection]:
         """The established connections, oldest first."""
         return iter(self.scheduler)
 
@@ -214,7 +209,10 @@ class Dispatcher:
     # -- Requests.
 
     async def exchange(
-        self, prepared: Prepared, turn: Turn, begin: Callable[[HTTPConnection], Awaitable[Response]]
+        self,
+        prepared: PreparedRequest,
+        checkout: Checkout,
+        begin: Callable[[HTTPConnection], Awaitable[Response]],
     ) -> Response:
         """Send a request on a connection, and again where that can do no harm.
 
@@ -224,11 +222,11 @@ class Dispatcher:
 
         Args:
             prepared: The request.
-            turn: Its way to a connection.
+            checkout: Its way to a connection.
             begin: Makes the exchange on it.
         """
         while True:
-            connection: Any = await self.obtain(turn)
+            connection: Any = await self.obtain(checkout)
             reused = connection.requests > 0
             try:
                 return await begin(connection)
@@ -237,50 +235,50 @@ class Dispatcher:
                 if exc is not prepared.failure or not prepared.body_can_be_sent_again:
                     raise
                 reason = reason_to_resend(exc, idempotent=prepared.idempotent, reused=reused)
-                pause = turn.pause_before(reason, connection, reused=reused)
+                pause = checkout.pause_before(reason, connection, reused=reused)
                 if pause is None:
                     raise
-                info = {"attempt": turn.repetitions, "delay": pause, "exception": exc}
+                info = {"attempt": checkout.repetitions, "delay": pause, "exception": exc}
             try:
-                await traced(turn.tracer, "connection.retry", info, turn.pause, pause)
+                await traced(checkout.tracer, "connection.retry", info, checkout.pause, pause)
             finally:
                 # The exception's traceback leads back to here.
                 del info
 
-    async def obtain(self, turn: Turn) -> OwnedConnection:
+    async def obtain(self, checkout: Checkout) -> BaseConnection:
         """Get a connection that is ready for an exchange, which must begin without an await between."""
         while True:
-            grant = await self._grant(turn)
-            if grant is CONNECT:
-                return await self._connect(turn)
+            grant = await self._grant(checkout)
+            if grant is DIAL:
+                return await self._connect(checkout)
             connection: HTTPConnection = grant
             if await self._is_usable(connection):
                 return connection
             connection.decline()
 
-    async def _grant(self, turn: Turn) -> Any:
-        self._supervisor.check_open()
-        ticket = turn.ticket
-        self.scheduler.request(ticket, trio.current_time(), first=turn.begun)
-        turn.begun = True
-        if ticket.grant is None:
+    async def _grant(self, checkout: Checkout) -> Any:
+        self._pool_nursery.check_open()
+        waiter = checkout.waiter
+        self.scheduler.request(waiter, trio.current_time(), first=checkout.begun)
+        checkout.begun = True
+        if waiter.grant is None:
             try:
-                await turn.waiting.spend(self._wait_for_grant, turn)
+                await checkout.waiting.spend(self._wait_for_grant, checkout)
             except PoolTimeout as exc:
-                raise PoolTimeout(f"{exc}; {self._describe(turn.route)}") from None
-        if isinstance(ticket.grant, ConnectionNotAvailable):
+                raise PoolTimeout(f"{exc}; {self._describe(checkout.key)}") from None
+        if isinstance(waiter.grant, ConnectionNotAvailable):
             # A copy, since the traceback of what is raised leads to the ticket.
-            raise copied(ticket.grant)
-        return ticket.grant
+            raise copied(waiter.grant)
+        return waiter.grant
 
-    async def _wait_for_grant(self, turn: Turn) -> None:
+    async def _wait_for_grant(self, checkout: Checkout) -> None:
         def abort(_: Any) -> trio.lowlevel.Abort:
-            self.scheduler.abandon(turn.ticket)
+            self.scheduler.abandon(checkout.waiter)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _describe(self, route: Route) -> str:
+    def _describe(self, key: ConnectionKey) -> str:
         """What keeps a request for this route waiting."""
         scheduler = self.scheduler
         limits = scheduler.limits
@@ -294,9 +292,9 @@ class Dispatcher:
                 parts.append(f"{states.count(state)} {state}")
         parts.append(f"{scheduler.connecting} connecting")
         in_all = _of_at_most(scheduler.slots, limits.connections)
-        to_origin = _of_at_most(scheduler.slots_of(route), limits.per_lane)
+        to_origin = _of_at_most(scheduler.slots_of(key), limits.per_lane)
         return (
-            f"connections: {in_all} ({', '.join(parts)}), to {route.origin}: {to_origin}; "
+            f"connections: {in_all} ({', '.join(parts)}), to {key.origin}: {to_origin}; "
             f"other requests waiting: {scheduler.waiting}"
         )
 
@@ -322,57 +320,59 @@ class Dispatcher:
 
     # -- Connections.
 
-    async def _connect(self, turn: Turn) -> OwnedConnection:
-        route = turn.route
-        endpoint = self._endpoint_for(route)
-        connect = functools.partial(endpoint.connect, route)
+    async def _connect(self, checkout: Checkout) -> BaseConnection:
+        key = checkout.key
+        factory = self._factory_for(key)
+        connect = functools.partial(factory.connect, key)
         scope = trio.CancelScope()
         self._diallers[scope] = trio.Event()
         try:
             # The pool may have been closed since the grant.
-            self._supervisor.check_open()
+            self._pool_nursery.check_open()
             established: Connection | None = None
             with scope:
-                established = await self._establish(turn, connect)
+                established = await self._establish(checkout, connect)
             if established is None:
                 raise pool_closed()
-            if self._supervisor.stopping:
+            if self._pool_nursery.stopping:
                 # It was established all the same, and there may be no task left to own it.
                 await close_forcefully(established.transport)
                 raise pool_closed()
         except BaseException:
-            self.scheduler.not_connected(route)
+            self.scheduler.not_connected(key)
             raise
         finally:
             self._diallers.pop(scope).set()
-        connection = self._kind(route, endpoint, established)(
-            established, route.origin, self._settings, self._owner
+        connection = self._kind(key, factory, established)(
+            established, key.origin, self._settings, self._owner
         )
         shared = isinstance(connection, HTTP2Connection)
-        self.scheduler.connected(route, connection, trio.current_time(), shared=shared)
+        self.scheduler.connected(key, connection, trio.current_time(), shared=shared)
         self.opened += 1
-        self._supervisor.start_in_pool_context(self._own, connection)
+        self._pool_nursery.start_in_pool_context(self._own, connection)
         self._work.set()
         return connection
 
-    async def _establish(self, turn: Turn, connect: Establish) -> Connection:
+    async def _establish(self, checkout: Checkout, connect: Establish) -> Connection:
         try:
-            return await turn.establish(connect)
+            return await checkout.establish(connect)
         except ExchangeError as exc:
-            if self._supervisor.stopping:
+            if self._pool_nursery.stopping:
                 # Whatever failed, this is why.
                 raise pool_closed() from exc
             raise
 
-    def _kind(self, route: Route, endpoint: Endpoint, established: Connection) -> type[OwnedConnection]:
-        if route.scheme == TCP:
+    def _kind(
+        self, key: ConnectionKey, factory: ConnectionFactory, established: Connection
+    ) -> type[BaseConnection]:
+        if key.scheme == TCP:
             return RawConnection
-        return HTTP2Connection if endpoint.speaks_http2(established) else HTTP11Connection
+        return HTTP2Connection if factory.speaks_http2(established) else HTTP11Connection
 
-    def _may_share(self, route: Route) -> bool:
-        return self._endpoint_for(route).may_share(route)
+    def _may_share(self, key: ConnectionKey) -> bool:
+        return self._factory_for(key).may_share(key)
 
-    async def _own(self, connection: OwnedConnection) -> None:
+    async def _own(self, connection: BaseConnection) -> None:
         try:
             await connection.run()
         finally:
@@ -382,7 +382,7 @@ class Dispatcher:
 
     def _start_upload(self, upload: Upload) -> None:
         self._uploads.add(upload)
-        self._supervisor.start_soon(self._carry, upload)
+        self._pool_nursery.start_soon(self._carry, upload)
 
     async def _carry(self, upload: Upload) -> None:
         try:
@@ -390,10 +390,10 @@ class Dispatcher:
         finally:
             self._uploads.discard(upload)
 
-    def _released(self, connection: OwnedConnection) -> None:
+    def _released(self, connection: BaseConnection) -> None:
         self.scheduler.released(connection, trio.current_time())
 
-    def _capacity_changed(self, connection: OwnedConnection, capacity: int) -> None:
+    def _capacity_changed(self, connection: BaseConnection, capacity: int) -> None:
         self.scheduler.capacity_changed(connection, capacity, trio.current_time())
 
     # -- Housekeeping.

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 
 from hpack import NeverIndexedHeaderTuple
 
-from ._exceptions import LocalProtocolError, RemoteProtocolError
-from ._exchange import Head
-from ._models import HeaderList, Headers, Prepared, split_absolute, unless_secret
+from ..._exceptions import LocalProtocolError, RemoteProtocolError
+from ..._fields import HeaderList, Headers
+from ..._urls import split_absolute, unless_secret
+from ..exchange import Head
+from ..request import PreparedRequest
 
 # RFC 9113, 8.2.2. Host has become :authority.
 _OF_THE_CONNECTION = frozenset(
@@ -30,7 +32,7 @@ _STATUS = re.compile(rb"[1-9][0-9][0-9]")
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
-def request_headers(prepared: Prepared) -> HeaderList:
+def request_headers(prepared: PreparedRequest) -> HeaderList:
     """The header block of a request (RFC 9113, 8.3.1; 8.5 for CONNECT; RFC 8441 for extended CONNECT).
 
     Raises:
@@ -51,7 +53,7 @@ def request_headers(prepared: Prepared) -> HeaderList:
     return [*_pseudo_headers(prepared, authority), *fields]
 
 
-def _pseudo_headers(prepared: Prepared, authority: bytes) -> HeaderList:
+def _pseudo_headers(prepared: PreparedRequest, authority: bytes) -> HeaderList:
     scheme = prepared.request.url.scheme
     method, target = prepared.method, prepared.target
     block = [(b":method", method), (b":authority", authority)]

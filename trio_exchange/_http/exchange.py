@@ -24,224 +24,28 @@ import abc
 import contextlib
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import trio
 
-from ._connectors import Connection
-from ._entrypoints import drop_own_frames
-from ._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout, copied
-from ._models import CollectableStream, HeaderList, Headers, Origin, Prepared, Request, Response
-from ._streams import NOT_RAW, NetworkStream, Readiness, Transport
-from ._timeouts import Timeouts
-from ._trace import Tracer, call_async, log_enabled, traced
-from ._uploads import Upload
+from .._content import CollectableStream
+from .._entrypoints import drop_own_frames
+from .._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout, copied
+from .._fields import HeaderList, Headers
+from .._models import Request, Response
+from .._timeouts import Timeouts
+from .._trace import Tracer, call_async, traced
+from .connection import HTTPConnection
+from .request import PreparedRequest
+from .upload import Upload
 
 # A body up to this size goes out with the head, in the requester's task.
 SMALL_BODY = 16 * 1024
 # How many informational responses one request may get before it is an attack.
 MAX_INFORMATIONAL = 100
-# How long closing a connection may take before it is cut.
-_CLOSE_TIMEOUT = 1.0
 # How long an upload may still take once the response is complete, before it is given up: it may be just
 # about to end.
 _UPLOAD_GRACE = 0.05
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A pool's settings for what it speaks.
-
-    Attributes:
-        max_header_bytes: The largest head of a response, in bytes.
-        expect_continue_timeout: Seconds to wait for `100 (Continue)`.
-        ping_interval: Seconds of silence after which an HTTP/2 connection is tested; None for never.
-        ping_timeout: Seconds that the test may take.
-    """
-
-    max_header_bytes: int = 100 * 1024
-    expect_continue_timeout: float = 1.0
-    ping_interval: float | None = None
-    ping_timeout: float = 15.0
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What a connection tells the pool, synchronously.
-
-    Attributes:
-        released: One request has left the connection.
-        capacity_changed: The connection can carry so many requests at once from now on.
-        closing: The connection is marked for closing.
-        start_upload: Starts an upload's task, which lives at most as long as the pool, in the caller's
-            context.
-    """
-
-    released: Callable[[OwnedConnection], None]
-    capacity_changed: Callable[[OwnedConnection, int], None]
-    closing: Callable[[OwnedConnection], None]
-    start_upload: Callable[[Upload], None]
-
-
-class PooledConnection(Protocol):
-    """An established connection, as `ConnectionPool.connections` shows it.
-
-    Its `repr` tells what it is doing. What else it may have is not for users.
-    """
-
-    @property
-    def origin(self) -> Origin:
-        """Scheme, host and port that it is to: a server's, or those of a proxy that forwards requests."""
-        ...
-
-    @property
-    def http_version(self) -> str:
-        """What it speaks: `HTTP/1.1`, `HTTP/2`, or `no HTTP` for a stream that was handed over."""
-        ...
-
-    @property
-    def state(self) -> str:
-        """One of `active`, `idle`, `closing` and `closed`."""
-        ...
-
-    @property
-    def requests(self) -> int:
-        """How many requests it has carried, those under way included."""
-        ...
-
-
-class OwnedConnection(abc.ABC):
-    """An established connection, and the task that closes it."""
-
-    http_version: str
-
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
-        self.origin: Origin = origin
-        self.settings: Settings = settings
-        self.requests: int = 0
-        self.closed: trio.Event = trio.Event()
-        self.owner: Owner = owner
-        self.transport: Transport = connection.transport
-        self.stream: trio.abc.Stream = connection.stream
-        self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
-        self.trio_token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
-        self._plain = self.stream is self.transport
-        self._close_requested = trio.Event()
-
-    def __repr__(self) -> str:
-        about = ", ".join((self.http_version, self.state, *self._details()))
-        return f"<{type(self).__name__} {str(self.origin)!r}, {about}>"
-
-    def _details(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def state(self) -> str:
-        """One of `active`, `idle`, `closing` and `closed`."""
-        if self.closed.is_set():
-            return "closed"
-        if self._close_requested.is_set():
-            return "closing"
-        return "active" if self._is_active() else "idle"
-
-    @property
-    def will_close(self) -> bool:
-        """Whether the connection is marked for closing, or closed."""
-        return self._close_requested.is_set()
-
-    async def run(self) -> None:
-        """The connection's task: live until it is to be closed, and close it."""
-        try:
-            await self._live()
-        finally:
-            self.close_soon()
-            tracer = Tracer(None, log=True) if log_enabled() else None
-            try:
-                await traced(tracer, "connection.close", {"connection": self}, self._close)
-            finally:
-                self.closed.set()
-
-    async def _close(self) -> None:
-        # It is closed all the same, and nobody is left to whom a failure would matter.
-        with contextlib.suppress(OSError, trio.BrokenResourceError):
-            with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
-                scope.shield = True
-                try:
-                    await self._say_goodbye()
-                finally:
-                    await self.stream.aclose()
-            if scope.cancelled_caught:
-                await trio.aclose_forcefully(self.stream)
-
-    def close_soon(self) -> None:
-        """Mark the connection for closing. Ends whatever is done on it."""
-        if not self._close_requested.is_set():
-            self._close_requested.set()
-            self.owner.closing(self)
-            self._end_exchanges()
-
-    def raw_stream(self, received: bytes = b"") -> NetworkStream:
-        """The stream for a user of its own, beginning with what was received already."""
-        if not self._plain:
-            return NetworkStream(self.stream, received=received, on_close=self.close_soon)
-        # Trio's own stream has the checks for misuse that the transport leaves out.
-        received += self.transport.take_unread()
-        return NetworkStream(self.transport.stream, received=received, on_close=self.close_soon)
-
-    async def _live(self) -> None:
-        """Do what the connection's task does while the connection is open."""
-        await self._close_requested.wait()
-
-    async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
-        """Send what is to be sent before the end."""
-
-    @abc.abstractmethod
-    def _is_active(self) -> bool:
-        """Whether it is being used."""
-
-    def _end_exchanges(self) -> None:  # noqa: B027 - there may never be one
-        """The connection has been marked for closing, maybe with exchanges under way."""
-
-
-class RawConnection(OwnedConnection):
-    """A connection that is all its user's, who speaks whatever it is."""
-
-    http_version = "no HTTP"
-
-    def _is_active(self) -> bool:
-        return True
-
-
-class HTTPConnection(OwnedConnection):
-    """An established connection that carries exchanges."""
-
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
-        super().__init__(connection, origin, settings, owner)
-        # An answer may come after sending has failed.
-        self.transport.defer_errors = True
-
-    def _details(self) -> tuple[str, ...]:
-        return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
-
-    @abc.abstractmethod
-    async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
-        """Send a request and receive the head of its response.
-
-        The pool has granted this; in whatever way the exchange ends, the grant is given back.
-        """
-
-    @abc.abstractmethod
-    def readiness(self) -> Readiness:
-        """Whether the connection can take the request that it was granted to."""
-
-    @abc.abstractmethod
-    async def still_open(self) -> bool:
-        """Whether what has arrived on an idle connection is harmless."""
-
-    @abc.abstractmethod
-    def decline(self) -> None:
-        """Give back a grant, since the connection is of no use for it."""
 
 
 C = TypeVar("C", bound=HTTPConnection)
@@ -280,7 +84,9 @@ class Exchange(abc.ABC, Generic[C]):
 
     points: ClassVar[TracePoints]
 
-    def __init__(self, connection: C, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> None:
+    def __init__(
+        self, connection: C, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
+    ) -> None:
         self._connection = connection
         self._prepared = prepared
         self._timeouts = timeouts

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from h2.errors import ErrorCodes
 
-from ._streams import TLS_ALERT
+from ..._connect.transport import TLS_ALERT
 
 # RFC 9113, 6.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
@@ -262,7 +262,7 @@ def name_of(code: int) -> str:
         return f"error {code:#x}"
 
 
-class Patience:
+class FloodGuard:
     """How many frames a server may send that serve no request (RFC 9113, 10.5).
 
     Frames that do serve one earn it some more, so that many small ones on a busy connection are no

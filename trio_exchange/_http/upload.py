@@ -20,8 +20,9 @@ from typing import Any
 
 import trio
 
-from ._exceptions import WriteError, WriteTimeout, without_frames
-from ._models import END_OF_BODY, Prepared, check_chunk, next_chunk
+from .._content import check_chunk
+from .._exceptions import WriteError, WriteTimeout, without_frames
+from .request import END_OF_BODY, PreparedRequest, next_chunk
 
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
 _SEND_SIZE = 256 * 1024
@@ -48,7 +49,7 @@ class Upload:
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedRequest,
         send: Callable[[memoryview | None], Awaitable[None]],
         *,
         write_timeout: float | None,

@@ -21,8 +21,19 @@ from typing import Any
 import h11
 import trio
 
-from ._connectors import Connection
-from ._exceptions import (
+from .._connect.attempt import Connection
+from .._connect.network_stream import NetworkStream
+from .._connect.transport import (
+    MOST_PROBES,
+    RECEIVE_SIZE,
+    TLS_ALERT,
+    Readiness,
+    WouldBlock,
+    explain,
+    is_alert,
+    poll,
+)
+from .._exceptions import (
     ExchangeError,
     LocalProtocolError,
     ReadError,
@@ -30,34 +41,18 @@ from ._exceptions import (
     RemoteProtocolError,
     WriteError,
     WriteTimeout,
-    mark_unanswered,
     without_frames,
 )
-from ._exchange import (
-    SMALL_BODY,
-    Exchange,
-    Head,
-    HTTPConnection,
-    Owner,
-    ResponseBody,
-    Settings,
-    TracePoints,
-)
-from ._http11_errors import explain_received, explain_sent
-from ._models import HeaderList, Headers, Origin, Prepared, Response, with_tls
-from ._streams import (
-    MOST_PROBES,
-    RECEIVE_SIZE,
-    TLS_ALERT,
-    NetworkStream,
-    Readiness,
-    WouldBlock,
-    explain,
-    is_alert,
-    watch,
-)
-from ._timeouts import Timeouts, timed
-from ._trace import Tracer, traced
+from .._fields import HeaderList, Headers
+from .._models import Response
+from .._timeouts import Timeouts, timed
+from .._trace import Tracer, traced
+from .._urls import Origin, with_tls
+from .connection import HTTPConnection, Owner, Settings
+from .exchange import SMALL_BODY, Exchange, Head, ResponseBody, TracePoints
+from .http11_errors import explain_received, explain_sent
+from .request import PreparedRequest
+from .retry import mark_unanswered
 
 _RESPONSE_BEGINS = b"HTTP/1."
 # How often an answer is waited for before it is looked for again without waiting.
@@ -89,7 +84,9 @@ class HTTP11Connection(HTTPConnection):
     def _new_h11(self) -> h11.Connection:
         return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
 
-    async def exchange(self, prepared: Prepared, timeouts: Timeouts, tracer: Tracer | None) -> Response:
+    async def exchange(
+        self, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
+    ) -> Response:
         """Send a request and receive the head of its response.
 
         When it raises, or is cancelled, the connection is marked for closing, unless the request can't
@@ -118,7 +115,7 @@ class HTTP11Connection(HTTPConnection):
 
     def readiness(self) -> Readiness:
         """What is known about the idle connection without waiting."""
-        readiness = watch(self.stream)
+        readiness = poll(self.stream)
         if readiness is Readiness.READABLE and self._plain and self.transport.below is None:
             # Nothing may come before a request was sent. Of TLS below a proxy this is not sure to be data.
             return Readiness.CLOSED
@@ -141,7 +138,7 @@ class HTTP11Connection(HTTPConnection):
             pass
         return False
 
-    def encode_head(self, prepared: Prepared) -> bytes:
+    def encode_head(self, prepared: PreparedRequest) -> bytes:
         """The head of a request on the wire."""
         # On one connection a request's head, or at least its headers, are often those of the request
         # before, and h11 takes what it has checked as it is.
@@ -218,7 +215,7 @@ class HTTP11Connection(HTTPConnection):
 _END = h11.EndOfMessage()
 
 
-def _to_wire(connection: h11.Connection, event: h11.Event, prepared: Prepared) -> bytes:
+def _to_wire(connection: h11.Connection, event: h11.Event, prepared: PreparedRequest) -> bytes:
     try:
         return connection.send(event) or b""
     except h11.LocalProtocolError as exc:
@@ -233,7 +230,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
     def __init__(
         self,
         connection: HTTP11Connection,
-        prepared: Prepared,
+        prepared: PreparedRequest,
         timeouts: Timeouts,
         tracer: Tracer | None,
     ) -> None:
@@ -301,7 +298,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         next request on this connection.
         """
         connection = self._connection
-        if watch(connection.stream) is not Readiness.READABLE:
+        if poll(connection.stream) is not Readiness.READABLE:
             return
         try:
             data = await connection.receive_available()

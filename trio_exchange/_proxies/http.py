@@ -17,24 +17,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import trio
 
-from ._connectors import Attempt, Way, establish_once
-from ._dispatcher import Dispatcher, Turn
-from ._exceptions import ExchangeError, ProxyError, mark_alike
-from ._exchange import HTTPConnection
-from ._models import HeaderList, Prepared, Proxy, Request, Response, authority_of, bracketed
-from ._routes import Endpoint, Route, route_to
-from ._streams import Transport
-from ._timeouts import Timeouts
-from ._trace import Tracer, log_enabled, traced
+from .._connect.attempt import Attempt, establish_once
+from .._connect.dialers import Dialer
+from .._connect.factory import ConnectionFactory, ConnectionKey, key_to_proxy
+from .._connect.transport import Transport
+from .._connections.manager import Checkout, ConnectionManager
+from .._exceptions import ExchangeError, ProxyError
+from .._fields import HeaderList
+from .._http.connection import HTTPConnection
+from .._http.request import PreparedRequest
+from .._http.retry import mark_alike
+from .._models import Proxy, Request, Response
+from .._timeouts import Timeouts
+from .._trace import Tracer, log_enabled, traced
+from .._urls import authority_of, bracketed
 
 #: Makes a dispatcher for routes that lead to certain endpoints.
-NewDispatcher: TypeAlias = Callable[[Callable[[Route], Endpoint]], Dispatcher]
+NewManager: TypeAlias = Callable[[Callable[[ConnectionKey], ConnectionFactory]], ConnectionManager]
 
 # How much of a refusal's body is kept, and how many seconds it may take to come.
 _MOST_OF_BODY = 64 * 1024
@@ -53,12 +57,12 @@ class Forwarding:
         route: Under which the connections are shared, whatever the requests' origins.
     """
 
-    def __init__(self, proxy: Proxy, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.route = route_to(proxy)
+    def __init__(self, proxy: Proxy, factory: ConnectionFactory) -> None:
+        self.factory = factory
+        self.key = key_to_proxy(proxy)
         self._headers = proxy.headers[:]
 
-    def rewrite(self, prepared: Prepared) -> None:
+    def rewrite(self, prepared: PreparedRequest) -> None:
         """Give a request the form in which a proxy takes it (RFC 9112, 3.2.2), and the proxy's headers."""
         target = prepared.target
         if target.startswith(b"/"):
@@ -69,7 +73,7 @@ class Forwarding:
         if self._headers:
             prepared.headers = merged(prepared.headers, self._headers)
 
-    def _origin_of(self, prepared: Prepared) -> bytes:
+    def _origin_of(self, prepared: PreparedRequest) -> bytes:
         url = prepared.request.url
         return b"%b://%b" % (url.scheme, authority_of(url))
 
@@ -80,7 +84,7 @@ def merged(headers: HeaderList, more: HeaderList) -> HeaderList:
     return [*headers, *(pair for pair in more if pair[0].lower() not in names)]
 
 
-class Tunnels(Way):
+class TunnelDialer(Dialer):
     """The way through an HTTP proxy, by CONNECT.
 
     Args:
@@ -92,10 +96,10 @@ class Tunnels(Way):
         dispatcher: Of the connections to the proxy.
     """
 
-    def __init__(self, proxy: Proxy, endpoint: Endpoint, new_dispatcher: NewDispatcher) -> None:
+    def __init__(self, proxy: Proxy, factory: ConnectionFactory, new_manager: NewManager) -> None:
         self._proxy = proxy
-        self._route = route_to(proxy)
-        self.dispatcher: Dispatcher = new_dispatcher(lambda _: endpoint)
+        self._key = key_to_proxy(proxy)
+        self.manager: ConnectionManager = new_manager(lambda _: factory)
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
         """Ask the proxy for a tunnel.
@@ -107,8 +111,8 @@ class Tunnels(Way):
         what = target.decode("ascii") if self.proxy is None else self.proxy
         tunnel = _TunnelRequest(self._proxy, target, what, attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
-        turn = Turn(self._route, attempt.budget, establish, attempt.tracer)
-        await self.dispatcher.exchange(tunnel.prepared, turn, tunnel.open)
+        checkout = Checkout(self._key, attempt.budget, establish, attempt.tracer)
+        await self.manager.exchange(tunnel.prepared, checkout, tunnel.open)
         return tunnel.transport
 
 
@@ -118,7 +122,7 @@ class _TunnelRequest:
     transport: Transport
 
     def __init__(self, proxy: Proxy, target: bytes, what: str, attempt: Attempt) -> None:
-        self.prepared = Prepared(
+        self.prepared = PreparedRequest(
             Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
         )
         # Whatever became of a tunnel that nobody got to use, asking for another does no harm.
@@ -205,49 +209,3 @@ def _head(response: Response) -> Any:
         extensions.get("reason_phrase", b""),
         response.headers,
     )
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A pool's proxies.
-
-    Attributes:
-        way: Through all of them.
-        forwarding: To the last, if it forwards requests.
-        dispatchers: Of the connections to proxies, the last proxy's first.
-    """
-
-    way: Way
-    forwarding: Forwarding | None
-    dispatchers: list[Dispatcher]
-
-
-def chain(proxies: Sequence[Proxy], direct: Way, new_dispatcher: NewDispatcher) -> Chain:
-    """Build the way through proxies, first hop first.
-
-    Raises:
-        ImportError: A proxy needs socksio, which is not installed.
-    """
-    result = Chain(direct, None, [])
-    for proxy in proxies:
-        result = _with_hop(result, proxy, new_dispatcher)
-    return result
-
-
-def _with_hop(before: Chain, proxy: Proxy, new_dispatcher: NewDispatcher) -> Chain:
-    before.way.proxy = f"the proxy {proxy.url.origin}"
-    if proxy.url.scheme.startswith(b"socks"):
-        return Chain(_socks(before.way, proxy), None, before.dispatchers)
-    endpoint = Endpoint(before.way, proxy.ssl_context, http2=proxy.http2, tls_trace_point="proxy.start_tls")
-    tunnels = Tunnels(proxy, endpoint, new_dispatcher)
-    return Chain(tunnels, Forwarding(proxy, endpoint), [tunnels.dispatcher, *before.dispatchers])
-
-
-def _socks(way: Way, proxy: Proxy) -> Way:
-    try:
-        from ._socks import SOCKS
-    except ImportError as exc:
-        raise ImportError(
-            "a SOCKS proxy needs the socksio package: pip install 'trio-exchange[socks]'", name=exc.name
-        ) from exc
-    return SOCKS(way, proxy)

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 import trio
 
-from ._exceptions import ConnectionNotAvailable, bare
+from .._exceptions import ConnectionNotAvailable, bare
 
 _LOGGER = logging.getLogger("trio_exchange")
 
@@ -65,7 +65,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Supervisor:
+class PoolNursery:
     """The tasks of a pool."""
 
     def __init__(self) -> None:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import trio
 
-from ._exceptions import ConnectError
-from ._streams import Transport, handshake
+from .._exceptions import ConnectError
+from .attempt import Attempt, Connection
+from .handshake import handshake
+from .network_stream import NOT_RAW, NetworkStream
+from .transport import Transport
 
 
 def default_ssl_context() -> ssl.SSLContext:
@@ -105,3 +108,27 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
     await handshake(tls, settings.whom, settings.plain_url)
     return tls
+
+
+async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, attempt: Attempt) -> Connection:
+    """Start TLS.
+
+    Args:
+        transport: The connection so far; the attempt owns it.
+        tls: What to ask for, and what to accept.
+        trace_point: The step's name.
+        attempt: Of which this is a step.
+
+    Raises:
+        ConnectError: The handshake failed.
+        ConnectTimeout: The attempt has no time left.
+    """
+    encrypted: list[trio.abc.Stream] = []
+
+    async def handshake() -> NetworkStream:
+        encrypted.append(await start_tls(transport, tls))
+        return NetworkStream(encrypted[0], refusal=NOT_RAW)
+
+    info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
+    await attempt.step(f"in the TLS handshake with {tls.whom}", trace_point, info, handshake)
+    return Connection(transport, encrypted[0])

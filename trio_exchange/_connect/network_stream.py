@@ -1,0 +1,355 @@
+"""`NetworkStream`: the public face of a stream, after CONNECT and Upgrade and for information.
+
+It carries the bytes that were received along with the response's head.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from .._exceptions import ConnectTimeout, LocalProtocolError, ReadError, ReadTimeout, WriteError, WriteTimeout
+from .._timeouts import check_seconds, timed
+from .handshake import handshake
+from .transport import (
+    MOST_PROBES,
+    RECEIVE_SIZE,
+    Transport,
+    WouldBlock,
+    explain,
+    is_alert,
+    poll_for_reading,
+    stream_below,
+)
+
+NOT_RAW = (
+    "this network stream belongs to HTTP and only gives information; it can be read and written after a "
+    "2xx answer to CONNECT or a 101 answer to Upgrade"
+)
+
+
+class NetworkStream(trio.abc.HalfCloseableStream):
+    """The raw stream of a connection, for CONNECT, Upgrade and for information.
+
+    It has two sets of methods. `read`, `write` and `start_tls` take timeouts and raise this library's
+    exceptions. The others are those of `trio.abc.HalfCloseableStream` and raise Trio's, so that whatever
+    works on a Trio stream (`trio.SSLStream`, `trio.StapledStream`, protocol libraries) works on this.
+
+    After a 2xx to CONNECT or a 101 to an Upgrade the stream is the user's until the response is closed.
+    On any other response the connection is busy with HTTP: then the stream gives information, and reading
+    or writing it is an error.
+
+    One task may read while another writes. Two tasks that do the same at once get a
+    `trio.BusyResourceError`.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        received: bytes = b"",
+        refusal: str | None = None,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._received = received
+        self._refusal = refusal
+        self._on_close = on_close
+        # Below TLS, the transport that keeps the errors of sending.
+        below = stream.transport_stream if isinstance(stream, trio.SSLStream) else None
+        self._transport = below if isinstance(below, Transport) else None
+        # Set when `write` has looked for an alert, while which another task must not read.
+        self._looked: trio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<NetworkStream over {self._stream!r}>"
+
+    @trio.lowlevel.enable_ki_protection
+    async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Receive some bytes; `b""` is the end of the stream.
+
+        Args:
+            max_bytes: The most to return, at least 1; None for whatever is convenient.
+            timeout: Seconds to wait, None for ever.
+
+        Raises:
+            ReadTimeout: Nothing came within `timeout`.
+            ReadError: The connection broke, or the stream is closed.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            trio.BusyResourceError: Another task is reading.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `max_bytes` less than 1.
+
+        Cancellation loses no data.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        check_max_bytes(max_bytes)
+        try:
+            return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ReadError(explain(exc)) from exc
+
+    @trio.lowlevel.enable_ki_protection
+    async def write(self, buffer: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
+        """Send all of `buffer`.
+
+        Args:
+            buffer: The bytes to send, in any object like bytes; none is allowed.
+            timeout: Seconds to wait in all, None for ever.
+
+        Raises:
+            WriteTimeout: Not all was accepted within `timeout`; the stream is unusable then.
+            WriteError: The connection broke, or the stream is closed.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            trio.BusyResourceError: Another task is writing.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `buffer` not like bytes.
+
+        When it is cancelled, an unknown part of `buffer` has been sent.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        try:
+            await timed(timeout, WriteTimeout, self.send_all, buffer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            reason = await self._received_alert() or exc
+            raise WriteError(explain(reason)) from reason
+
+    async def _received_alert(self) -> trio.BrokenResourceError | None:
+        """The TLS alert that says why the peer takes no more data, if it has arrived."""
+        transport = self._transport
+        if transport is None or transport.send_error is None:
+            return None
+        self._looked = trio.Event()
+        transport.probing = MOST_PROBES
+        try:
+            data = await self._stream.receive_some(RECEIVE_SIZE)
+        except trio.BrokenResourceError as exc:
+            return exc if is_alert(exc) else None
+        except (WouldBlock, trio.BusyResourceError, trio.ClosedResourceError):
+            # Where another task is reading, it gets the alert.
+            return None
+        finally:
+            transport.probing = 0
+            self._looked.set()
+        self._received += data
+        return None
+
+    @trio.lowlevel.enable_ki_protection
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | bytes | None = None,
+        timeout: float | None = None,
+    ) -> NetworkStream:
+        """Start TLS on the stream, as its client, and return the encrypted stream.
+
+        This stream must not be used any more. Bytes that had been received already are the beginning of
+        the TLS handshake. May be called on the result again: TLS in TLS.
+
+        Args:
+            ssl_context: Settings; also says which protocols ALPN offers.
+            server_hostname: For SNI and to verify the certificate.
+            timeout: Seconds for the handshake, None for ever.
+
+        Raises:
+            ConnectError: The handshake failed; the message says why. The stream is closed then.
+            ConnectTimeout: It took longer than `timeout`. The stream is closed then.
+            LocalProtocolError: The stream belongs to an ordinary response.
+            ValueError: `ssl_context` checks host names and there is none to check.
+            TypeError, ValueError: An argument is of the wrong type, or `timeout` negative.
+
+        When it is cancelled, the stream is closed.
+        """
+        self._refuse_if_http()
+        check_seconds("timeout", timeout)
+        if not isinstance(ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext, not {ssl_context!r}")
+        if isinstance(server_hostname, bytes):
+            server_hostname = server_hostname.decode("ascii")
+        if server_hostname is not None and not isinstance(server_hostname, str):
+            raise TypeError(f"server_hostname must be str, bytes or None, not {server_hostname!r}")
+        if server_hostname is None and ssl_context.check_hostname:
+            # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
+            raise ValueError("ssl_context checks host names, so that server_hostname must be given")
+        transport = transport_over(self)
+        transport.defer_errors = True
+        tls = trio.SSLStream(transport, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        try:
+            await timed(timeout, ConnectTimeout, handshake, tls, server_hostname)
+        except BaseException:
+            await trio.aclose_forcefully(self)
+            raise
+        return NetworkStream(tls)
+
+    def get_extra_info(self, name: str) -> Any:
+        """Information about the connection below.
+
+        Args:
+            name: One of
+
+                - `"client_addr"`, `"server_addr"`: the socket's own address and its peer's;
+                - `"socket"`: the Trio socket;
+                - `"ssl_object"`: the `ssl.SSLObject` of the outermost TLS;
+                - `"is_readable"`: whether the socket has something to read, or is closed.
+
+        Returns:
+            The information, or None where there is none, and for any other name.
+        """
+        match name:
+            case "ssl_object":
+                return self._ssl_object()
+            case "socket":
+                return self._socket()
+            case "client_addr" | "server_addr" | "is_readable":
+                sock = self._socket()
+                return None if sock is None else _ask_socket(name, sock)
+        return None
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
+        self._refuse_as_trio()
+        if self._looked is not None:
+            await self._looked.wait()
+        if not self._received:
+            return bytes(await self._stream.receive_some(max_bytes))
+        check_max_bytes(max_bytes)
+        await trio.lowlevel.checkpoint()
+        data = self._received[:max_bytes]
+        self._received = self._received[len(data) :]
+        return data
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, as `trio.abc.SendStream` says."""
+        self._refuse_as_trio()
+        await self._stream.send_all(to_octets(data))
+        error = None if self._transport is None else self._transport.send_error
+        if error is not None:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` might not block, as `trio.abc.SendStream` says."""
+        self._refuse_as_trio()
+        await self._stream.wait_send_all_might_not_block()
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_eof(self) -> None:
+        """Tell the peer that nothing more will be sent; reading goes on.
+
+        Raises:
+            NotImplementedError: The stream can't be closed one way only, as TLS can't in Trio.
+
+        When it is cancelled, it may or may not have been told.
+        """
+        self._refuse_as_trio()
+        if not isinstance(self._stream, trio.abc.HalfCloseableStream):
+            raise NotImplementedError("a TLS stream can't be closed one way only")
+        await self._stream.send_eof()
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the stream and its connection. On an ordinary response it does nothing.
+
+        When it is cancelled, the stream is closed all the same.
+        """
+        if self._refusal is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._received = b""
+        if self._on_close is not None:
+            self._on_close()
+        await self._stream.aclose()
+
+    def _refuse_if_http(self) -> None:
+        if self._refusal is not None:
+            raise LocalProtocolError(self._refusal)
+
+    def _refuse_as_trio(self) -> None:
+        if self._refusal is not None:
+            raise trio.ClosedResourceError(self._refusal)
+
+    def _ssl_object(self) -> Any:
+        stream: Any = self._stream
+        while stream is not None:
+            if isinstance(stream, trio.SSLStream):
+                # Trio shows the methods of the object, but has no public name for the object itself.
+                return getattr(stream, "_ssl_object", stream)
+            stream = _below(stream)
+        return None
+
+    def _socket(self) -> trio.socket.SocketType | None:
+        stream: Any = self._stream
+        while stream is not None:
+            if isinstance(stream, trio.SocketStream):
+                return stream.socket
+            stream = _below(stream)
+        return None
+
+
+def transport_over(stream: trio.abc.Stream) -> Transport:
+    """A transport on a stream. Of a `NetworkStream` it takes over what was received already."""
+    bottom, unread = stream, b""
+    while isinstance(bottom, NetworkStream):
+        unread += bottom._received
+        bottom._received = b""
+        bottom = bottom._stream
+    return Transport(stream, bottom=bottom, unread=unread)
+
+
+def _below(stream: Any) -> Any:
+    return stream._stream if isinstance(stream, NetworkStream) else stream_below(stream)
+
+
+def to_octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+    """A buffer as one of bytes, since streams count items; it is copied only if it is not contiguous.
+
+    Raises:
+        TypeError: It is no buffer.
+    """
+    if isinstance(data, (bytes, bytearray)):
+        return data
+    view = memoryview(data)
+    # A view of nothing can't be cast.
+    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+
+
+def check_max_bytes(max_bytes: object) -> None:
+    """Check the argument of `receive_some`.
+
+    Raises:
+        TypeError: It is neither an int nor None.
+        ValueError: It is less than 1.
+    """
+    if max_bytes is None:
+        return
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be 1 or more, not {max_bytes}")
+
+
+def _ask_socket(name: str, sock: trio.socket.SocketType) -> Any:
+    if sock.fileno() < 0:
+        return True if name == "is_readable" else None
+    match name:
+        case "client_addr":
+            return sock.getsockname()
+        case "server_addr":
+            try:
+                return sock.getpeername()
+            except OSError:
+                return None  # The peer has reset the connection.
+    return _is_readable(sock.fileno())
+
+
+def _is_readable(descriptor: int) -> bool:
+    poll = poll_for_reading(descriptor)
+    if poll is None:
+        return bool(select.select([descriptor], [], [], 0)[0])
+    return bool(poll.poll(0))

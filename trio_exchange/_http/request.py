@@ -1,0 +1,243 @@
+"""TODO _http.request."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections.abc import AsyncIterator, Collection
+from typing import Any, Final
+
+import trio
+
+from .._content import ByteStream, IterableStream, check_chunk
+from .._exceptions import ExchangeError, InvalidURL, LocalProtocolError
+from .._fields import TOKEN, HeaderList, check_field, check_single_field, to_bytes
+from .._models import Request, check_extension_names
+from .._urls import TARGET, authority_of, split_absolute, unless_secret
+
+# RFC 9110, 9.2.2.
+IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+
+# Methods whose requests usually have no content (RFC 9110, 9.3): a stream of unknown length given with
+# one of them is looked into before the head is sent, see `Prepared.peek_body`.
+_USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE", b"CONNECT"))
+# As many digits as the parser takes.
+_CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")
+
+
+class PreparedRequest:
+    """A request that has been checked and completed, ready for any connection.
+
+    Attributes:
+        request: The request as the caller made it.
+        method: bytes.
+        target: bytes.
+        headers: As they go on the wire, Host and framing included.
+        body: The body if it is there as a whole, else None.
+        idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
+        expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
+        protocol: What an extended CONNECT asks for (RFC 8441), else None.
+    """
+
+    __slots__ = (
+        "_failure",
+        "_iterator",
+        "_peeked",
+        "body",
+        "expects_continue",
+        "headers",
+        "idempotent",
+        "method",
+        "protocol",
+        "request",
+        "target",
+    )
+
+    def __init__(self, request: Request) -> None:
+        if request.extensions:
+            check_extension_names(request.extensions)
+        callback = request.extensions.get("informational")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"the informational extension must be an async function, not {callback!r}")
+        self.request: Request = request
+        # Weak, since its traceback leads to the request.
+        self._failure: weakref.ref[ExchangeError] | None = None
+        self.protocol: bytes | None = _protocol(request)
+        self.method: bytes = request.method
+        self.target: bytes = request.url.target
+        self.idempotent: bool = request.method in IDEMPOTENT_METHODS
+        stream = request.stream
+        self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
+        self._iterator: AsyncIterator[bytes] | None = None
+        self._peeked: bytes | None = None
+        self.headers: HeaderList
+        self.expects_continue: bool
+        self.headers, self.expects_continue = _complete_headers(request, self.body)
+
+    @property
+    def failure(self) -> ExchangeError | None:
+        """How an exchange of it failed, if due to the network or the server, and without an answer."""
+        return None if self._failure is None else self._failure()
+
+    @failure.setter
+    def failure(self, error: ExchangeError) -> None:
+        self._failure = weakref.ref(error)
+
+    @property
+    def body_can_be_sent_again(self) -> bool:
+        """Whether `iterate_body` would give the same body once more, or was not called yet."""
+        if self.body is not None or self._iterator is None or self._peeked is not None:
+            return True
+        stream = self.request.stream
+        return isinstance(stream, IterableStream) and isinstance(stream.iterable, Collection)
+
+    def iterate_body(self) -> AsyncIterator[bytes]:
+        """Start to take the body from the caller's iterable."""
+        if self._peeked is None or self._iterator is None:
+            self._iterator = aiter(self.request.stream)
+            return self._iterator
+        peeked, self._peeked = self._peeked, None
+        return _Peeked(peeked, self._iterator)
+
+    @trio.lowlevel.disable_ki_protection
+    async def close_body(self) -> None:
+        """End the caller's generator wherever it is; its clean-up is not left to garbage collection."""
+        iterator: Any = self._iterator
+        if inspect.isasyncgen(iterator):
+            await iterator.aclose()
+
+    async def peek_body(self) -> None:
+        """Find out whether a stream of unknown length has any content at all.
+
+        Adapters hand every request's body over as a stream, also the empty one of a GET. Sent as an
+        empty chunked body it confuses servers that don't expect one there, so with a method that
+        seldom has content the first chunk is waited for, and decides.
+
+        Not so with a generator that the caller made for this very request. It has content, and may have
+        cancel scopes around its yields, so that all of it has to be taken in one task.
+        """
+        if self.body is not None or self.method not in _USUALLY_WITHOUT_CONTENT:
+            return
+        if inspect.isasyncgen(self.request.stream):
+            return
+        if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
+            return
+        self._iterator = aiter(self.request.stream)
+        while (chunk := await next_chunk(self._iterator)) is not END_OF_BODY:
+            check_chunk(chunk)
+            if memoryview(chunk).nbytes:
+                self._peeked = chunk
+                return
+        self.body = b""
+        self.expects_continue = False
+        self.headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
+
+
+#: What `next_chunk` returns when the iterator has ended.
+END_OF_BODY: Final = object()
+
+
+@trio.lowlevel.disable_ki_protection
+async def next_chunk(iterator: AsyncIterator[bytes]) -> Any:
+    """Take the next chunk of a body from the caller's iterator, or `END_OF_BODY`.
+
+    Ctrl-C may interrupt the iterator, as it may interrupt any code of the program.
+    """
+    return await anext(iterator, END_OF_BODY)
+
+
+class _Peeked:
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> _Peeked:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is None:
+            return await anext(self._rest)
+        await trio.lowlevel.checkpoint()
+        first, self._first = self._first, None
+        return first
+
+
+def _protocol(request: Request) -> bytes | None:
+    protocol = request.extensions.get("protocol")
+    if protocol is None:
+        return None
+    protocol = to_bytes("the protocol extension", protocol)
+    if not TOKEN.fullmatch(protocol):
+        raise LocalProtocolError(f"the protocol extension must be a token, not {protocol!r}")
+    if request.method != b"CONNECT":
+        raise LocalProtocolError(f"the protocol extension needs the method CONNECT, not {request.method!r}")
+    return protocol
+
+
+def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList, bool]:
+    """Check everything that goes on the wire, and add what HTTP requires and the caller left out.
+
+    Returns:
+        The headers, and whether the body waits for `100 (Continue)`.
+
+    Raises:
+        LocalProtocolError: Naming the part that can't be sent.
+    """
+    if not TOKEN.fullmatch(request.method):
+        raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
+    if not TARGET.fullmatch(request.url.target):
+        shown = unless_secret(f": {request.url.target!r}", bytes(request.url))
+        kind = InvalidURL if request.extensions.get("target") is None else LocalProtocolError
+        raise kind(
+            "the target must be ASCII, not empty, and without fragment, white space or control characters"
+            f"{shown}"
+        )
+    has_host = has_length = has_coding = expects_continue = False
+    for name, value in request.headers:
+        check_field(name, value)
+        match name.lower():
+            case b"host":
+                check_single_field(name, has_host)
+                has_host = True
+            case b"content-length":
+                check_single_field(name, has_length)
+                has_length = True
+                _check_content_length(value, body)
+            case b"transfer-encoding":
+                check_single_field(name, has_coding)
+                has_coding = True
+                if value.lower() != b"chunked":
+                    raise LocalProtocolError(f"Transfer-Encoding can only be chunked, not {value!r}")
+            case b"expect":
+                expects_continue = value.lower() == b"100-continue"
+    if has_length and has_coding:
+        raise LocalProtocolError("a request can't have both Content-Length and Transfer-Encoding")
+    headers = request.headers[:] if has_host else [(b"Host", _host_header(request)), *request.headers]
+    if body is None:
+        if not (has_length or has_coding):
+            headers.append((b"Transfer-Encoding", b"chunked"))
+    elif not (has_length or has_coding) and (body or request.method in (b"POST", b"PUT", b"PATCH")):
+        # RFC 9110, 8.6: these three say that their content is empty.
+        headers.append((b"Content-Length", b"%d" % len(body)))
+    return headers, expects_continue and body != b""
+
+
+def _check_content_length(value: bytes, body: bytes | None) -> None:
+    if not _CONTENT_LENGTH.fullmatch(value):
+        raise LocalProtocolError(f"Content-Length must be a number of at most 20 digits, not {value!r}")
+    if body is not None and int(value) != len(body):
+        raise LocalProtocolError(f"Content-Length is {int(value)}, but the content is {len(body)} bytes long")
+
+
+def _host_header(request: Request) -> bytes:
+    """The Host header's value (RFC 9112, 3.2): the authority of the target, where that has one."""
+    url, target = request.url, request.url.target
+    if request.method == b"CONNECT" and not target.startswith((b"/", b"*")) and b"/" not in target:
+        return target
+    absolute = split_absolute(target)
+    if absolute is not None:
+        return absolute[1]
+    return authority_of(url)
