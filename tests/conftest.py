@@ -27,7 +27,7 @@ def client_context() -> ssl.SSLContext:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT interrupts, also in a program that was started with it ignored, as shells do in the background."""
+    """Let SIGINT interrupt, also where a shell has started the tests in the background, and so ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
