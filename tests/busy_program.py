@@ -109,4 +109,6 @@ def main(protocol: str, tls: str, times: int) -> None:
 
 
 if __name__ == "__main__":
+    # A shell may have started this with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import signal
 import ssl
+from collections.abc import Iterator
 
 import pytest
 import trustme
@@ -21,3 +23,11 @@ def server_context() -> ssl.SSLContext:
 @pytest.fixture(scope="session")
 def client_context() -> ssl.SSLContext:
     return make_tls().client
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt, also where a shell has started the tests in the background, and so ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

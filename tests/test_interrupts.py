@@ -28,10 +28,7 @@ from .test_pool import mute
 URL = "http://example.com/"
 BUSY_PROGRAM = Path(__file__).parent / "busy_program.py"
 
-pytestmark = pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
-    reason="interrupts are ignored, as by a program that a shell script runs in the background",
-)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def interrupt() -> None:
@@ -288,6 +285,30 @@ def test_twice_while_the_pool_closes() -> None:
     interrupted(main)
     assert order == ["left", "closed"]
     assert_unharmed(pool)
+
+
+# -- While connecting.
+
+
+def test_while_trio_tries_the_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trio does so in a nursery of the requester's task, which puts the interrupt into a group."""
+
+    async def attempt() -> None:
+        interrupt()
+
+    async def open_tcp_stream(*_: Any, **__: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt)
+
+    async def main() -> None:
+        async with ConnectionPool() as pool:
+            pools.append(pool)
+            await pool.request("GET", URL)
+
+    pools: list[ConnectionPool] = []
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    interrupted(main)
+    assert_unharmed(pools[0])
 
 
 # -- At any moment.

@@ -200,10 +200,7 @@ async def test_a_pool_works_in_an_exit_stack(nursery: trio.Nursery) -> None:
     assert_unharmed(two)
 
 
-@pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
-    reason="interrupts are ignored, as by what a shell script runs in the background",
-)
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_closing_comes_out_as_itself() -> None:
     class Interrupting(Wrapped):
         async def aclose(self) -> None:

@@ -105,6 +105,19 @@ async def test_a_crash_comes_out_at_the_end_without_the_cancellations_beside_it(
     assert pool_nursery.take_crash() is None
 
 
+async def test_cancelling_a_task_that_has_a_nursery_is_no_crash() -> None:
+    async def two_tasks() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+
+    supervisor = await started()
+    supervisor.start_soon(two_tasks)
+    await trio.testing.wait_all_tasks_blocked()
+    await supervisor.leave()
+    assert supervisor.take_crash() is None
+
+
 async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptureFixture) -> None:
     async def crash(error: Exception) -> None:
         await trio.lowlevel.checkpoint()
