@@ -305,7 +305,7 @@ def test_demo_has_colours_on_a_terminal_only(no_color: str) -> None:
             id="wrong echo",
         ),
         pytest.param(
-            "from trio_exchange import _http2; _http2._MOST_STREAMS = 1",
+            "from trio_exchange._http.http2 import connection; connection._MOST_STREAMS = 1",
             "NOT TRUE: requests at once: 6, connections opened: 6",
             id="no multiplexing",
         ),
