@@ -55,7 +55,7 @@ def test_a_name_of_the_wrong_type(name: Any) -> None:
 
 @pytest.mark.parametrize("name", ["Set-Cookie", b"Set-Cookie"])
 def test_a_name_is_no_index(name: Any) -> None:
-    with pytest.raises(TypeError, match=r"list of pairs; use headers\.get\(b?'Set-Cookie'\)"):
+    with pytest.raises(TypeError, match=r"list of pairs; find one by headers\.get\(b?'Set-Cookie'\)"):
         Headers(PAIRS)[name]
 
 

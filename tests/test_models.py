@@ -364,7 +364,7 @@ def test_the_parts_are_checked_like_the_whole() -> None:
 
 
 def test_a_header_that_is_not_ascii_is_named_and_not_shown() -> None:
-    with pytest.raises(TypeError, match="character at 6 is not in that of b'Authorization'") as info:
+    with pytest.raises(TypeError, match="character at index 6 is not, for b'Authorization'") as info:
         Request("GET", "http://h/", headers={"Authorization": "secret\u00e4"})
     assert "secret" not in str(info.value)
 

@@ -109,8 +109,8 @@ def _to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
         except UnicodeEncodeError as exc:
             # The value may be a secret.
             raise TypeError(
-                f"{name} given as str must be ASCII, which the character at {exc.start} is not"
-                f"{f' in that of {of!r}' if of else ''}; encode it to bytes first"
+                f"{name} given as str must be ASCII, but the character at index {exc.start} is not"
+                f"{f', for {of!r}' if of else ''}; encode it to bytes first"
             ) from None
     raise TypeError(
         f"{name} must be bytes or str, but got {type(value).__name__}{f' for {of!r}' if of else ''}"
@@ -707,7 +707,7 @@ class Request:
         url: A `URL`, or what makes one.
         headers: A mapping or a sequence of pairs; order and case are kept.
         content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has a
-            `__bytes__` method is asked for the whole, and sent as bytes are.
+            `__bytes__` method is converted by `bytes()` first, and sent like bytes.
         extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
             `protocol`.
 
