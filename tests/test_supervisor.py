@@ -71,7 +71,7 @@ async def test_its_life() -> None:
     await trio.testing.wait_all_tasks_blocked()
     assert state_of(supervisor) == "open"
     supervisor.check_open()
-    with pytest.raises(RuntimeError, match="can be entered only once"):
+    with pytest.raises(RuntimeError, match="can be entered only once; this one is open, use it as it is"):
         await supervisor.start()
     supervisor.stop()
     assert state_of(supervisor) == "closed"
@@ -79,6 +79,8 @@ async def test_its_life() -> None:
     assert [service.calls for service in services] == [["started", "stop"], ["started"]]
     with pytest.raises(ConnectionNotAvailable, match="the connection pool is closed"):
         supervisor.check_open()
+    with pytest.raises(RuntimeError, match="can be entered only once; this one was closed, make another one"):
+        await supervisor.start()
     await supervisor.leave()
     assert services[0].calls == ["started", "stop", "stop", "stopped"]
     assert services[1].calls == ["started", "stop", "stopped"]

@@ -28,7 +28,17 @@ from collections.abc import (
     Sequence,
 )
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, SupportsBytes, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NamedTuple,
+    SupportsBytes,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 import idna
 import trio
@@ -99,8 +109,8 @@ def _to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
         except UnicodeEncodeError as exc:
             # The value may be a secret.
             raise TypeError(
-                f"{name} given as str must be ASCII, which the character at {exc.start} is not"
-                f"{f' in that of {of!r}' if of else ''}; encode it to bytes first"
+                f"{name} given as str must be ASCII, but the character at index {exc.start} is not"
+                f"{f', for {of!r}' if of else ''}; encode it to bytes first"
             ) from None
     raise TypeError(
         f"{name} must be bytes or str, but got {type(value).__name__}{f' for {of!r}' if of else ''}"
@@ -112,6 +122,7 @@ class Headers(list[tuple[bytes, bytes]]):
 
     It compares, and can be changed, like any list. Besides, fields are found by name, given as bytes or
     ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`.
+    mypy with strict equality reports a name before `in`, since the items are pairs; use `get` there.
     """
 
     __slots__ = ()
@@ -150,6 +161,17 @@ class Headers(list[tuple[bytes, bytes]]):
         wanted = _folded(name)
         return [value for key, value in self if key.lower() == wanted]
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> tuple[bytes, bytes]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[bytes, bytes]]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (bytes, str)):
+            raise TypeError(f"headers are a list of pairs; find one by headers.get({index!r})")
+        return super().__getitem__(index)
+
     def copy(self) -> Headers:
         """A copy, of the same type."""
         return Headers(self)
@@ -169,7 +191,13 @@ def _folded(name: bytes | str) -> bytes | None:
     raise TypeError(f"a header's name must be bytes or str, but got {type(name).__name__}")
 
 
-def _to_headers(value: HeaderTypes | None) -> Headers:
+def to_headers(value: HeaderTypes | None) -> Headers:
+    """Take what a caller gives as headers.
+
+    Raises:
+        TypeError: It is neither a mapping nor a sequence of pairs, or a name or value is neither bytes nor
+            ASCII str.
+    """
     if value is None:
         return Headers()
     pairs: Any = value.items() if isinstance(value, Mapping) else value
@@ -588,7 +616,9 @@ def _part_to_bytes(name: str, value: bytes | str) -> bytes:
 
 def _bad_authority(authority: bytes | str, url: bytes | str) -> InvalidURL:
     shown = unless_secret(f", not {authority!r}", url)
-    return InvalidURL(f"the URL's authority must be HOST or HOST:PORT{shown}")
+    colon: Any = b":" if isinstance(authority, bytes) else ":"
+    hint = "; an IPv6 address needs brackets, such as [::1]" if authority.count(colon) > 1 else ""
+    return InvalidURL(f"the URL's authority must be HOST or HOST:PORT{shown}{hint}")
 
 
 def _not_ascii(name: str, part: str, url: str) -> InvalidURL:
@@ -677,7 +707,7 @@ class Request:
         url: A `URL`, or what makes one.
         headers: A mapping or a sequence of pairs; order and case are kept.
         content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has a
-            `__bytes__` method is asked for the whole, and sent as bytes are.
+            `__bytes__` method is converted by `bytes()` first, and sent like bytes.
         extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
             `protocol`.
 
@@ -706,7 +736,7 @@ class Request:
     ) -> None:
         self.method: bytes = _to_bytes("method", method)
         self.url: URL = url if isinstance(url, URL) else _to_url(url)
-        self.headers: Headers = _to_headers(headers)
+        self.headers: Headers = to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
         self.extensions: dict[str, Any] = to_extensions(extensions)
         target = self.extensions.get("target")
@@ -789,7 +819,7 @@ class Response:
         if not isinstance(status, int):
             raise TypeError(f"status must be an int, but got {type(status).__name__}")
         self.status: int = status
-        self.headers: Headers = _to_headers(headers)
+        self.headers: Headers = to_headers(headers)
         self.stream: AsyncIterable[bytes] = _to_stream(content)
         self.extensions: dict[str, Any] = to_extensions(extensions)
         self._content: bytes | None = None
@@ -970,7 +1000,7 @@ class Proxy:
             user, _, password = userinfo.partition(b":")
             auth = (_unquote(user), _unquote(password))
         self.auth: tuple[bytes, bytes] | None = None
-        self.headers: Headers = _to_headers(headers)
+        self.headers: Headers = to_headers(headers)
         self.ssl_context: ssl.SSLContext | None = ssl_context
         self.http2: bool = http2
         if auth is not None:
@@ -1220,11 +1250,13 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList,
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
     if not _TARGET.fullmatch(request.url.target):
         shown = unless_secret(f": {request.url.target!r}", bytes(request.url))
-        kind = InvalidURL if request.extensions.get("target") is None else LocalProtocolError
-        raise kind(
+        message = (
             "the target must be ASCII, not empty, and without fragment, white space or control characters"
             f"{shown}"
         )
+        if request.extensions.get("target") is None:
+            raise InvalidURL(f"{message}; percent-encode them in the URL, ' ' as '%20'")
+        raise LocalProtocolError(message)
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:
         _check_header(name, value)
