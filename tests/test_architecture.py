@@ -265,6 +265,7 @@ def test_the_source_of_functions_and_methods_is_found() -> None:
 def test_completion_offers_public_names_only() -> None:
     offered = {name for name in dir(trio_exchange) if not name.startswith("__")}
     assert offered == {*trio_exchange.__all__, "testing"}
+    assert {name for name in dir(testing) if not name.startswith("__")} == set(testing.__all__)
 
 
 @pytest.mark.parametrize(

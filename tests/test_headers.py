@@ -53,6 +53,12 @@ def test_a_name_of_the_wrong_type(name: Any) -> None:
             method(name)
 
 
+@pytest.mark.parametrize("name", ["Set-Cookie", b"Set-Cookie"])
+def test_a_name_is_no_index(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"list of pairs; find one by headers\.get\(b?'Set-Cookie'\)"):
+        Headers(PAIRS)[name]
+
+
 def test_whatever_else_is_in_it_as_in_a_list() -> None:
     headers: Any = Headers(PAIRS)
     assert (b"Set-Cookie", b"a=1") in headers

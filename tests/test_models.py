@@ -267,6 +267,19 @@ def test_an_authority_that_can_not_be_parsed(authority: str) -> None:
         URL(f"http://{authority}/")
 
 
+@pytest.mark.parametrize("url", ["http://::1/", b"http://::1:80/", "http://::1:\uff18/"])
+def test_an_ipv6_address_without_brackets(url: str | bytes) -> None:
+    with pytest.raises(InvalidURL, match=r"; an IPv6 address needs brackets, such as \[::1\]$"):
+        URL(url)
+
+
+def test_white_space_in_a_url_wants_percent_encoding() -> None:
+    with pytest.raises(InvalidURL, match=r": b'/a b'; percent-encode them in the URL, ' ' as '%20'$"):
+        prepare("GET", url="http://h/a b")
+    with pytest.raises(LocalProtocolError, match=r": b'/a b'$"):
+        prepare("GET", extensions={"target": "/a b"})
+
+
 @pytest.mark.parametrize("port", [0, -1, 65536, 2**64])
 def test_a_port_out_of_range(port: int) -> None:
     with pytest.raises(ValueError, match="port must be between 1 and 65535"):
@@ -352,7 +365,7 @@ def test_the_parts_are_checked_like_the_whole() -> None:
 
 
 def test_a_header_that_is_not_ascii_is_named_and_not_shown() -> None:
-    with pytest.raises(TypeError, match="character at 6 is not in that of b'Authorization'") as info:
+    with pytest.raises(TypeError, match="character at index 6 is not, for b'Authorization'") as info:
         Request("GET", "http://h/", headers={"Authorization": "secret\u00e4"})
     assert "secret" not in str(info.value)
 

@@ -71,14 +71,16 @@ async def test_its_life() -> None:
     await trio.testing.wait_all_tasks_blocked()
     assert state_of(pool_nursery) == "open"
     pool_nursery.check_open()
-    with pytest.raises(RuntimeError, match="can be entered only once"):
+    with pytest.raises(RuntimeError, match="can be entered only once; this one is open, use it as it is"):
         await pool_nursery.start()
     pool_nursery.stop()
     assert state_of(pool_nursery) == "closed"
-    # The rest of the stopping is the supervisor's own task's.
+    # The rest of the stopping is the nursery's own task's.
     assert [service.calls for service in services] == [["started", "stop"], ["started"]]
     with pytest.raises(ConnectionNotAvailable, match="the connection pool is closed"):
         pool_nursery.check_open()
+    with pytest.raises(RuntimeError, match="can be entered only once; this one was closed, make another one"):
+        await pool_nursery.start()
     await pool_nursery.leave()
     assert services[0].calls == ["started", "stop", "stop", "stopped"]
     assert services[1].calls == ["started", "stop", "stopped"]

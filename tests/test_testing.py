@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from trio_exchange import ConnectError, ConnectionPool, Proxy, ReadTimeout
+from trio_exchange import ConnectError, ConnectionPool, Headers, Proxy, ReadTimeout
 from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
 
 from .h2peer import H2Peer
@@ -32,8 +33,10 @@ async def test_a_request_is_received_whole() -> None:
     await client.send_all(b"POST /a?b HTTP/1.1\r\nHost: x\r\nA: 1\r\na: 2\r\nContent-Length: 3\r\n\r\nabc")
     request = await peer.receive_request()
     headers = [(b"host", b"x"), (b"a", b"1"), (b"a", b"2"), (b"content-length", b"3")]
-    assert request == PeerRequest(b"POST", b"/a?b", headers, b"abc")
+    assert request == PeerRequest(b"POST", b"/a?b", Headers(headers), b"abc")
     assert request.header(b"a") == b"1"
+    assert request.header("A") == b"1"
+    assert request.headers.get_all("A") == [b"1", b"2"]
     assert request.header(b"b") is None
 
 
@@ -109,13 +112,21 @@ async def test_a_head_of_any_size_is_received() -> None:
         (304, [], b"", b"HTTP/1.1 304 Not Modified\r\n\r\n"),
         (103, [], b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
         (799, [], b"", b"HTTP/1.1 799 \r\nContent-Length: 0\r\n\r\n"),
+        (404, [("A", "b")], b"", b"HTTP/1.1 404 Not Found\r\nA: b\r\nContent-Length: 0\r\n\r\n"),
+        (200, {"content-length": "9"}, b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"),
     ],
 )
-async def test_responses(status: int, headers: list[tuple[bytes, bytes]], body: bytes, sent: bytes) -> None:
+async def test_responses(status: int, headers: Any, body: bytes, sent: bytes) -> None:
     client, peer = await a_pair()
     await peer.send_response(status, headers, body)
     await peer.aclose()
     assert await client.receive_some() == sent
+
+
+async def test_headers_of_a_response_that_are_none() -> None:
+    _, peer = await a_pair()
+    with pytest.raises(TypeError, match="headers must be a mapping or a sequence of pairs, but got bytes"):
+        await peer.send_response(200, b"body")  # type: ignore[arg-type]
 
 
 async def test_byte_by_byte_every_byte_arrives_alone() -> None:
@@ -307,6 +318,23 @@ async def test_wss(nursery: trio.Nursery) -> None:
         stream = response.extensions["network_stream"]
         await stream.write(b"abc")
         assert await stream.read() == b"abc"
+
+
+async def test_a_pool_without_the_connectors_ssl_context(client_context: ssl.SSLContext) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            connector = MemoryConnector(nursery, serve)
+            async with ConnectionPool(client_context, connector=connector) as pool:
+                await pool.request("GET", "https://example.com/")
+
+    with pytest.raises(ExceptionGroup) as info:
+        await run()
+    (error,) = info.value.exceptions
+    assert isinstance(error, h11.RemoteProtocolError)
+    assert str(error).startswith("the client begins with TLS: give the connector's ssl_context to the pool")
 
 
 async def test_https_over_a_unix_socket(nursery: trio.Nursery) -> None:

@@ -315,9 +315,10 @@ async def test_a_name_that_can_not_be_one(
             b"HTTP/1.0 400 X\r\n\r\n",
             "it sent b'HTTP/1.0 400 X\\r\\n\\r\\n'; use ws://example.com:8443",
         ),
+        ("https", b"<!DOCTYPE HTML>\n", "it sent b'<!DOCTYPE HTML>\\n'; use http://example.com:8443"),
         ("https", b"220 mail.example ESMTP\r\n", "it sent b'220 mail.example ESM'"),
     ],
-    ids=["https", "wss", "another protocol"],
+    ids=["https", "wss", "a page without a head", "another protocol"],
 )
 @DELIVERIES
 async def test_a_server_that_speaks_no_tls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, SupportsIndex, TypeAlias, TypeVar, overload
 
 from ._exceptions import LocalProtocolError
 
@@ -35,8 +35,8 @@ def to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
         except UnicodeEncodeError as exc:
             # The value may be a secret.
             raise TypeError(
-                f"{name} given as str must be ASCII, which the character at {exc.start} is not"
-                f"{f' in that of {of!r}' if of else ''}; encode it to bytes first"
+                f"{name} given as str must be ASCII, but the character at index {exc.start} is not"
+                f"{f', for {of!r}' if of else ''}; encode it to bytes first"
             ) from None
     raise TypeError(
         f"{name} must be bytes or str, but got {type(value).__name__}{f' for {of!r}' if of else ''}"
@@ -48,6 +48,7 @@ class Headers(list[tuple[bytes, bytes]]):
 
     It compares, and can be changed, like any list. Besides, fields are found by name, given as bytes or
     ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`.
+    mypy with strict equality reports a name before `in`, since the items are pairs; use `get` there.
     """
 
     __slots__ = ()
@@ -86,6 +87,17 @@ class Headers(list[tuple[bytes, bytes]]):
         wanted = _folded(name)
         return [value for key, value in self if key.lower() == wanted]
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> tuple[bytes, bytes]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[bytes, bytes]]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (bytes, str)):
+            raise TypeError(f"headers are a list of pairs; find one by headers.get({index!r})")
+        return super().__getitem__(index)
+
     def copy(self) -> Headers:
         """A copy, of the same type."""
         return Headers(self)
@@ -106,6 +118,12 @@ def _folded(name: bytes | str) -> bytes | None:
 
 
 def to_headers(value: HeaderTypes | None) -> Headers:
+    """Take what a caller gives as headers.
+
+    Raises:
+        TypeError: It is neither a mapping nor a sequence of pairs, or a name or value is neither bytes nor
+            ASCII str.
+    """
     if value is None:
         return Headers()
     pairs: Any = value.items() if isinstance(value, Mapping) else value

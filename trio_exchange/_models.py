@@ -110,7 +110,7 @@ class Request:
         url: A `URL`, or what makes one.
         headers: A mapping or a sequence of pairs; order and case are kept.
         content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has a
-            `__bytes__` method is asked for the whole, and sent as bytes are.
+            `__bytes__` method is converted by `bytes()` first, and sent like bytes.
         extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
             `protocol`.
 

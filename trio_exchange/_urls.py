@@ -297,7 +297,9 @@ def _part_to_bytes(name: str, value: bytes | str) -> bytes:
 
 def _bad_authority(authority: bytes | str, url: bytes | str) -> InvalidURL:
     shown = unless_secret(f", not {authority!r}", url)
-    return InvalidURL(f"the URL's authority must be HOST or HOST:PORT{shown}")
+    colon: Any = b":" if isinstance(authority, bytes) else ":"
+    hint = "; an IPv6 address needs brackets, such as [::1]" if authority.count(colon) > 1 else ""
+    return InvalidURL(f"the URL's authority must be HOST or HOST:PORT{shown}{hint}")
 
 
 def _not_ascii(name: str, part: str, url: str) -> InvalidURL:

@@ -35,11 +35,18 @@ import trio
 import trio.testing
 
 from ._connect.connector import Connector, SocketOption
+from ._fields import Headers, HeaderTypes, to_headers
 
 if TYPE_CHECKING:
     import trustme
 
 __all__ = ["Dialled", "MemoryConnector", "PeerRequest", "ScriptedPeer"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without what this module imports."""
+    return [name for name in globals() if name.startswith("__") or name in __all__]
+
 
 # A script is trusted, its client is under test: let no limit of the peer's own be in the way.
 _NO_LIMIT = 2**30
@@ -67,12 +74,12 @@ class PeerRequest:
 
     method: bytes
     target: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
     body: bytes = b""
 
-    def header(self, name: bytes) -> bytes | None:
-        """The value of the first header of that (lower-case) name, None if there is none."""
-        return next((value for key, value in self.headers if key == name), None)
+    def header(self, name: bytes | str) -> bytes | None:
+        """The value of the first header of that name, in any case; None if there is none."""
+        return self.headers.get(name)
 
 
 class ScriptedPeer(trio.abc.AsyncResource):
@@ -124,11 +131,19 @@ class ScriptedPeer(trio.abc.AsyncResource):
         """
         # A fresh parser for each request: what the script answers is no concern of the parser's.
         self._h11 = _new_parser(self._h11.trailing_data[0])
-        event = await self._next_event()
+        try:
+            event = await self._next_event()
+        except h11.RemoteProtocolError as exc:
+            if self._h11.trailing_data[0].startswith(_CLIENT_HELLO):
+                raise h11.RemoteProtocolError(
+                    "the client begins with TLS: give the connector's ssl_context to the pool, "
+                    "or let the script call 'await peer.start_tls()'"
+                ) from exc
+            raise
         if not isinstance(event, h11.Request):
             raise EOFError("the client closed the connection")
         self._body_done = False
-        return PeerRequest(event.method, event.target, list(event.headers))
+        return PeerRequest(event.method, event.target, Headers(event.headers))
 
     async def receive_chunk(self) -> bytes:
         """Receive a piece of the body of the request whose head was received; none is its end."""
@@ -178,22 +193,25 @@ class ScriptedPeer(trio.abc.AsyncResource):
     async def send_response(
         self,
         status: int = 200,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: HeaderTypes = (),
         body: bytes = b"",
     ) -> None:
         """Send a whole response, with a Content-Length if it has no framing of its own.
 
         Args:
             status: The status code.
-            headers: Sent as they are.
+            headers: A mapping or pairs, of bytes or ASCII str. Sent as they are.
             body: Sent as it is.
+
+        Raises:
+            TypeError: The headers are of another type.
         """
-        headers = list(headers)
-        framed = {b"content-length", b"transfer-encoding"} & {name.lower() for name, _ in headers}
-        if not framed and status >= 200 and status not in _WITHOUT_BODY:
-            headers.append((b"Content-Length", b"%d" % len(body)))
+        fields = to_headers(headers)
+        framing = fields.get_all("Content-Length") + fields.get_all("Transfer-Encoding")
+        if not framing and status >= 200 and status not in _WITHOUT_BODY:
+            fields.append((b"Content-Length", b"%d" % len(body)))
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _reason(status))]
-        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines += [b"%b: %b\r\n" % field for field in fields]
         await self.send(b"".join((*lines, b"\r\n", body)))
 
     # -- The connection.
@@ -355,7 +373,7 @@ class MemoryConnector(Connector):
 
     Attributes:
         dialled: Whom it was asked to connect to, in order.
-        failures: Exceptions for the next calls, each raised once, first things first.
+        failures: Exceptions for the next calls, each raised once, in order. Append to it.
         gate: Calls wait for it. Replace it with a fresh `trio.Event` to hold them up.
         peers: The peers connected to, in order.
     """

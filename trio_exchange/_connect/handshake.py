@@ -66,6 +66,7 @@ def _explain_handshake(
     said: object = explain(exc) if is_alert(exc) else reason
     if received and received[0] not in _TLS_RECORDS:
         said = f"the server does not speak TLS on this port: it sent {received[:_BEGINNING]!r}"
-        if plain_url is not None and received.startswith(b"HTTP/"):
+        # Some servers answer what is no request by a page without a head, as in HTTP/0.9.
+        if plain_url is not None and received.startswith((b"HTTP/", b"<")):
             said = f"{said}; use {plain_url}"
     return f"the TLS handshake with {host} failed: {said}"

@@ -126,7 +126,10 @@ class PoolNursery:
             RuntimeError: It was started before.
         """
         if self._state is not State.NEW:
-            raise RuntimeError("a pool can be entered only once; make another one")
+            hint = (
+                "was closed, make another one" if self._state is State.CLOSED else "is open, use it as it is"
+            )
+            raise RuntimeError(f"a pool can be entered only once; this one {hint}")
         self._state = State.STARTING
         self._services = services
         self._token = trio.lowlevel.current_trio_token()

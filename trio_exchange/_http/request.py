@@ -190,11 +190,13 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList,
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
     if not TARGET.fullmatch(request.url.target):
         shown = unless_secret(f": {request.url.target!r}", bytes(request.url))
-        kind = InvalidURL if request.extensions.get("target") is None else LocalProtocolError
-        raise kind(
+        message = (
             "the target must be ASCII, not empty, and without fragment, white space or control characters"
             f"{shown}"
         )
+        if request.extensions.get("target") is None:
+            raise InvalidURL(f"{message}; percent-encode them in the URL, ' ' as '%20'")
+        raise LocalProtocolError(message)
     has_host = has_length = has_coding = expects_continue = False
     for name, value in request.headers:
         check_field(name, value)
