@@ -336,7 +336,7 @@ async def assert_works(world: World) -> None:
     assert (numbers.active, numbers.closing) == (0, 0)
     assert numbers.idle >= 1
     # Nothing is held of what the connections can carry.
-    assert {held.used for held in world.pool._manager.scheduler._held.values()} == {0}
+    assert {record.used for record in world.pool._manager.scheduler._records.values()} == {0}
     assert_nothing_under_way(world.pool)
     if len(world.pool._managers) > 1:
         await assert_carriers_free(world)
@@ -347,10 +347,10 @@ async def assert_works(world: World) -> None:
 async def assert_carriers_free(world: World) -> None:
     """When what ran through tunnels has been closed, nothing holds the connections that carried them."""
     for manager in world.pool._managers:
-        assert {held.used for held in manager.scheduler._held.values()} <= {0}
+        assert {record.used for record in manager.scheduler._records.values()} <= {0}
         for connection in manager.scheduler.idle:
-            manager.scheduler.close(connection)
-        await manager.stopped()
+            connection.close_soon()
+        await manager.wait_stopped()
         for _ in range(3):
             await trio.lowlevel.checkpoint()
     assert_nothing_left(world)

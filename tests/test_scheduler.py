@@ -15,19 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trio_exchange import ConnectionNotAvailable
 from trio_exchange._connections import scheduler as scheduler_module
-from trio_exchange._connections.scheduler import DIAL, Limits, Scheduler, Waiter
+from trio_exchange._connections.scheduler import DIAL, Limits, Scheduler, Waiter, _Phase
 
 
 class FakeConnection:
-    """What the scheduler needs of a connection; it records that it was told to close."""
+    """A connection as the scheduler's caller has it; it records that it was told to close."""
 
     def __init__(self, key: str, number: int) -> None:
         self.key = key
         self.number = number
         self.told_to_close = False
-
-    def close_soon(self) -> None:
-        self.told_to_close = True
 
     def __repr__(self) -> str:
         return f"<{self.key}{self.number}>"
@@ -42,12 +39,12 @@ class Pool:
     def __init__(
         self,
         connections: int = sys.maxsize,
-        per_lane: int = sys.maxsize,
+        per_key: int = sys.maxsize,
         idle: int = sys.maxsize,
         expiry: float | None = None,
     ) -> None:
         self.scheduler: Scheduler[FakeConnection] = Scheduler(
-            Limits(connections, per_lane, idle, expiry), may_share=lambda key: key.startswith("h2")
+            Limits(connections, per_key, idle, expiry), may_share=lambda key: key.startswith("h2")
         )
         self.now = 0.0
         self.woken: list[FakeTicket] = []
@@ -56,14 +53,14 @@ class Pool:
     def request(self, key: str = "a", *, fresh: bool = False, first: bool = False) -> FakeTicket:
         waiter: FakeTicket = Waiter(key, lambda: self.woken.append(waiter))
         waiter.fresh = fresh
-        self.scheduler.request(waiter, self.now, first=first)
+        self._close_all(self.scheduler.request(waiter, self.now, first=first))
         return waiter
 
     def connected(self, waiter: FakeTicket, *, shared: bool = False) -> FakeConnection:
         assert waiter.grant is DIAL
         self.made += 1
         connection = FakeConnection(str(waiter.key), self.made)
-        self.scheduler.connected(waiter.key, connection, self.now, shared=shared)
+        self._close_all(self.scheduler.connected(waiter.key, connection, self.now, shared=shared))
         return connection
 
     def connect(self, key: str = "a") -> FakeConnection:
@@ -76,11 +73,31 @@ class Pool:
         self.set_capacity(connection, capacity)
         return connection
 
-    def set_capacity(self, connection: FakeConnection, capacity: int) -> None:
-        self.scheduler.capacity_changed(connection, capacity, self.now)
+    def not_connected(self, key: object) -> None:
+        self._close_all(self.scheduler.not_connected(key))
 
-    def release(self, connection: FakeConnection) -> None:
-        self.scheduler.released(connection, self.now)
+    def set_capacity(self, connection: FakeConnection, capacity: int) -> None:
+        self._close_all(self.scheduler.capacity_changed(connection, capacity, self.now))
+
+    def release(self, connection: FakeConnection, since: float | None = None) -> None:
+        self._close_all(self.scheduler.released(connection, self.now if since is None else since))
+
+    def close(self, connection: FakeConnection) -> None:
+        """Close a connection without the scheduler having decided it."""
+        connection.told_to_close = True
+        self.closing(connection)
+
+    def closing(self, connection: FakeConnection) -> None:
+        self._close_all(self.scheduler.closing(connection))
+
+    def closed(self, connection: FakeConnection) -> None:
+        self._close_all(self.scheduler.closed(connection))
+
+    def _close_all(self, to_close: list[FakeConnection]) -> None:
+        for connection in to_close:
+            assert not connection.told_to_close, "each is returned once"
+            assert self.scheduler.closing(connection) == [], "it counts as closing already"
+            connection.told_to_close = True
 
     def idle(self, key: str = "a") -> FakeConnection:
         """A connection that was used before, and is idle."""
@@ -91,7 +108,7 @@ class Pool:
     def is_empty(self) -> bool:
         """Whether nothing at all is kept."""
         held: dict[str, Any] = vars(self.scheduler)
-        containers = ("_lanes", "_hungry", "_held", "_idle")
+        containers = ("_groups", "_awaiting_slot", "_records", "_idle", "_to_close")
         return not any(held[name] for name in containers) and self.scheduler.slots == 0
 
 
@@ -99,7 +116,7 @@ def test_a_first_request_is_told_to_connect() -> None:
     pool = Pool()
     waiter = pool.request()
     assert waiter.grant is DIAL
-    assert repr(waiter.grant) == "CONNECT"
+    assert repr(waiter.grant) == "DIAL"
     assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 1, 0)
     connection = pool.connected(waiter)
     assert (pool.scheduler.slots, pool.scheduler.connecting, len(pool.scheduler)) == (1, 0, 1)
@@ -161,7 +178,7 @@ def test_an_abandoned_lane_is_forgotten() -> None:
     pool = Pool(connections=1)
     busy = pool.connect("a")
     pool.scheduler.abandon(pool.request("b"))
-    pool.scheduler.closed(busy)
+    pool.closed(busy)
     assert pool.is_empty()
 
 
@@ -169,10 +186,10 @@ def test_a_slot_that_was_not_used_goes_to_the_next() -> None:
     pool = Pool(connections=1)
     failing = pool.request("a")
     waiting = pool.request("b")
-    pool.scheduler.not_connected(failing.key)
+    pool.not_connected(failing.key)
     assert pool.woken == [waiting]
     assert waiting.grant is DIAL
-    pool.scheduler.not_connected(waiting.key)
+    pool.not_connected(waiting.key)
     assert pool.is_empty()
 
 
@@ -180,7 +197,7 @@ def test_a_closed_connection_gives_up_its_slot_whatever_it_was_doing() -> None:
     pool = Pool(connections=2)
     pool.connect()
     idle = pool.idle("b")
-    pool.scheduler.closed(idle)
+    pool.closed(idle)
     assert pool.scheduler.idle == []
     assert pool.request("c").grant is DIAL
 
@@ -188,33 +205,33 @@ def test_a_closed_connection_gives_up_its_slot_whatever_it_was_doing() -> None:
 def test_a_slot_stays_taken_until_the_socket_is_closed() -> None:
     pool = Pool(connections=1)
     connection = pool.idle()
-    pool.scheduler.close(connection)
+    pool.close(connection)
     assert connection.told_to_close
     waiting = pool.request()
     assert waiting.grant is None
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert waiting.grant is DIAL
 
 
 def test_a_connection_marked_for_closing_by_others_is_not_granted() -> None:
     pool = Pool()
     connection = pool.idle()
-    pool.scheduler.closing(connection)
-    pool.scheduler.closing(connection)
+    pool.closing(connection)
+    pool.closing(connection)
     assert pool.request().grant is DIAL
-    pool.scheduler.closed(connection)
-    pool.scheduler.closing(connection)  # too late to matter
+    pool.closed(connection)
+    pool.closing(connection)  # too late to matter
     assert list(pool.scheduler) == []
 
 
 def test_a_connection_marked_for_closing_under_way_does_not_become_idle() -> None:
     pool = Pool()
     connection = pool.idle()
-    assert pool.scheduler.hold(connection)
-    pool.scheduler.closing(connection)
+    assert pool.scheduler.reserve(connection)
+    pool.closing(connection)
     pool.release(connection)
     assert pool.scheduler.idle == []
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     pool.release(connection)
     assert pool.is_empty()
 
@@ -224,7 +241,7 @@ def test_free_slots_go_to_the_lane_served_least_recently() -> None:
     busy = [pool.connect(key) for key in "abc"]
     waiters = [pool.request(key) for key in "aabbcc"]
     for _ in range(6):
-        pool.scheduler.closed(busy.pop(0))
+        pool.closed(busy.pop(0))
         busy.append(pool.connected(pool.woken[-1]))
     assert [waiter.key for waiter in pool.woken] == ["a", "b", "c", "a", "b", "c"]
     assert all(waiter.grant is DIAL for waiter in waiters)
@@ -237,7 +254,7 @@ def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
         pool.release(connections[key])
     waiting = [pool.request("d"), pool.request("d")]
     assert [key for key in "abc" if connections[key].told_to_close] == ["b"]
-    pool.scheduler.closed(connections["b"])
+    pool.closed(connections["b"])
     assert waiting[0].grant is DIAL
     # One waits still, so that one more is closed.
     assert [key for key in "abc" if connections[key].told_to_close] == ["b", "c"]
@@ -258,12 +275,12 @@ def test_a_connection_released_while_others_wait_makes_room() -> None:
     waiting = pool.request("b")
     pool.release(connection)
     assert connection.told_to_close
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert waiting.grant is DIAL
 
 
 def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
-    pool = Pool(connections=2, per_lane=1)
+    pool = Pool(connections=2, per_key=1)
     busy = pool.connect("a")
     other = pool.idle("b")
     waiting = pool.request("a")
@@ -274,11 +291,11 @@ def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
 
 
 def test_a_lane_at_its_own_limit_leaves_the_slots_to_others() -> None:
-    pool = Pool(connections=2, per_lane=1)
+    pool = Pool(connections=2, per_key=1)
     busy = pool.connect("a")
     waiting = pool.request("a")
     assert pool.request("b").grant is DIAL
-    pool.scheduler.closed(busy)
+    pool.closed(busy)
     assert waiting.grant is DIAL
 
 
@@ -295,7 +312,7 @@ def test_no_lane_starves_behind_a_busy_one(slots: int) -> None:
         if connection.told_to_close:
             break
     assert released == slots
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert starving.grant is DIAL
 
 
@@ -326,18 +343,18 @@ def test_room_is_made_for_a_fresh_ticket() -> None:
     fresh = pool.request(fresh=True)
     assert fresh.grant is None
     assert idle.told_to_close
-    pool.scheduler.closed(idle)
+    pool.closed(idle)
     assert fresh.grant is DIAL
 
 
 def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
-    pool = Pool(per_lane=2)
+    pool = Pool(per_key=2)
     idle, busy = pool.idle(), pool.request(fresh=True)
     pool.release(pool.connected(busy))
     fresh = pool.request(fresh=True)
     assert fresh.grant is None
     assert [connection.told_to_close for connection in pool.scheduler] == [True, False]
-    pool.scheduler.closed(idle)
+    pool.closed(idle)
     assert fresh.grant is DIAL
 
 
@@ -347,7 +364,7 @@ def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
     fresh = pool.request(fresh=True, first=True)
     pool.release(busy)
     assert busy.told_to_close
-    pool.scheduler.closed(busy)
+    pool.closed(busy)
     assert fresh.grant is DIAL
 
 
@@ -396,12 +413,12 @@ def test_connections_are_kept_for_ever_without_an_expiry() -> None:
 def test_a_held_connection_is_out_of_use() -> None:
     pool = Pool(connections=1)
     connection = pool.idle()
-    assert pool.scheduler.hold(connection)
+    assert pool.scheduler.reserve(connection)
     waiting = pool.request()
     assert pool.woken == []
     pool.release(connection)
     assert waiting.grant is connection
-    assert not pool.scheduler.hold(connection)
+    assert not pool.scheduler.reserve(connection)
 
 
 def test_since_when_a_connection_is_active() -> None:
@@ -419,13 +436,13 @@ def test_since_when_a_connection_is_active() -> None:
     pool.release(connection)
     assert active_since(connection) is None
     # To be looked after is no activity.
-    assert pool.scheduler.hold(connection)
+    assert pool.scheduler.reserve(connection)
     assert active_since(connection) is None
     pool.release(connection)
     pool.now += 1
     assert pool.request().grant is connection
     assert active_since(connection) == pool.now
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert active_since(connection) is None
 
 
@@ -438,7 +455,7 @@ def test_a_shared_connection_is_active_since_it_carries_any_request() -> None:
     pool.release(connection)
     assert pool.scheduler.active_since(connection) == started
     pool.release(connection)
-    assert pool.scheduler.hold(connection)
+    assert pool.scheduler.reserve(connection)
     pool.now += 1
     assert pool.request("h2").grant is connection
     assert pool.scheduler.active_since(connection) == pool.now
@@ -463,7 +480,7 @@ def test_all_who_wait_are_refused_at_once() -> None:
     assert all(isinstance(waiter.grant, ConnectionNotAvailable) for waiter in waiting)
     assert len({id(waiter.grant) for waiter in waiting}) == 4
     assert pool.scheduler.waiting == 0
-    pool.scheduler.closed(busy)
+    pool.closed(busy)
     assert pool.is_empty()
 
 
@@ -545,26 +562,25 @@ def test_who_comes_late_takes_the_undecided_connection_if_it_is_idle() -> None:
 def test_if_the_leader_fails_the_next_one_leads() -> None:
     pool = Pool()
     leader, second, third = (pool.request("h2") for _ in range(3))
-    pool.scheduler.not_connected(leader.key)
+    pool.not_connected(leader.key)
     assert grants_of([second, third]) == [DIAL, None]
-    pool.scheduler.not_connected(second.key)
+    pool.not_connected(second.key)
     assert third.grant is DIAL
-    pool.scheduler.not_connected(third.key)
+    pool.not_connected(third.key)
     assert pool.is_empty()
 
 
-@pytest.mark.parametrize("by_scheduler", [False, True])
-def test_if_the_leaders_connection_is_closed_undecided_the_next_one_leads(by_scheduler: bool) -> None:
+def test_if_the_leaders_connection_is_closed_undecided_the_next_one_leads() -> None:
     pool = Pool()
     leader, second, third = (pool.request("h2") for _ in range(3))
     connection = pool.connected(leader, shared=True)
-    (pool.scheduler.close if by_scheduler else pool.scheduler.closing)(connection)
+    pool.close(connection)
     assert grants_of([second, third]) == [DIAL, None]
     pool.set_capacity(connection, 100)  # too late to matter
     pool.release(connection)
     assert third.grant is None
-    pool.scheduler.closed(connection)
-    pool.scheduler.capacity_changed(connection, 100, pool.now)
+    pool.closed(connection)
+    pool.set_capacity(connection, 100)
     assert third.grant is None
     assert pool.scheduler.slots == 1
 
@@ -573,9 +589,9 @@ def test_with_one_slot_the_next_one_leads_once_the_undecided_connection_is_gone(
     pool = Pool(connections=1)
     leader, second = pool.request("h2"), pool.request("h2")
     connection = pool.connected(leader, shared=True)
-    pool.scheduler.close(connection)
+    pool.close(connection)
     assert second.grant is None
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert second.grant is DIAL
 
 
@@ -583,7 +599,7 @@ def test_a_leader_that_waits_can_be_abandoned() -> None:
     pool = Pool()
     leader, second, third = (pool.request("h2") for _ in range(3))
     pool.scheduler.abandon(second)
-    pool.scheduler.not_connected(leader.key)
+    pool.not_connected(leader.key)
     assert pool.woken == [third]
 
 
@@ -596,26 +612,26 @@ def test_where_connections_are_for_one_request_the_lane_takes_all_the_slots_it_n
 
 def test_that_they_are_for_one_request_is_remembered() -> None:
     pool = Pool()
-    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
+    pool.closed(pool.connected(pool.request("h2"), shared=False))
     assert pool.is_empty()
     assert grants_of(pool.request("h2") for _ in range(3)) == [DIAL] * 3
 
 
 def test_what_is_remembered_can_change() -> None:
     pool = Pool()
-    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
-    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=True))
+    pool.closed(pool.connected(pool.request("h2"), shared=False))
+    pool.closed(pool.connected(pool.request("h2"), shared=True))
     assert grants_of(pool.request("h2") for _ in range(3)) == [DIAL, None, None]
 
 
 def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> None:
     pool = Pool(connections=3)
-    pool.scheduler.closed(pool.connected(pool.request("h2"), shared=False))
+    pool.closed(pool.connected(pool.request("h2"), shared=False))
     one, two = pool.request("h2"), pool.request("h2")
     other = pool.connect("a")
     waiting = pool.request("h2")
     shared = pool.connected(one, shared=True)
-    pool.scheduler.closed(other)
+    pool.closed(other)
     assert grants_of([waiting]) == [None], "two connections of the lane are undecided"
     assert pool.request("b").grant is DIAL
     pool.set_capacity(shared, 10)
@@ -633,7 +649,7 @@ def test_no_more_lanes_are_remembered_than_is_reasonable(monkeypatch: pytest.Mon
     monkeypatch.setattr(scheduler_module, "_MOST_REMEMBERED", 3)
     pool = Pool()
     for key in ("h2 1", "h2 2", "h2 3", "h2 1", "h2 4"):
-        pool.scheduler.closed(pool.connected(pool.request(key), shared=False))
+        pool.closed(pool.connected(pool.request(key), shared=False))
     # The one found longest ago is forgotten: there one request leads again.
     assert list(pool.scheduler._exclusive) == ["h2 3", "h2 1", "h2 4"]
     assert grants_of(pool.request("h2 2") for _ in range(2)) == [DIAL, None]
@@ -711,7 +727,7 @@ def test_an_idle_connection_without_capacity_is_not_granted_but_goes_on_being_id
     assert pool.scheduler.idle_since(connection) == 0
     leader = pool.request("h2")
     assert leader.grant is DIAL
-    pool.scheduler.not_connected(leader.key)
+    pool.not_connected(leader.key)
     pool.set_capacity(connection, 1)
     assert pool.request("h2").grant is connection
 
@@ -723,7 +739,7 @@ def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> No
     assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert waiting.grant is DIAL
 
 
@@ -731,7 +747,7 @@ def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
     pool = Pool()
     connection = pool.connect_shared(0)
     pool.release(connection)
-    assert pool.scheduler.hold(connection)
+    assert pool.scheduler.reserve(connection)
     assert pool.scheduler.idle == []
     pool.release(connection)
     assert pool.scheduler.idle == [connection]
@@ -742,8 +758,8 @@ def test_a_held_connection_can_be_shared_meanwhile() -> None:
     pool = Pool()
     connection = pool.connect_shared(2)
     pool.release(connection)
-    assert pool.scheduler.hold(connection)
-    assert not pool.scheduler.hold(connection)
+    assert pool.scheduler.reserve(connection)
+    assert not pool.scheduler.reserve(connection)
     assert pool.request("h2").grant is connection
     pool.release(connection)
     assert pool.scheduler.idle == []
@@ -755,14 +771,14 @@ def test_a_connection_that_is_closing_has_no_capacity() -> None:
     pool = Pool(connections=1)
     connection = pool.connect_shared(9)
     pool.request("h2")
-    pool.scheduler.close(connection)
+    pool.close(connection)
     pool.set_capacity(connection, 9)
     waiting = pool.request("h2")
     pool.release(connection)
     pool.release(connection)
     assert waiting.grant is None
     assert pool.scheduler.idle == []
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert waiting.grant is DIAL
 
 
@@ -795,7 +811,7 @@ def test_no_lane_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
         pool.release(busy[0])
     assert busy[0].told_to_close
     assert not any(connection.told_to_close for connection in busy if connection is not busy[0])
-    pool.scheduler.closed(busy[0])
+    pool.closed(busy[0])
     assert starving.grant is DIAL
 
 
@@ -811,7 +827,7 @@ def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -
     assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert starving.grant is DIAL
 
 
@@ -838,7 +854,7 @@ def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
     pool.release(two)
     assert two.told_to_close
     assert len(pool.woken) == 12
-    pool.scheduler.closed(two)
+    pool.closed(two)
     assert starving.grant is DIAL
 
 
@@ -858,7 +874,7 @@ def test_for_a_fresh_ticket_that_waits_a_connection_is_retired() -> None:
     assert not closes(connection)
     pool.release(connection)
     assert connection.told_to_close
-    pool.scheduler.closed(connection)
+    pool.closed(connection)
     assert fresh.grant is DIAL
 
 
@@ -867,7 +883,7 @@ def test_all_who_wait_behind_a_leader_are_refused_at_once() -> None:
     leader, *others = (pool.request("h2") for _ in range(3))
     pool.scheduler.refuse_all(lambda: ConnectionNotAvailable("closed"))
     assert pool.woken == others
-    pool.scheduler.not_connected(leader.key)
+    pool.not_connected(leader.key)
     assert pool.is_empty()
 
 
@@ -902,12 +918,12 @@ def turnover(size: int, lanes: int) -> Callable[[], object]:
     def operations() -> None:
         pool.release(busy[0])
         pool.scheduler.abandon(waiting[size // 2])
-        pool.scheduler.close(busy[1])
-        pool.scheduler.closed(busy[1])
+        pool.close(busy[1])
+        pool.closed(busy[1])
         pool.connected(pool.woken[-1])
-        pool.scheduler.closing(busy[2])
-        pool.scheduler.closed(busy[2])
-        pool.scheduler.not_connected(pool.woken[-1].key)
+        pool.closing(busy[2])
+        pool.closed(busy[2])
+        pool.not_connected(pool.woken[-1].key)
         pool.request("new")
         pool.request("lane 0", first=True)
         assert len(pool.woken) == 4
@@ -930,11 +946,11 @@ def reuse(size: int, lanes: int) -> Callable[[], object]:
         assert pool.request(str(busy[-1].key)).grant is busy[-1]
         pool.release(busy[-1])
         assert pool.scheduler.expired(pool.now) == []
-        assert pool.scheduler.hold(busy[-2])
+        assert pool.scheduler.reserve(busy[-2])
         pool.release(busy[-2])
         waiting = pool.request("new")
         assert busy[0].told_to_close
-        pool.scheduler.closed(busy[0])
+        pool.closed(busy[0])
         pool.connected(waiting)
 
     return operations
@@ -956,11 +972,11 @@ def sharing(size: int, lanes: int) -> Callable[[], object]:
         pool.release(shared[2])
         pool.scheduler.abandon(waiting[size // 2])
         pool.set_capacity(undecided, 2)
-        pool.scheduler.closed(shared[2])
+        pool.closed(shared[2])
         pool.set_capacity(pool.connected(pool.woken[-1], shared=True), 2)
-        pool.scheduler.close(shared[3])
-        pool.scheduler.closed(shared[3])
-        pool.scheduler.not_connected(pool.woken[-1].key)
+        pool.close(shared[3])
+        pool.closed(shared[3])
+        pool.not_connected(pool.woken[-1].key)
         pool.connected(pool.woken[-1], shared=False)
         pool.request("h2 new")
         pool.request(keys[0], first=True)
@@ -984,13 +1000,13 @@ def joining(size: int, lanes: int) -> Callable[[], object]:
         for connection in connections:
             assert isinstance(connection, FakeConnection)
             pool.release(connection)
-        assert pool.scheduler.hold(shared[0])
+        assert pool.scheduler.reserve(shared[0])
         pool.release(shared[0])
         pool.set_capacity(shared[1], 0)
         pool.set_capacity(shared[1], 1)
         waiting = pool.request("h2 new")
         assert shared[1].told_to_close
-        pool.scheduler.closed(shared[1])
+        pool.closed(shared[1])
         pool.set_capacity(pool.connected(waiting, shared=True), 2)
 
     return operations
@@ -1052,13 +1068,13 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: not self.slots)
     @rule(
         slots=st.integers(1, 5),
-        per_lane=st.integers(1, 5),
+        per_key=st.integers(1, 5),
         idle=st.integers(0, 5),
         expiry=st.none() | st.integers(0, 3),
     )
-    def open(self, slots: int, per_lane: int, idle: int, expiry: int | None) -> None:
-        self.slots, self.per_lane, self.idle_limit, self.expiry = slots, per_lane, idle, expiry
-        self.pool = Pool(slots, per_lane, idle, expiry)
+    def open(self, slots: int, per_key: int, idle: int, expiry: int | None) -> None:
+        self.slots, self.per_key, self.idle_limit, self.expiry = slots, per_key, idle, expiry
+        self.pool = Pool(slots, per_key, idle, expiry)
 
     # What the pool may do.
 
@@ -1112,7 +1128,7 @@ class History(RuleBasedStateMachine):
     def not_connected(self, data: st.DataObject) -> None:
         waiter = data.draw(st.sampled_from(self.dialling))
         self.dialling.remove(waiter)
-        self.pool.scheduler.not_connected(waiter.key)
+        self.pool.not_connected(waiter.key)
         self.settle()
 
     @precondition(lambda self: self.users)
@@ -1153,19 +1169,15 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def hold(self, data: st.DataObject) -> None:
         connection = data.draw(st.sampled_from(list(self.idle)))
-        assert self.pool.scheduler.hold(connection)
+        assert self.pool.scheduler.reserve(connection)
         self.use(connection)
         self.settle()
 
     @precondition(lambda self: self.open_ or self.closing)
-    @rule(data=st.data(), by_scheduler=st.booleans())
-    def close(self, data: st.DataObject, by_scheduler: bool) -> None:
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
         connection = data.draw(st.sampled_from([*self.open_, *self.closing]))
-        if by_scheduler:
-            self.pool.scheduler.close(connection)
-        else:
-            connection.told_to_close = True
-            self.pool.scheduler.closing(connection)
+        self.pool.close(connection)
         self.settle()
 
     @precondition(lambda self: self.closing)
@@ -1183,7 +1195,7 @@ class History(RuleBasedStateMachine):
             self.closing.remove(connection)
         self.open_.pop(connection, None)
         self.idle.pop(connection, None)
-        self.pool.scheduler.closed(connection)
+        self.pool.closed(connection)
         self.settle()
 
     @precondition(lambda self: self.slots)
@@ -1193,7 +1205,7 @@ class History(RuleBasedStateMachine):
         expired = self.pool.scheduler.expired(self.pool.now)
         assert set(expired) == {connection for connection in self.idle if self.has_expired(connection)}
         for connection in expired:
-            self.pool.scheduler.close(connection)
+            self.pool.close(connection)
         self.settle()
 
     @precondition(lambda self: self.slots)
@@ -1276,7 +1288,7 @@ class History(RuleBasedStateMachine):
         if self.slots:
             assert self.pool.scheduler.slots <= self.slots
             assert len(self.idle) <= self.idle_limit
-            assert all(self.slots_of(key) <= self.per_lane for key in self.queues)
+            assert all(self.slots_of(key) <= self.per_key for key in self.queues)
 
     def slots_of(self, key: str) -> int:
         established = [*self.open_, *self.closing]
@@ -1285,7 +1297,7 @@ class History(RuleBasedStateMachine):
         )
 
     def is_retired(self, connection: FakeConnection) -> bool:
-        return self.pool.scheduler._held[connection].draining
+        return self.pool.scheduler._records[connection].phase is _Phase.DRAINING
 
     @invariant()
     def what_is_retired_is_in_use(self) -> None:
@@ -1301,7 +1313,7 @@ class History(RuleBasedStateMachine):
             if not all(waiter.fresh for waiter in queue):
                 for connection, known in own.items():
                     assert known.used >= known.capacity or self.is_retired(connection), "there is room"
-            if self.slots_of(key) == self.per_lane:
+            if self.slots_of(key) == self.per_key:
                 # A slot will be free, a request will leave, or the server will take some again.
                 if not any(known.used or not known.capacity for known in own.values()):
                     others = [connection.key for connection in self.closing]
@@ -1364,7 +1376,7 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
             pool.release(busy.pop(chance.randrange(len(busy))))
         for connection in list(pool.scheduler):
             if connection.told_to_close:
-                pool.scheduler.closed(connection)
+                pool.closed(connection)
         while pool.woken:
             waiter = pool.woken.pop(0)
             since = waiting.pop(waiter)
@@ -1386,11 +1398,11 @@ def test_a_held_connection_keeps_its_place_in_the_order_of_expiry() -> None:
     pool = Pool(expiry=10)
     first, second, third = (pool.connect() for _ in range(3))
     for time, connection in enumerate((first, second, third)):
-        pool.scheduler.released(connection, time)
+        pool.release(connection, time)
     since = pool.scheduler.idle_since(first)
     assert since == 0
-    assert pool.scheduler.hold(first)
+    assert pool.scheduler.reserve(first)
     assert pool.scheduler.idle_since(first) is None
-    pool.scheduler.released(first, since)
+    pool.release(first, since)
     assert pool.scheduler.idle == [first, second, third]
     assert pool.scheduler.expired(10) == [first]

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from trio_exchange import ConnectionNotAvailable
-from trio_exchange._connections.nursery import PoolNursery, State
+from trio_exchange._connections.nursery import PoolNursery, PoolState
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
@@ -20,14 +20,14 @@ class Idler:
         self.calls: list[str] = []
         self._slow = slow
 
-    async def keep_house(self) -> None:
+    async def run(self) -> None:
         self.calls.append("started")
         await trio.sleep_forever()
 
     def stop(self) -> None:
         self.calls.append("stop")
 
-    async def stopped(self) -> None:
+    async def wait_stopped(self) -> None:
         if self._slow:
             await trio.sleep(1)
         self.calls.append("stopped")
@@ -36,7 +36,7 @@ class Idler:
 class Faulty(Idler):
     """A service that fails to stop."""
 
-    async def stopped(self) -> None:
+    async def wait_stopped(self) -> None:
         raise ValueError("faulty")
 
 
@@ -81,7 +81,7 @@ async def test_its_life() -> None:
         pool_nursery.check_open()
     with pytest.raises(RuntimeError, match="can be entered only once; this one was closed, make another one"):
         await pool_nursery.start()
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
     assert services[0].calls == ["started", "stop", "stop", "stopped"]
     assert services[1].calls == ["started", "stop", "stopped"]
 
@@ -93,7 +93,7 @@ async def test_services_are_stopped_in_order(autojump_clock: trio.testing.MockCl
     pool_nursery.stop()
     await trio.sleep(0.5)
     assert "stop" not in last.calls
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
     assert "stop" in last.calls
 
 
@@ -102,7 +102,7 @@ async def test_a_crash_comes_out_at_the_end_without_the_cancellations_beside_it(
     crash = ValueError("crash")
     pool_nursery.start_soon(crash_when_cancelled, crash)
     await trio.testing.wait_all_tasks_blocked()
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
     assert pool_nursery.take_crash() is crash
     assert pool_nursery.take_crash() is None
 
@@ -113,11 +113,11 @@ async def test_cancelling_a_task_that_has_a_nursery_is_no_crash() -> None:
             nursery.start_soon(trio.sleep_forever)
             nursery.start_soon(trio.sleep_forever)
 
-    supervisor = await started()
-    supervisor.start_soon(two_tasks)
+    pool_nursery = await started()
+    pool_nursery.start_soon(two_tasks)
     await trio.testing.wait_all_tasks_blocked()
-    await supervisor.leave()
-    assert supervisor.take_crash() is None
+    await pool_nursery.stop_and_wait()
+    assert pool_nursery.take_crash() is None
 
 
 async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,14 +140,14 @@ async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptu
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
     assert "OSError: first" in caplog.text
     assert "ValueError: fourth" in caplog.text
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
     assert pool_nursery.take_crash() is first
 
 
 async def test_a_service_that_fails_to_stop_is_a_crash_and_everything_ends() -> None:
     pool_nursery = PoolNursery()
     await pool_nursery.start(Faulty())
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
     assert isinstance(pool_nursery.take_crash(), ValueError)
 
 
@@ -165,7 +165,7 @@ async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:
     pool_nursery.start_soon(look)
     await trio.testing.wait_all_tasks_blocked()
     assert seen == ["unset", "the caller's"]
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
 
 
 async def test_cancelled_while_it_starts() -> None:
@@ -175,7 +175,7 @@ async def test_cancelled_while_it_starts() -> None:
         await pool_nursery.start(Idler())
     assert scope.cancelled_caught
     assert state_of(pool_nursery) == "open"
-    await pool_nursery.leave()
+    await pool_nursery.stop_and_wait()
 
 
 async def test_stopped_while_it_starts() -> None:
@@ -184,13 +184,13 @@ async def test_stopped_while_it_starts() -> None:
 
         def task_spawned(self, _: trio.lowlevel.Task) -> None:
             states.append(pool_nursery.state)
-            if states != [State.STARTING]:
+            if states != [PoolState.STARTING]:
                 return
             with pytest.raises(RuntimeError, match="not entered"):
                 pool_nursery.check_open()
             pool_nursery.stop()
 
-    states: list[State] = []
+    states: list[PoolState] = []
     pool_nursery = PoolNursery()
     instrument = StopAtOnce()
     trio.lowlevel.add_instrument(instrument)
@@ -198,5 +198,5 @@ async def test_stopped_while_it_starts() -> None:
         await pool_nursery.start(Idler())
     finally:
         trio.lowlevel.remove_instrument(instrument)
-    await pool_nursery.ended()
+    await pool_nursery.wait_ended()
     assert state_of(pool_nursery) == "closed"

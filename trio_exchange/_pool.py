@@ -22,7 +22,7 @@ from ._connect.dialers import DirectDialer
 from ._connect.factory import TCP, ConnectionFactory, ConnectionKey, key_for
 from ._connect.network_stream import NetworkStream
 from ._connections.manager import Checkout, ConnectionManager
-from ._connections.nursery import PoolNursery, State
+from ._connections.nursery import PoolNursery, PoolState
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
 from ._entrypoints import check_runs_under_trio, drop_own_frames
@@ -166,7 +166,7 @@ class ConnectionPool:
         )
         limits = Limits(
             connections=_limit(1, "max_connections", max_connections),
-            per_lane=_limit(1, "max_connections_per_origin", max_connections_per_origin),
+            per_key=_limit(1, "max_connections_per_origin", max_connections_per_origin),
             idle=_limit(0, "max_keepalive_connections", max_keepalive_connections),
             expiry=keepalive_expiry,
         )
@@ -205,7 +205,7 @@ class ConnectionPool:
         try:
             await self._pool_nursery.start(*self._managers)
         except trio.Cancelled:
-            await self._pool_nursery.leave()
+            await self._pool_nursery.stop_and_wait()
             raise
         return self
 
@@ -217,7 +217,7 @@ class ConnectionPool:
         traceback: TracebackType | None,
     ) -> None:
         """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
-        await self._pool_nursery.leave()
+        await self._pool_nursery.stop_and_wait()
         crash = self._pool_nursery.take_crash()
         if crash is not None and exc_value is None:
             raise crash
@@ -235,7 +235,7 @@ class ConnectionPool:
         """
         async with self:
             task_status.started(self)
-            await self._pool_nursery.stop_requested()
+            await self._pool_nursery.wait_stop_requested()
 
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
@@ -254,12 +254,12 @@ class ConnectionPool:
         check_runs_under_trio()
         pool_nursery = self._pool_nursery
         pool_nursery.check_run()
-        if pool_nursery.state is State.NEW:
+        if pool_nursery.state is PoolState.NEW:
             self._closer_gets_crash = True
             await pool_nursery.start(*self._managers)
-        elif pool_nursery.state is State.STARTING:
+        elif pool_nursery.state is PoolState.STARTING:
             # Another task has just called this.
-            await pool_nursery.started()
+            await pool_nursery.wait_started()
         else:
             pool_nursery.check_open()
             await trio.lowlevel.checkpoint()
@@ -284,7 +284,7 @@ class ConnectionPool:
         self._pool_nursery.check_run()
         self._pool_nursery.stop()
         await trio.lowlevel.checkpoint()
-        await self._pool_nursery.ended()
+        await self._pool_nursery.wait_ended()
         crash = self._pool_nursery.take_crash() if self._closer_gets_crash else None
         if crash is not None:
             raise crash

@@ -98,7 +98,7 @@ async def _check_pool(pool: ConnectionPool) -> None:
     numbers = pool.statistics()
     check((numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0), f"the pool is {numbers}")
     for manager in pool._managers:
-        used = {held.used for held in manager.scheduler._held.values()}
+        used = {record.used for record in manager.scheduler._records.values()}
         check(used <= {0}, f"something is held of the connections: {used}")
 
 

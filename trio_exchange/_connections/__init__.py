@@ -1,5 +1,5 @@
-"""Which request gets which connection, and whose tasks the connections are.
+"""Which request uses which connection, and the tasks in which connections run.
 
-Knows connections by what they can carry, and makes those of either protocol.
+Treats connections by their capacity, whatever their protocol; creates those of both protocols.
 Imports the modules at the top of the package, `_connect` and `_http`.
 """

@@ -1,20 +1,22 @@
-"""Bringing requests to connections.
+"""Gives each request a connection, and keeps the pool's connections.
 
 Theory of operation.
 
-*Decisions* are the scheduler's. All that this module adds is waiting: for a ticket's grant, for the
-establishing of a connection, for the exchange. A ticket's grant and its cancellation exclude each other,
-because the waiting task is woken by the grant itself.
+*Decisions* are the scheduler's. This module carries them out: it waits for grants, establishes connections,
+runs exchanges, and closes what the scheduler returns to be closed. A request can't be granted a connection
+and be cancelled at once: the grant itself reschedules the waiting task, and Trio then no longer calls the
+task's abort function.
 
-*Ownership.* A connection is closed by its own task and by nobody else; requests only mark it. Its task is
-started, in the pool's context, in the same step that creates it. While it is being established it belongs
-to the requester's task, in a scope that the dispatcher knows so that `stop` can end it.
+*Ownership.* Each connection has a task, which alone closes it; requests only mark it for closing. The task
+is started, in the pool's context, in the same synchronous step that creates the connection. While a
+connection is being established, it belongs to the task of the request, in a cancel scope that the manager
+keeps so that `stop` can cancel it.
 
-*Housekeeping* is one task, once a second while there are connections: it closes idle connections that
-have expired, or that the kernel knows to be closed.
+*Idle connections* are checked by one task, once a second while there are connections. It closes those that
+have expired and those that the peer has closed.
 
-A pool has one dispatcher for its requests, and one for each proxy that is asked for tunnels: a tunnel is the
-answer to a request, and what carries it a connection like any other.
+A pool has one manager for its requests, and one for each proxy that opens tunnels. A tunnel is the response
+to a CONNECT request, and the connection that carries it is managed like any other.
 """
 
 from __future__ import annotations
@@ -43,28 +45,29 @@ from .._trace import Tracer, traced
 from .nursery import PoolNursery, pool_closed
 from .scheduler import DIAL, Limits, Scheduler, Waiter
 
-_HOUSEKEEPING_INTERVAL = 1.0
-# How long closing waits for those who dial to notice.
+# Seconds between two checks of the idle connections.
+_IDLE_CHECK_INTERVAL = 1.0
+# Seconds for which closing waits for cancelled dialling to end.
 _DIALLING_GRACE = 1.0
-# How often a request is sent again that the server has refused, and the first pause before that.
+# How many times a refused request is sent again, and how many seconds the first pause before that takes.
 _MOST_REFUSALS = 5
 _FIRST_PAUSE = 0.1
-# After so many refusals by connections that went away, a request is only sent as the first of a new one.
+# After this many refusals by connections that were going away, a request is only sent on a new connection.
 _SHARED_REFUSALS = 2
 
 
 class Checkout:
-    """One request's way to a connection, over however many grants it takes.
+    """The search of one request for a connection. It may take several grants.
 
     Args:
-        route: Where to.
-        waiting: The time that it may wait for a grant.
-        establish: How a connection is established where it has to be.
-        tracer: Who is told.
+        key: The key of the connections that the request can use.
+        waiting: How long the request may wait for grants.
+        establish: Establishes a connection, given a function that makes one attempt.
+        tracer: The tracer of the request, if it has one.
     """
 
     __slots__ = (
-        "begun",
+        "asked_before",
         "establish",
         "key",
         "refusals",
@@ -88,9 +91,10 @@ class Checkout:
         self.tracer = tracer
         wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
         self.waiter: Waiter[BaseConnection] = Waiter(key, wake)
-        self.begun = False
-        # How often the request was sent again, or waited again; how often the server had refused it; and
-        # whether it was repeated though the server may have acted on it.
+        # Whether the request has asked the scheduler for a connection before.
+        self.asked_before = False
+        # How many times the request was sent again or waited again. How many times the server refused it.
+        # Whether it was sent again although the server may have acted on it.
         self.repetitions = 0
         self.refusals = 0
         self.repeated = False
@@ -136,7 +140,7 @@ class Checkout:
         return pause
 
     async def pause(self, seconds: float) -> None:
-        """Wait before the request is sent again. It counts as waiting for a connection."""
+        """Wait before the request is sent again. The time counts as waiting for a grant."""
         if seconds:
             await self.waiting.spend(trio.sleep, seconds)
         else:
@@ -144,16 +148,16 @@ class Checkout:
 
 
 class ConnectionManager:
-    """The connections of a pool to one end, and the requests that want one.
+    """A set of connections with common limits, and the requests that wait for one of them.
 
     Args:
-        endpoint_for: What a route leads to.
-        limits: How many connections there may be.
-        settings: For them.
-        supervisor: Whose tasks they are.
+        factory_for: Gives for a key the factory of its connections.
+        limits: The limits of this set.
+        settings: The settings of each connection.
+        pool_nursery: Runs the tasks of the connections.
 
     Attributes:
-        scheduler: The connections, and who waits for them.
+        scheduler: Knows the connections and the waiting requests.
         opened: How many connections were established.
     """
 
@@ -169,39 +173,42 @@ class ConnectionManager:
         self._pool_nursery = pool_nursery
         self.scheduler: Scheduler[BaseConnection] = Scheduler(limits, self._may_share)
         self.opened: int = 0
-        self._owner = Owner(
-            self._released, self._capacity_changed, self.scheduler.closing, self._start_upload
-        )
-        # Those who dial: the scope that ends it, and what is set when it has ended.
-        self._diallers: dict[trio.CancelScope, trio.Event] = {}
-        # One may outlast its exchange, where the iterator has more to do after the content's last byte.
+        self._owner = Owner(self._released, self._capacity_changed, self._closing, self._start_upload)
+        # The cancel scope of each dialling, and an event that is set when the dialling has ended.
+        self._diallings: dict[trio.CancelScope, trio.Event] = {}
+        # An upload may outlast its exchange: a body iterator may go on after the last byte of the content.
         self._uploads: set[Upload] = set()
-        self._work = trio.Event()
+        # Set when there is a connection to check.
+        self._has_connections = trio.Event()
 
     def __iter__(self) -> Iterator[BaseConnection]:
         """The established connections, oldest first."""
         return iter(self.scheduler)
 
-    # -- The end.
+    # -- Closing.
 
     def stop(self) -> None:
-        """Refuse all requests, and close all connections. The supervisor is stopping."""
+        """Refuse all waiting requests, cancel all dialling and all uploads, and close all connections.
+
+        The pool's nursery refuses new requests from now on.
+        """
         self.scheduler.refuse_all(pool_closed)
-        for scope in self._diallers:
+        for scope in self._diallings:
             scope.cancel()
         for connection in list(self):
             connection.close_soon()
         for upload in self._uploads:
             upload.cancel()
-        self._work.set()
+        self._has_connections.set()
 
-    async def stopped(self) -> None:
+    async def wait_stopped(self) -> None:
         """Wait until all connections are closed.
 
-        Those who dial close their sockets; but they may run the user's code, which takes its time.
+        Wait for cancelled dialling too, so that its sockets are closed, but only for a limited time: it may
+        run the user's code.
         """
         with trio.move_on_after(_DIALLING_GRACE):
-            for ended in list(self._diallers.values()):
+            for ended in list(self._diallings.values()):
                 await ended.wait()
         for connection in list(self):
             await connection.closed.wait()
@@ -246,7 +253,15 @@ class ConnectionManager:
                 del info
 
     async def obtain(self, checkout: Checkout) -> BaseConnection:
-        """Get a connection that is ready for an exchange, which must begin without an await between."""
+        """Get a connection for an exchange, which must begin without a checkpoint in between.
+
+        Raises:
+            ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
+            PoolTimeout: The request waited too long for a grant.
+            ExchangeError: The connection could not be established.
+
+        When it is cancelled, a grant is given back and a connection being established is closed.
+        """
         while True:
             grant = await self._grant(checkout)
             if grant is DIAL:
@@ -259,15 +274,15 @@ class ConnectionManager:
     async def _grant(self, checkout: Checkout) -> Any:
         self._pool_nursery.check_open()
         waiter = checkout.waiter
-        self.scheduler.request(waiter, trio.current_time(), first=checkout.begun)
-        checkout.begun = True
+        self._close_all(self.scheduler.request(waiter, trio.current_time(), first=checkout.asked_before))
+        checkout.asked_before = True
         if waiter.grant is None:
             try:
                 await checkout.waiting.spend(self._wait_for_grant, checkout)
             except PoolTimeout as exc:
                 raise PoolTimeout(f"{exc}; {self._describe(checkout.key)}") from None
         if isinstance(waiter.grant, ConnectionNotAvailable):
-            # A copy, since the traceback of what is raised leads to the ticket.
+            # Raise a copy. The waiter keeps the original, whose traceback would refer to the waiter.
             raise copied(waiter.grant)
         return waiter.grant
 
@@ -279,7 +294,7 @@ class ConnectionManager:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _describe(self, key: ConnectionKey) -> str:
-        """What keeps a request for this route waiting."""
+        """Describe why a request for this key has to wait."""
         scheduler = self.scheduler
         limits = scheduler.limits
         states = [connection.state for connection in self]
@@ -292,14 +307,14 @@ class ConnectionManager:
                 parts.append(f"{states.count(state)} {state}")
         parts.append(f"{scheduler.connecting} connecting")
         in_all = _of_at_most(scheduler.slots, limits.connections)
-        to_origin = _of_at_most(scheduler.slots_of(key), limits.per_lane)
+        to_origin = _of_at_most(scheduler.slots_of(key), limits.per_key)
         return (
             f"connections: {in_all} ({', '.join(parts)}), to {key.origin}: {to_origin}; "
             f"other requests waiting: {scheduler.waiting}"
         )
 
     def longest_active(self) -> float | None:
-        """Seconds since the connection that has been in use longest came into use, None if none is."""
+        """How many seconds ago the longest active connection became active, None if none is active."""
         times = (
             self.scheduler.active_since(connection) for connection in self if connection.state == "active"
         )
@@ -325,9 +340,9 @@ class ConnectionManager:
         factory = self._factory_for(key)
         connect = functools.partial(factory.connect, key)
         scope = trio.CancelScope()
-        self._diallers[scope] = trio.Event()
+        self._diallings[scope] = trio.Event()
         try:
-            # The pool may have been closed since the grant.
+            # The pool may have been closed after the grant.
             self._pool_nursery.check_open()
             established: Connection | None = None
             with scope:
@@ -335,22 +350,22 @@ class ConnectionManager:
             if established is None:
                 raise pool_closed()
             if self._pool_nursery.stopping:
-                # It was established all the same, and there may be no task left to own it.
+                # The dialling ignored its cancellation. The pool's nursery may run no more tasks.
                 await close_forcefully(established.transport)
                 raise pool_closed()
         except BaseException:
-            self.scheduler.not_connected(key)
+            self._close_all(self.scheduler.not_connected(key))
             raise
         finally:
-            self._diallers.pop(scope).set()
+            self._diallings.pop(scope).set()
         connection = self._kind(key, factory, established)(
             established, key.origin, self._settings, self._owner
         )
         shared = isinstance(connection, HTTP2Connection)
-        self.scheduler.connected(key, connection, trio.current_time(), shared=shared)
+        self._close_all(self.scheduler.connected(key, connection, trio.current_time(), shared=shared))
         self.opened += 1
-        self._pool_nursery.start_in_pool_context(self._own, connection)
-        self._work.set()
+        self._pool_nursery.start_in_pool_context(self._run_connection, connection)
+        self._has_connections.set()
         return connection
 
     async def _establish(self, checkout: Checkout, connect: Establish) -> Connection:
@@ -358,7 +373,7 @@ class ConnectionManager:
             return await checkout.establish(connect)
         except ExchangeError as exc:
             if self._pool_nursery.stopping:
-                # Whatever failed, this is why.
+                # The closing of the pool is the cause of any failure.
                 raise pool_closed() from exc
             raise
 
@@ -372,57 +387,64 @@ class ConnectionManager:
     def _may_share(self, key: ConnectionKey) -> bool:
         return self._factory_for(key).may_share(key)
 
-    async def _own(self, connection: BaseConnection) -> None:
+    async def _run_connection(self, connection: BaseConnection) -> None:
         try:
             await connection.run()
         finally:
-            self.scheduler.closed(connection)
+            self._close_all(self.scheduler.closed(connection))
 
-    # -- What connections tell.
+    def _close_all(self, connections: list[BaseConnection]) -> None:
+        """Close the connections that the scheduler has decided to close."""
+        for connection in connections:
+            connection.close_soon()
+
+    # -- Called by connections (see `Owner`).
 
     def _start_upload(self, upload: Upload) -> None:
         self._uploads.add(upload)
-        self._pool_nursery.start_soon(self._carry, upload)
+        self._pool_nursery.start_soon(self._run_upload, upload)
 
-    async def _carry(self, upload: Upload) -> None:
+    async def _run_upload(self, upload: Upload) -> None:
         try:
             await upload.run()
         finally:
             self._uploads.discard(upload)
 
     def _released(self, connection: BaseConnection) -> None:
-        self.scheduler.released(connection, trio.current_time())
+        self._close_all(self.scheduler.released(connection, trio.current_time()))
 
     def _capacity_changed(self, connection: BaseConnection, capacity: int) -> None:
-        self.scheduler.capacity_changed(connection, capacity, trio.current_time())
+        self._close_all(self.scheduler.capacity_changed(connection, capacity, trio.current_time()))
 
-    # -- Housekeeping.
+    def _closing(self, connection: BaseConnection) -> None:
+        self._close_all(self.scheduler.closing(connection))
 
-    async def keep_house(self) -> None:
-        """The task that looks after idle connections."""
+    # -- Idle connections.
+
+    async def run(self) -> None:
+        """Check the idle connections once a second. This never returns."""
         while True:
             if not len(self.scheduler):
-                self._work = trio.Event()
-                await self._work.wait()
-            await trio.sleep(_HOUSEKEEPING_INTERVAL)
-            await self._look_after_idle()
+                self._has_connections = trio.Event()
+                await self._has_connections.wait()
+            await trio.sleep(_IDLE_CHECK_INTERVAL)
+            await self._check_idle_connections()
 
-    async def _look_after_idle(self) -> None:
-        # A function of its own, so that no local variable keeps a connection while there is nothing to do.
-        for connection in self.scheduler.expired(trio.current_time()):
-            self.scheduler.close(connection)
+    async def _check_idle_connections(self) -> None:
+        # A separate function, so that no local variable keeps a connection alive during the sleep.
+        self._close_all(self.scheduler.expired(trio.current_time()))
         for connection in self.scheduler.idle:
-            await self._look_after(connection)
+            await self._check_idle(connection)
 
-    async def _look_after(self, connection: Any) -> None:
+    async def _check_idle(self, connection: Any) -> None:
         readiness = connection.readiness()
         since = self.scheduler.idle_since(connection)
         if readiness is Readiness.QUIET or since is None:
             return
-        self.scheduler.hold(connection)
+        self.scheduler.reserve(connection)
         if readiness is Readiness.READABLE and await connection.still_open():
-            # What it was sent is no use of it, and does not put off its expiry.
-            self.scheduler.released(connection, since)
+            # What arrived does not count as use and does not put off the connection's expiry.
+            self._close_all(self.scheduler.released(connection, since))
         else:
             connection.decline()
 

@@ -1,24 +1,23 @@
-"""The nursery of a pool, and how long it lives.
+"""The nursery of a pool, and its lifetime.
 
-Theory of operation. A pool's tasks run in a nursery that a system task of Trio holds. The system task is
-started when the pool is opened, and ends when the pool is closed, at the latest with its `trio.run`. What
-follows from that:
+Theory of operation. A pool's tasks run in a nursery inside a Trio system task. The system task is started
+when the pool is opened. It ends when the pool is closed, or at the latest with `trio.run`. Hence:
 
-- A pool can be opened and closed in any task, in any order with other pools, and under cancel scopes that
-  end before it does: nothing of it lies on the cancel scopes of the task that opens it.
-- An error or a cancellation in the program reaches connections only through `stop`, so that a clean-up that
-  the program shields can still use them. A crash in a connection's task can't cancel the program.
+- A pool can be opened and closed in any task, in any order with other pools, and inside cancel scopes that
+  end before the pool does: the pool adds nothing to the cancel scopes of the task that opens it.
+- An error or a cancellation in the program reaches connections only through `stop`, so that clean-up code
+  that the program shields can still use them. A crash in a connection's task can't cancel the program.
 - Trio delivers Ctrl-C as a KeyboardInterrupt in the main task, at a checkpoint. No nursery of the pool is
-  open there, so it comes out as itself, not in a group.
+  open there, so the KeyboardInterrupt is not wrapped in an exception group.
 
-*Ctrl-C.* The pool's tasks are protected from KeyboardInterrupt (`_guard`, and
+*Ctrl-C.* The pool's tasks are protected from KeyboardInterrupt (`_run_guarded`, and
 `trio.lowlevel.enable_ki_protection` on the tasks that a connection starts), because it would end the wrong
-task and leave half-made state behind. So are the public entry points, in every task: a KeyboardInterrupt is
-raised at a checkpoint, where a cancellation may be raised as well, or in the program's own code. A body
-iterator and a callback are the program's code, and are not protected.
+task and leave an inconsistent state behind. The public entry points are protected too, in every task: a
+KeyboardInterrupt is raised at a checkpoint, where a cancellation might be raised as well, or in the program's
+own code. Body iterators and callbacks are the program's code and are not protected.
 
-*Crashes* are bugs here or in a connector's stream. They are logged at once, and the first is raised when the
-pool has been closed.
+*Crashes* are bugs in this library or in a connector's stream. Each is logged at once. The first is raised
+when the pool has been closed.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ _HOW_TO_OPEN = (
 
 
 class Service(Protocol):
-    """What runs in a pool's nursery, and has to be stopped before that ends."""
+    """A part of the pool that runs in its nursery and has to be stopped before the nursery is cancelled."""
 
-    async def keep_house(self) -> None:
-        """The service's own task, which never returns."""
+    async def run(self) -> None:
+        """Run the service's background task. This never returns."""
 
     def stop(self) -> None:
-        """Refuse new work, and begin to end what is under way."""
+        """Refuse waiting work, and begin to end the work that is under way."""
 
-    async def stopped(self) -> None:
-        """Wait until what `stop` has begun is done."""
+    async def wait_stopped(self) -> None:
+        """Wait until the work that `stop` has begun to end has ended."""
 
 
-class State(enum.Enum):
-    """How far a pool has come."""
+class PoolState(enum.Enum):
+    """The phase of a pool's life."""
 
     NEW = "new"
     STARTING = "starting"
     OPEN = "open"
-    # Its `trio.run` is ending. The pool can be opened in another one.
+    # The `trio.run` is ending. The pool can be opened again in another one.
     ENDING = "ending"
     CLOSED = "closed"
 
@@ -69,7 +68,7 @@ class PoolNursery:
     """The tasks of a pool."""
 
     def __init__(self) -> None:
-        self._state = State.NEW
+        self._state = PoolState.NEW
         self._services: tuple[Service, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -81,25 +80,25 @@ class PoolNursery:
         self._crash: BaseException | None = None
 
     @property
-    def state(self) -> State:
-        """How far the pool has come."""
+    def state(self) -> PoolState:
+        """The phase of the pool's life."""
         return self._state
 
     @property
     def stopping(self) -> bool:
-        """Whether no new connection has a nursery any more."""
-        return self._state is not State.OPEN
+        """Whether no more connections can be started."""
+        return self._state is not PoolState.OPEN
 
     def check_open(self) -> None:
-        """Check that requests can be made, here.
+        """Check that the pool is open in this `trio.run`.
 
         Raises:
-            RuntimeError: The pool is not open, or open in another `trio.run`.
-            ConnectionNotAvailable: It is closed.
+            RuntimeError: The pool has not been opened, or is open in another `trio.run`.
+            ConnectionNotAvailable: The pool is closed.
         """
         self.check_run()
-        if self._state is not State.OPEN:
-            if self._state in (State.NEW, State.STARTING):
+        if self._state is not PoolState.OPEN:
+            if self._state in (PoolState.NEW, PoolState.STARTING):
                 raise RuntimeError(f"the pool was not entered; {_HOW_TO_OPEN}")
             raise pool_closed()
 
@@ -107,30 +106,29 @@ class PoolNursery:
         """Check that the pool is not open in another `trio.run`.
 
         Raises:
-            RuntimeError: It is.
+            RuntimeError: The pool is open in another `trio.run`.
         """
         if self._token is not None and self._token is not trio.lowlevel.current_trio_token():
             raise RuntimeError("the pool is open in another trio.run; a pool serves one of them at a time")
 
-    # -- The beginning.
+    # -- Opening.
 
     async def start(self, *services: Service) -> None:
         """Start the pool's tasks, and wait until they run.
 
-        When it is cancelled, the tasks run all the same: call `leave`.
+        When this is cancelled, the tasks run all the same: call `stop_and_wait` to end them.
 
         Args:
-            services: They are stopped in this order.
+            services: The services to run. They are stopped in this order.
 
         Raises:
-            RuntimeError: It was started before.
+            RuntimeError: The pool was opened before.
         """
-        if self._state is not State.NEW:
-            hint = (
-                "was closed, make another one" if self._state is State.CLOSED else "is open, use it as it is"
-            )
+        if self._state is not PoolState.NEW:
+            closed = self._state is PoolState.CLOSED
+            hint = "was closed, make another one" if closed else "is open, use it as it is"
             raise RuntimeError(f"a pool can be entered only once; this one {hint}")
-        self._state = State.STARTING
+        self._state = PoolState.STARTING
         self._services = services
         self._token = trio.lowlevel.current_trio_token()
         self._context = contextvars.copy_context()
@@ -138,51 +136,54 @@ class PoolNursery:
         trio.lowlevel.spawn_system_task(
             self._run, name="trio_exchange.ConnectionPool", context=self._context.copy()
         )
-        await self.started()
+        await self.wait_started()
 
-    async def started(self) -> None:
-        """Wait until the pool's tasks run, which takes no longer than a turn of the scheduler."""
+    async def wait_started(self) -> None:
+        """Wait until the pool's tasks run, which takes one pass of Trio's run loop."""
         with trio.CancelScope(shield=True):
             await self._started.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _run(self) -> None:
-        """The system task. What it raises would be the end of the program, so that nothing may be raised."""
+        """Run the system task.
+
+        This must not raise: Trio ends the program when a system task crashes.
+        """
         try:
             async with trio.open_nursery() as self._nursery:
-                if self._state is State.STARTING:
-                    self._state = State.OPEN
+                if self._state is PoolState.STARTING:
+                    self._state = PoolState.OPEN
                 self._started.set()
                 for service in self._services:
-                    self.start_soon(service.keep_house)
+                    self.start_soon(service.run)
                 try:
-                    # It is cancelled when the main task has ended.
+                    # Trio cancels this when the main task has ended.
                     await self._stop_requested.wait()
                 finally:
-                    if self._state is State.OPEN:
-                        self._state = State.ENDING
+                    if self._state is PoolState.OPEN:
+                        self._state = PoolState.ENDING
                     with trio.CancelScope(shield=True):
-                        await self._guard(self._stop_services)
+                        await self._run_guarded(self._stop_services)
                     self._nursery.cancel_scope.cancel()
         finally:
             self._nursery = self._token = None
-            if self._state is State.ENDING:
-                self._state = State.NEW
+            if self._state is PoolState.ENDING:
+                self._state = PoolState.NEW
             self._ended.set()
 
     # -- Tasks.
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Start a task in the context of the caller."""
+        """Start a task with the caller's context variables."""
         assert self._nursery is not None
-        self._nursery.start_soon(self._guard, function, *args)
+        self._nursery.start_soon(self._run_guarded, function, *args)
 
     def start_in_pool_context(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Start a task that must not see, nor keep alive, the caller's context variables."""
+        """Start a task that must neither see nor keep alive the caller's context variables."""
         self._context.run(self.start_soon, function, *args)
 
     @trio.lowlevel.enable_ki_protection
-    async def _guard(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+    async def _run_guarded(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         try:
             await function(*args)
         except trio.Cancelled:
@@ -190,55 +191,55 @@ class PoolNursery:
         except BaseExceptionGroup as exc:
             cancelled, crash = exc.split(trio.Cancelled)
             if crash is not None:
-                self._note_crash(bare(crash))
+                self._record_crash(bare(crash))
             if cancelled is not None:
                 raise cancelled from None
         except BaseException as exc:
-            self._note_crash(exc)
+            self._record_crash(exc)
 
-    def _note_crash(self, crash: BaseException) -> None:
+    def _record_crash(self, crash: BaseException) -> None:
         _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
         self._crash = self._crash or crash
 
-    # -- The end.
+    # -- Closing.
 
     def stop(self) -> None:
-        """Let no more requests begin, end those that wait or are under way, and close the connections."""
-        if self._state in (State.STARTING, State.OPEN):
+        """Refuse new requests, end those that wait or are under way, and begin to close the connections."""
+        if self._state in (PoolState.STARTING, PoolState.OPEN):
             self._services[0].stop()
             self._stop_requested.set()
-        self._state = State.CLOSED
+        self._state = PoolState.CLOSED
 
     async def _stop_services(self) -> None:
         for service in self._services:
             service.stop()
-            await service.stopped()
+            await service.wait_stopped()
 
-    async def stop_requested(self) -> None:
+    async def wait_stop_requested(self) -> None:
         """Wait until the pool is told to close."""
         await self._stop_requested.wait()
 
-    async def ended(self) -> None:
+    async def wait_ended(self) -> None:
         """Wait until all tasks have ended."""
         await self._ended.wait()
 
-    async def leave(self) -> None:
-        """End all tasks and wait for them, also when cancelled."""
+    async def stop_and_wait(self) -> None:
+        """End all tasks and wait for them, even when cancelled."""
         self.stop()
         with trio.CancelScope(shield=True):
             try:
-                await self.ended()
+                await self.wait_ended()
             except BaseException:
-                # A KeyboardInterrupt is not held up by the shield. The second one need not wait.
-                await self.ended()
+                # The shield does not stop a KeyboardInterrupt. A second one ends the waiting.
+                await self.wait_ended()
                 raise
 
     def take_crash(self) -> BaseException | None:
-        """The first crash, once."""
+        """Return the first crash, and forget it."""
         crash, self._crash = self._crash, None
         return crash
 
 
 def pool_closed() -> ConnectionNotAvailable:
-    """The error of requests that come too late."""
+    """Make the error of requests to a pool that is closed."""
     return ConnectionNotAvailable("the connection pool is closed")

@@ -1,80 +1,76 @@
-"""Which request gets which connection: pure policy, without I/O, tasks or a clock.
+"""Decides which request uses which connection: pure policy, without I/O, tasks or a clock.
 
-Theory of operation. There are *slots*, at most `max_connections` of them, each of which holds one
-connection from the moment that somebody sets out to dial it until its socket is closed. Connections with
-the same route (key) and the requests that wait for one form a *lane*. A connection has a *capacity*, how
-many requests it can carry at once: one for HTTP/1.1, as many as the server allows for HTTP/2. A request
-brings a `Ticket`; it is granted either a share in a connection of its lane or a slot to dial a new one in
-(`CONNECT`), at once or later, and `Ticket.granted` is called when it was later.
+Theory of operation. The pool has at most `max_connections` *slots*. A connection takes up a slot from the
+moment its dialling starts until its socket is closed. The connections with the same key, and the requests
+that wait for one of them, form a *group*. A connection's *capacity* is the number of requests it can carry
+at once: one for HTTP/1.1, the server's limit for HTTP/2. A request asks with a `Waiter`, which is granted
+either a place on a connection of its group or a slot in which to dial a new one (`DIAL`). The grant is made
+at once or later; if later, `Waiter.granted` is called.
 
 The rules:
 
-1. Within a lane requests are served strictly in the order of their arrival.
-2. What a connection can carry goes to the first request that waits in its lane. A new request joins a
-   connection that carries others before it takes an idle one, and of those the one that was used last, so
-   that those not needed can expire.
-3. A lane that has waiting requests and may have more slots is *hungry*. A free slot goes to the hungry
-   lane that was served least recently. Where all slots are taken, the connection that has been idle
-   longest, of whatever lane, is closed to make room.
-4. No lane starves: a connection that would go to its own lane's next request is *retired* instead, to
-   make room, once a hungry lane has gone without for as many grants as all slots could carry, and nothing
-   is closing anyway. A retired connection takes no more requests and is closed after its last.
-5. A *fresh* ticket (a request whose connection turned out to be dead) is only ever granted `CONNECT`.
-   Where its own lane has no slot left, an idle connection of that lane is closed to make room.
-6. In a lane whose connections may be shared one request *leads*: while there is a slot whose connection's
-   capacity is not known yet, the lane takes no other. When it is known, whoever waits shares it; where
-   the connection turns out to be for one request at a time, this is remembered, and the lane takes as many
-   slots as it needs. If the leader fails, the next one leads.
+1. Requests of a group are served strictly in the order of their arrival.
+2. A place that becomes free on a connection goes to the first waiter of its group. A new request joins a
+   connection that carries other requests before it takes an idle one. Among idle connections it takes the
+   one used most recently, so that connections the pool does not need can expire.
+3. A group *awaits a slot* while it has waiters and may use another slot. A free slot goes to the group that
+   awaits one and was served least recently. If all slots are taken, the connection that has been idle
+   longest, in any group, is closed to make room.
+4. No group waits for ever. Once as many grants as all slots could carry have been made since a group began
+   to await a slot, and no connection is closing anyway, the next free connection of another group is
+   *drained* instead of reused: it takes no more requests and is closed after its last one.
+5. A *fresh* waiter (its request failed on a dead connection) is only ever granted `DIAL`. If its group can
+   have no more slots, an idle connection of that group is closed to make room.
+6. A group whose connections might be shared dials one connection at a time: while the capacity of one of
+   its connections is unknown, it takes no further slot. Once the capacity is known, the waiters share the
+   connection. If the connection turns out to carry one request at a time, the scheduler remembers this for
+   the key, and the group takes as many slots as it needs. If dialling fails, the next waiter dials.
 
-Every operation takes the same time however many connections and waiting requests there are: idle and
-shared connections and waiting tickets are in ordered dictionaries, and lanes that may take a slot are kept
-in the order of their turn.
+The scheduler never calls a connection. It decides that a connection is to be closed, counts it as closing
+from then on, and returns it to the caller, who closes it. Every method that may decide this returns the
+list.
 
-All methods are synchronous and leave the state consistent; that is why no lock exists. Time is an
-argument.
+Every operation takes the same time, however many connections and waiters there are: idle connections,
+connections with free places, and waiters are kept in ordered dictionaries, as are the groups that await a
+slot.
+
+All methods are synchronous and leave a consistent state, so no lock is needed. Time is an argument.
 """
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from .._exceptions import ConnectionNotAvailable
 
+C = TypeVar("C", bound=Hashable)
 
-class Closable(Protocol):
-    """What the scheduler must be able to do to a connection."""
-
-    def close_soon(self) -> None:
-        """Mark the connection for closing; its owner closes it and then tells `Scheduler.closed`."""
-
-
-C = TypeVar("C", bound=Closable)
-
-# How many lanes that can't be shared are remembered.
+# For how many keys the scheduler remembers that their connections can't be shared.
 _MOST_REMEMBERED = 10_000
 
 
 class _Dial:
     def __repr__(self) -> str:
-        return "CONNECT"
+        return "DIAL"
 
 
-#: The grant that says: dial a connection of your own.
+#: The grant that tells a request to dial a new connection.
 DIAL: Final = _Dial()
 
 
 class Waiter(Generic[C]):
-    """One request's place in a queue.
+    """A request's place in the queue of its group.
 
     Attributes:
-        key: The lane.
-        fresh: Whether only a new connection will do.
-        grant: A connection, `CONNECT`, an error, or None while it waits.
-        granted: Called when a ticket that waited got its grant.
+        key: The key of the group.
+        fresh: Whether the request needs a new connection.
+        grant: A connection, `DIAL`, an error, or None while the request waits.
+        granted: Called when the grant is made after the request had to wait.
     """
 
     __slots__ = ("fresh", "grant", "granted", "key")
@@ -88,94 +84,109 @@ class Waiter(Generic[C]):
 
 @dataclass(frozen=True)
 class Limits:
-    """How many connections there may be, and for how long.
+    """The limits of a pool.
 
     Attributes:
-        connections: Slots in all.
-        per_lane: Slots of one lane.
-        idle: Connections kept without a request.
-        expiry: Seconds for which they are kept, None for ever.
+        connections: The most slots in use at once.
+        per_key: The most of them with the same key.
+        idle: The most idle connections that are kept.
+        expiry: Seconds after which an idle connection expires, None for never.
     """
 
     connections: int = sys.maxsize
-    per_lane: int = sys.maxsize
+    per_key: int = sys.maxsize
     idle: int = sys.maxsize
     expiry: float | None = None
 
 
-class _Lane(Generic[C]):
-    __slots__ = ("closing", "exclusive", "idle", "served", "shared", "slots", "undecided", "waiting")
+class _Group(Generic[C]):
+    """The connections and the waiters of one key."""
+
+    __slots__ = ("closing", "exclusive", "idle", "last_served", "partly_used", "pending", "slots", "waiters")
 
     def __init__(self, *, exclusive: bool) -> None:
-        # Whether every request needs a connection of its own, as far as is known.
+        # Whether its connections carry one request at a time, as far as is known.
         self.exclusive = exclusive
+        # How many slots it has. How many of these have no connection yet, or one of unknown capacity. How
+        # many have a connection that is closing.
         self.slots = 0
-        # How many of the slots have a connection of unknown capacity, or none yet.
-        self.undecided = 0
-        # How many of the slots are about to become free.
+        self.pending = 0
         self.closing = 0
-        # Connections that can take a request: those without one, and those with.
+        # The connections that can take another request: those that carry none, and those that carry some.
         self.idle: OrderedDict[C, None] = OrderedDict()
-        self.shared: OrderedDict[C, None] = OrderedDict()
-        self.waiting: OrderedDict[Waiter[C], None] = OrderedDict()
-        # The count of grants, over all lanes, when this lane was last served or became hungry.
-        self.served = 0
+        self.partly_used: OrderedDict[C, None] = OrderedDict()
+        self.waiters: OrderedDict[Waiter[C], None] = OrderedDict()
+        # The scheduler's count of grants when the group was last served or began to await a slot.
+        self.last_served = 0
 
 
-class _Held(Generic[C]):
-    """What is known of a connection."""
+class _Phase(enum.Enum):
+    """The phase of a connection's life. Each connection passes through some of them, in this order."""
 
-    __slots__ = ("capacity", "closing", "decided", "draining", "key", "lane", "since", "used")
+    # Its capacity is not known yet. It carries the request that dialled it.
+    NEW = enum.auto()
+    OPEN = enum.auto()
+    # It takes no more requests and is closed after its last.
+    DRAINING = enum.auto()
+    CLOSING = enum.auto()
 
-    def __init__(self, key: Hashable, lane: _Lane[C], now: float, *, decided: bool) -> None:
+
+class _Record(Generic[C]):
+    """What the scheduler knows about a connection."""
+
+    __slots__ = ("active_since", "capacity", "group", "key", "phase", "used")
+
+    def __init__(self, key: Hashable, group: _Group[C], now: float, phase: _Phase) -> None:
         self.key = key
-        self.lane = lane
+        self.group = group
+        self.phase = phase
+        # How many requests it can carry at once, and how many it carries. A reservation counts as a request,
+        # but does not set `active_since`.
         self.capacity = 1
-        # How many requests it carries, and since when there has been one. A hold counts, but sets no time.
         self.used = 1
-        self.since: float | None = now
-        self.decided = decided
-        self.draining = False
-        self.closing = False
+        self.active_since: float | None = now
 
 
 class Scheduler(Generic[C]):
-    """The state of a pool: slots, connections and what they carry, waiting requests.
+    """The state of a pool: its slots, its connections and their requests, and the waiters.
 
     Args:
-        limits: How many connections there may be.
-        may_share: Whether the connections of a lane might carry several requests at once.
+        limits: The limits of the pool.
+        may_share: Tells for a key whether its connections might carry several requests at once.
     """
 
     def __init__(self, limits: Limits, may_share: Callable[[Any], bool]) -> None:
         self._limits = limits
         self._may_share = may_share
-        # Lanes that might have been shared but can't be, as was found out; the last ones found.
+        # The keys whose connections might have been shared, but turned out to carry one request at a time.
         self._exclusive: OrderedDict[Hashable, None] = OrderedDict()
-        self._lanes: dict[Hashable, _Lane[C]] = {}
-        self._hungry: OrderedDict[Hashable, _Lane[C]] = OrderedDict()
-        self._held: dict[C, _Held[C]] = {}
+        self._groups: dict[Hashable, _Group[C]] = {}
+        self._awaiting_slot: OrderedDict[Hashable, _Group[C]] = OrderedDict()
+        self._records: dict[C, _Record[C]] = {}
+        # The idle connections, and since when each has been idle.
         self._idle: OrderedDict[C, float] = OrderedDict()
         self._closing = 0
         self._connecting = 0
         self._waiting = 0
         self._grants = 0
+        # The connections that the present method has decided to close.
+        self._to_close: list[C] = []
 
-    # -- What is there.
+    # -- Inspection.
 
     @property
     def limits(self) -> Limits:
-        """How many connections there may be."""
+        """The limits of the pool."""
         return self._limits
 
     @property
     def slots(self) -> int:
         """How many slots are taken."""
-        return len(self._held) + self._connecting
+        return len(self._records) + self._connecting
 
     @property
     def connecting(self) -> int:
-        """How many slots are taken for a connection that is being dialled."""
+        """How many slots are taken by connections that are being dialled."""
         return self._connecting
 
     @property
@@ -184,224 +195,26 @@ class Scheduler(Generic[C]):
         return self._waiting
 
     def slots_of(self, key: Hashable) -> int:
-        """How many of the slots are taken by one lane."""
-        lane = self._lanes.get(key)
-        return 0 if lane is None else lane.slots
+        """How many slots are taken by connections with this key."""
+        group = self._groups.get(key)
+        return 0 if group is None else group.slots
 
     def active_since(self, connection: C) -> float | None:
-        """Since when a connection has carried requests without a pause, None if it carries none."""
-        held = self._held.get(connection)
-        return None if held is None else held.since
+        """When a connection last went from idle to active, None if it is not active."""
+        record = self._records.get(connection)
+        return None if record is None else record.active_since
 
     @property
     def idle(self) -> list[C]:
         """The idle connections, longest idle first."""
         return list(self._idle)
 
-    def __iter__(self) -> Iterator[C]:
-        """All connections, oldest first."""
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    # -- What a request does.
-
-    def request(self, waiter: Waiter[C], now: float, *, first: bool = False) -> None:
-        """Ask for a connection; the grant is set at once or later.
-
-        Args:
-            waiter: The request's place, not waiting yet.
-            now: The time, in seconds.
-            first: Whether it goes to the head of its lane's queue, because it had its turn before and
-                got a connection that was of no use.
-        """
-        waiter.grant = None
-        lane = self._lanes.get(waiter.key)
-        if lane is None:
-            lane = self._lanes[waiter.key] = _Lane(exclusive=self._is_exclusive(waiter.key))
-        # Where connections can take a request, whoever waits in the lane can't use them (rule 5), so that
-        # this is not pushing in.
-        grant: C | _Dial | None = None if waiter.fresh else self._connection_for(lane, now)
-        if grant is None and (first or not lane.waiting):
-            grant = self._slot_for(lane)
-        if grant is not None:
-            self._serve(waiter.key, lane)
-            waiter.grant = grant
-            return
-        lane.waiting[waiter] = None
-        if first:
-            lane.waiting.move_to_end(waiter, last=False)
-        self._waiting += 1
-        self._update_hunger(waiter.key, lane)
-        self._make_room()
-        self._make_room_in(lane)
-
-    def _is_exclusive(self, key: Hashable) -> bool:
-        return key in self._exclusive or not self._may_share(key)
-
-    def _connection_for(self, lane: _Lane[C], now: float) -> C | None:
-        while lane.shared:
-            connection = next(iter(lane.shared))
-            held = self._held[connection]
-            if not self._another_starves(held):
-                self._use(connection, held, now)
-                return connection
-            self._drain(connection, held)
-        while lane.idle:
-            connection = next(reversed(lane.idle))
-            if not self._has_expired(self._idle[connection], now):
-                self._use(connection, self._held[connection], now)
-                return connection
-            self.close(connection)
-        return None
-
-    def _slot_for(self, lane: _Lane[C]) -> _Dial | None:
-        # A hungry lane has its turn before a new request.
-        if self._hungry or self.slots >= self._limits.connections or not self._may_dial(lane):
-            return None
-        self._take_slot(lane)
-        return DIAL
-
-    def abandon(self, waiter: Waiter[C]) -> None:
-        """Give up a place in the queue. The ticket must be waiting."""
-        lane = self._lanes[waiter.key]
-        del lane.waiting[waiter]
-        self._waiting -= 1
-        self._update_hunger(waiter.key, lane)
-        self._forget_if_empty(waiter.key, lane)
-
-    def connected(self, key: Hashable, connection: C, now: float, *, shared: bool) -> None:
-        """A `CONNECT` was used: the slot holds this connection, busy with the request that dialled it.
-
-        Args:
-            key: The lane.
-            connection: The connection.
-            now: The time, in seconds.
-            shared: Whether it can carry several requests, once `capacity_changed` has told how many.
-        """
-        lane = self._lanes[key]
-        self._connecting -= 1
-        self._held[connection] = _Held(key, lane, now, decided=not shared)
-        if shared:
-            lane.exclusive = False
-            self._exclusive.pop(key, None)
-            self._update_hunger(key, lane)
-        else:
-            lane.exclusive = True
-            if self._may_share(key):
-                self._remember_exclusive(key)
-            self._decided(key, lane)
-
-    def _remember_exclusive(self, key: Hashable) -> None:
-        self._exclusive[key] = None
-        self._exclusive.move_to_end(key)
-        if len(self._exclusive) > _MOST_REMEMBERED:
-            self._exclusive.popitem(last=False)
-
-    def not_connected(self, key: Hashable) -> None:
-        """A `CONNECT` could not be used: its slot is free."""
-        self._connecting -= 1
-        self._lanes[key].undecided -= 1
-        self._free_slot(key)
-
-    # -- What a connection does.
-
-    def released(self, connection: C, now: float) -> None:
-        """A request has left a connection, or it is held no more."""
-        held = self._held.get(connection)
-        if held is None:
-            return
-        held.used -= 1
-        if not held.used:
-            held.since = None
-            if held.draining:
-                self._close(connection, held)
-        self._offer(connection, held, now)
-
-    def capacity_changed(self, connection: C, capacity: int, now: float) -> None:
-        """A shared connection can carry so many requests from now on; those it carries it keeps."""
-        held = self._held.get(connection)
-        if held is None or held.closing or held.draining:
-            return
-        held.capacity = capacity
-        self._offer(connection, held, now)
-        if not held.decided:
-            held.decided = True
-            self._decided(held.key, held.lane)
-
-    def _decided(self, key: Hashable, lane: _Lane[C]) -> None:
-        lane.undecided -= 1
-        self._update_hunger(key, lane)
-        self._hand_out_slots()
-        self._make_room()
-
-    def _offer(self, connection: C, held: _Held[C], now: float) -> None:
-        """Let those who wait have what a connection can carry, then put it where it can be found."""
-        lane = held.lane
-        while lane.waiting and held.used < held.capacity and not held.closing:
-            if next(iter(lane.waiting)).fresh or self._another_starves(held):
-                self._drain(connection, held)
-            else:
-                self._use(connection, held, now)
-                self._hand_over(held.key, lane, connection)
-        if held.closing:
-            return
-        self._place(connection, held)
-        if not held.used and connection not in self._idle:
-            self._keep_idle(connection, now)
-
-    def _keep_idle(self, connection: C, now: float) -> None:
-        out_of_order = self._idle and now < next(reversed(self._idle.values()))
-        self._idle[connection] = now
-        if out_of_order:
-            # One that was held. This is rare, so that putting it into its place may cost something.
-            self._idle = OrderedDict(sorted(self._idle.items(), key=lambda item: item[1]))
-        if len(self._idle) > self._limits.idle:
-            self.close(next(iter(self._idle)))
-        self._make_room()
-
-    def _another_starves(self, held: _Held[C]) -> bool:
-        # What is closing already makes room for the first.
-        if self._closing or not self._hungry:
-            return False
-        first, lane = next(iter(self._hungry.items()))
-        return first != held.key and (
-            self._grants - lane.served >= self._limits.connections * max(1, held.capacity)
-        )
-
-    def _drain(self, connection: C, held: _Held[C]) -> None:
-        """Let a connection carry no more requests than it does, and close it after the last."""
-        held.draining = True
-        held.capacity = 0
-        self._place(connection, held)
-        if not held.used:
-            self._close(connection, held)
-        elif self._hungry:
-            # This is the starving lane's help for now.
-            next(iter(self._hungry.values())).served = self._grants
-
-    def close(self, connection: C) -> None:
-        """Close a connection, whatever it is doing."""
-        self._close(connection, self._held[connection])
-
-    def hold(self, connection: C) -> bool:
-        """Take an idle connection out of use, to look after it.
-
-        Returns:
-            Whether it was idle. If so, `released` (with the time since when it was) or `close` it soon.
-        """
-        if connection not in self._idle:
-            return False
-        self._use(connection, self._held[connection], None)
-        return True
-
     def idle_since(self, connection: C) -> float | None:
-        """Since when a connection has been idle, None if it is not."""
+        """When a connection became idle, None if it is not idle."""
         return self._idle.get(connection)
 
     def expired(self, now: float) -> list[C]:
-        """The idle connections that have been so for too long."""
+        """The idle connections that have expired."""
         expired = []
         for connection, since in self._idle.items():
             if not self._has_expired(since, now):
@@ -409,128 +222,386 @@ class Scheduler(Generic[C]):
             expired.append(connection)
         return expired
 
-    def closing(self, connection: C) -> None:
-        """A connection has been marked for closing, by whomever; it is used no more."""
-        held = self._held.get(connection)
-        if held is None or held.closing:
-            return
-        held.closing = True
-        held.capacity = 0
-        self._closing += 1
-        held.lane.closing += 1
-        self._idle.pop(connection, None)
-        self._place(connection, held)
-        if not held.decided:
-            held.decided = True
-            self._decided(held.key, held.lane)
+    def __iter__(self) -> Iterator[C]:
+        """All established connections, oldest first."""
+        return iter(self._records)
 
-    def closed(self, connection: C) -> None:
-        """A connection's socket is closed: its slot is free."""
-        self.closing(connection)
-        held = self._held.pop(connection)
-        self._closing -= 1
-        held.lane.closing -= 1
-        self._free_slot(held.key)
+    def __len__(self) -> int:
+        return len(self._records)
+
+    # -- Called for requests.
+
+    def request(self, waiter: Waiter[C], now: float, *, first: bool = False) -> list[C]:
+        """Ask for a connection. The grant is made at once or later.
+
+        Args:
+            waiter: The request's place in the queue; it must not be waiting already.
+            now: The time, in seconds.
+            first: Whether to put the waiter at the head of its group's queue, because an earlier grant turned
+                out to be useless.
+
+        Returns:
+            The connections to close.
+        """
+        waiter.grant = None
+        group = self._groups.get(waiter.key)
+        if group is None:
+            group = self._groups[waiter.key] = _Group(exclusive=self._is_exclusive(waiter.key))
+        # This overtakes no request: while the group has free places, only fresh waiters wait (rule 5).
+        grant: C | _Dial | None = None if waiter.fresh else self._take_place(group, now)
+        if grant is None and (first or not group.waiters):
+            grant = self._take_free_slot(group)
+        if grant is None:
+            self._enqueue(waiter, group, first=first)
+        else:
+            self._count_grant(waiter.key, group)
+            waiter.grant = grant
+        return self._take_to_close()
+
+    def abandon(self, waiter: Waiter[C]) -> None:
+        """Remove a waiter from its queue. It must be waiting."""
+        group = self._groups[waiter.key]
+        del group.waiters[waiter]
+        self._waiting -= 1
+        self._update_awaiting_slot(waiter.key, group)
+        self._forget_if_empty(waiter.key, group)
 
     def refuse_all(self, error: Callable[[], ConnectionNotAvailable]) -> None:
-        """Grant every waiting request an error."""
-        for key, lane in list(self._lanes.items()):
-            while lane.waiting:
-                waiter = self._pop_waiting(lane)
+        """Grant an error to every waiter.
+
+        Args:
+            error: Makes the error, one for each waiter.
+        """
+        for key, group in list(self._groups.items()):
+            while group.waiters:
+                waiter = self._pop_waiter(group)
                 waiter.grant = error()
                 waiter.granted()
-            self._update_hunger(key, lane)
-            self._forget_if_empty(key, lane)
+            self._update_awaiting_slot(key, group)
+            self._forget_if_empty(key, group)
 
-    # -- State changes that the above are made of.
+    def connected(self, key: Hashable, connection: C, now: float, *, shared: bool) -> list[C]:
+        """Put a new connection into the slot of a `DIAL` grant. It carries the request that dialled it.
+
+        Args:
+            key: The key of the grant.
+            connection: The connection.
+            now: The time, in seconds.
+            shared: Whether it can carry several requests. `capacity_changed` tells later how many.
+
+        Returns:
+            The connections to close.
+        """
+        group = self._groups[key]
+        self._connecting -= 1
+        self._records[connection] = _Record(key, group, now, _Phase.NEW if shared else _Phase.OPEN)
+        if shared:
+            group.exclusive = False
+            self._exclusive.pop(key, None)
+            self._update_awaiting_slot(key, group)
+        else:
+            group.exclusive = True
+            if self._may_share(key):
+                self._remember_exclusive(key)
+            self._settle_pending(key, group)
+        return self._take_to_close()
+
+    def not_connected(self, key: Hashable) -> list[C]:
+        """Free the slot of a `DIAL` grant, because dialling failed.
+
+        Returns:
+            The connections to close.
+        """
+        self._connecting -= 1
+        self._groups[key].pending -= 1
+        self._free_slot(key)
+        return self._take_to_close()
+
+    # -- Called for connections.
+
+    def released(self, connection: C, now: float) -> list[C]:
+        """Note that a request has left a connection, or that a reservation has ended.
+
+        Returns:
+            The connections to close.
+        """
+        record = self._records.get(connection)
+        if record is not None:
+            record.used -= 1
+            if not record.used:
+                record.active_since = None
+                if record.phase is _Phase.DRAINING:
+                    self._close(connection, record)
+            self._offer(connection, record, now)
+        return self._take_to_close()
+
+    def capacity_changed(self, connection: C, capacity: int, now: float) -> list[C]:
+        """Set how many requests a shared connection can carry. It keeps those it carries already.
+
+        Returns:
+            The connections to close.
+        """
+        record = self._records.get(connection)
+        if record is not None and record.phase in (_Phase.NEW, _Phase.OPEN):
+            is_new = record.phase is _Phase.NEW
+            record.phase = _Phase.OPEN
+            record.capacity = capacity
+            self._offer(connection, record, now)
+            if is_new:
+                self._settle_pending(record.key, record.group)
+        return self._take_to_close()
+
+    def reserve(self, connection: C) -> bool:
+        """Reserve an idle connection, so that no request gets it while its liveness is checked.
+
+        Returns:
+            Whether the connection was idle. If so, soon either call `released`, with the time since when it
+            had been idle, or close the connection.
+        """
+        if connection not in self._idle:
+            return False
+        self._use(connection, self._records[connection], None)
+        return True
+
+    def closing(self, connection: C) -> list[C]:
+        """Note that a connection is being closed. No request gets it any more.
+
+        Returns:
+            Other connections to close.
+        """
+        record = self._records.get(connection)
+        if record is not None and record.phase is not _Phase.CLOSING:
+            self._mark_closing(connection, record)
+        return self._take_to_close()
+
+    def closed(self, connection: C) -> list[C]:
+        """Free the slot of a connection whose socket is closed.
+
+        Returns:
+            Other connections to close.
+        """
+        record = self._records[connection]
+        if record.phase is not _Phase.CLOSING:
+            self._mark_closing(connection, record)
+        del self._records[connection]
+        self._closing -= 1
+        record.group.closing -= 1
+        self._free_slot(record.key)
+        return self._take_to_close()
+
+    def _take_to_close(self) -> list[C]:
+        to_close, self._to_close = self._to_close, []
+        return to_close
+
+    # -- Waiters and grants.
+
+    def _enqueue(self, waiter: Waiter[C], group: _Group[C], *, first: bool) -> None:
+        group.waiters[waiter] = None
+        if first:
+            group.waiters.move_to_end(waiter, last=False)
+        self._waiting += 1
+        self._update_awaiting_slot(waiter.key, group)
+        self._make_room()
+        self._make_room_in(group)
+
+    def _pop_waiter(self, group: _Group[C]) -> Waiter[C]:
+        waiter, _ = group.waiters.popitem(last=False)
+        self._waiting -= 1
+        return waiter
+
+    def _grant_to_first(self, key: Hashable, group: _Group[C], grant: C | _Dial) -> None:
+        waiter = self._pop_waiter(group)
+        self._count_grant(key, group)
+        self._update_awaiting_slot(key, group)
+        waiter.grant = grant
+        waiter.granted()
+
+    def _count_grant(self, key: Hashable, group: _Group[C]) -> None:
+        """Count a grant, and move the group to the end of those that await a slot."""
+        self._grants += 1
+        group.last_served = self._grants
+        if key in self._awaiting_slot:
+            self._awaiting_slot.move_to_end(key)
+
+    def _update_awaiting_slot(self, key: Hashable, group: _Group[C]) -> None:
+        if group.waiters and self._may_dial(group):
+            if key not in self._awaiting_slot:
+                group.last_served = self._grants
+                self._awaiting_slot[key] = group
+        else:
+            self._awaiting_slot.pop(key, None)
+
+    def _forget_if_empty(self, key: Hashable, group: _Group[C]) -> None:
+        if group.slots == 0 and not group.waiters:
+            self._groups.pop(key, None)
+
+    # -- Slots.
+
+    def _may_dial(self, group: _Group[C]) -> bool:
+        return group.slots < self._limits.per_key and (group.exclusive or not group.pending)
+
+    def _take_free_slot(self, group: _Group[C]) -> _Dial | None:
+        # The groups that await a slot come before a new request.
+        if self._awaiting_slot or self.slots >= self._limits.connections or not self._may_dial(group):
+            return None
+        self._take_slot(group)
+        return DIAL
+
+    def _take_slot(self, group: _Group[C]) -> None:
+        group.slots += 1
+        group.pending += 1
+        self._connecting += 1
+
+    def _settle_pending(self, key: Hashable, group: _Group[C]) -> None:
+        """Note that one pending slot's connection has a known capacity now, or is closing."""
+        group.pending -= 1
+        self._update_awaiting_slot(key, group)
+        self._grant_free_slots()
+        self._make_room()
+
+    def _free_slot(self, key: Hashable) -> None:
+        group = self._groups[key]
+        group.slots -= 1
+        self._update_awaiting_slot(key, group)
+        self._grant_free_slots()
+        self._make_room()
+        self._forget_if_empty(key, group)
+
+    def _grant_free_slots(self) -> None:
+        while self._awaiting_slot and self.slots < self._limits.connections:
+            key, group = next(iter(self._awaiting_slot.items()))
+            self._take_slot(group)
+            self._grant_to_first(key, group, DIAL)
+
+    def _make_room(self) -> None:
+        """Close idle connections until as many are closing as there are groups that await a slot."""
+        while self._idle and self._closing < len(self._awaiting_slot):
+            self._close_longest_idle(self._idle)
+
+    def _make_room_in(self, group: _Group[C]) -> None:
+        """Close an idle connection of a full group if a fresh waiter needs its slot.
+
+        A waiter that is not fresh would have got the idle connection.
+        """
+        if group.idle and not group.closing and group.slots >= self._limits.per_key:
+            self._close_longest_idle(group.idle)
+
+    def _is_exclusive(self, key: Hashable) -> bool:
+        return key in self._exclusive or not self._may_share(key)
+
+    def _remember_exclusive(self, key: Hashable) -> None:
+        self._exclusive[key] = None
+        self._exclusive.move_to_end(key)
+        if len(self._exclusive) > _MOST_REMEMBERED:
+            self._exclusive.popitem(last=False)
+
+    # -- Connections.
+
+    def _take_place(self, group: _Group[C], now: float) -> C | None:
+        """Use a free place on one of the group's connections, if it has one."""
+        while group.partly_used:
+            connection = next(iter(group.partly_used))
+            record = self._records[connection]
+            if not self._must_drain(record):
+                self._use(connection, record, now)
+                return connection
+            self._drain(connection, record)
+        while group.idle:
+            connection = next(reversed(group.idle))
+            record = self._records[connection]
+            if not self._has_expired(self._idle[connection], now):
+                self._use(connection, record, now)
+                return connection
+            self._close(connection, record)
+        return None
+
+    def _offer(self, connection: C, record: _Record[C], now: float) -> None:
+        """Grant a connection's free places to the waiters of its group. Note it as idle if it is."""
+        group = record.group
+        while group.waiters and record.used < record.capacity:
+            if next(iter(group.waiters)).fresh or self._must_drain(record):
+                self._drain(connection, record)
+            else:
+                self._use(connection, record, now)
+                self._grant_to_first(record.key, group, connection)
+        if record.phase is _Phase.CLOSING:
+            return
+        self._update_free_places(connection, record)
+        if not record.used and connection not in self._idle:
+            self._keep_idle(connection, now)
+
+    def _use(self, connection: C, record: _Record[C], active_since: float | None) -> None:
+        record.used += 1
+        if record.active_since is None:
+            record.active_since = active_since
+        self._idle.pop(connection, None)
+        self._update_free_places(connection, record)
+
+    def _update_free_places(self, connection: C, record: _Record[C]) -> None:
+        """Put a connection where its group looks for free places, or take it away."""
+        group = record.group
+        if record.used >= record.capacity:
+            group.idle.pop(connection, None)
+            group.partly_used.pop(connection, None)
+        elif record.used:
+            group.idle.pop(connection, None)
+            group.partly_used[connection] = None
+        else:
+            group.partly_used.pop(connection, None)
+            group.idle[connection] = None
+
+    def _keep_idle(self, connection: C, now: float) -> None:
+        out_of_order = self._idle and now < next(reversed(self._idle.values()))
+        self._idle[connection] = now
+        if out_of_order:
+            # It was reserved. This is rare, so the cost of sorting does not matter.
+            self._idle = OrderedDict(sorted(self._idle.items(), key=lambda item: item[1]))
+        if len(self._idle) > self._limits.idle:
+            self._close_longest_idle(self._idle)
+        self._make_room()
 
     def _has_expired(self, idle_since: float, now: float) -> bool:
         expiry = self._limits.expiry
         return expiry is not None and now - idle_since >= expiry
 
-    def _use(self, connection: C, held: _Held[C], since: float | None) -> None:
-        held.used += 1
-        if held.since is None:
-            held.since = since
+    def _must_drain(self, record: _Record[C]) -> bool:
+        """Whether a connection has to give up its slot to the group that has awaited one longest (rule 4)."""
+        # A connection that is closing already frees a slot for that group.
+        if self._closing or not self._awaiting_slot:
+            return False
+        key, group = next(iter(self._awaiting_slot.items()))
+        return key != record.key and (
+            self._grants - group.last_served >= self._limits.connections * max(1, record.capacity)
+        )
+
+    def _drain(self, connection: C, record: _Record[C]) -> None:
+        """Let a connection take no more requests, and close it after its last one."""
+        if not record.used:
+            self._close(connection, record)
+            return
+        record.phase = _Phase.DRAINING
+        record.capacity = 0
+        self._update_free_places(connection, record)
+        if self._awaiting_slot:
+            # The slot will go to the group that awaits one longest. Its count starts again, so that no other
+            # connection is drained for it at once.
+            next(iter(self._awaiting_slot.values())).last_served = self._grants
+
+    def _close_longest_idle(self, idle: OrderedDict[C, Any]) -> None:
+        connection = next(iter(idle))
+        self._close(connection, self._records[connection])
+
+    def _close(self, connection: C, record: _Record[C]) -> None:
+        self._to_close.append(connection)
+        self._mark_closing(connection, record)
+
+    def _mark_closing(self, connection: C, record: _Record[C]) -> None:
+        is_new = record.phase is _Phase.NEW
+        record.phase = _Phase.CLOSING
+        record.capacity = 0
+        self._closing += 1
+        record.group.closing += 1
         self._idle.pop(connection, None)
-        self._place(connection, held)
-
-    def _place(self, connection: C, held: _Held[C]) -> None:
-        """Put a connection among those of its lane that can take a request, or away."""
-        lane = held.lane
-        if held.used >= held.capacity:
-            lane.idle.pop(connection, None)
-            lane.shared.pop(connection, None)
-        elif held.used:
-            lane.idle.pop(connection, None)
-            lane.shared[connection] = None
-        else:
-            lane.shared.pop(connection, None)
-            lane.idle[connection] = None
-
-    def _close(self, connection: C, held: _Held[C]) -> None:
-        self.closing(connection)
-        connection.close_soon()
-
-    def _pop_waiting(self, lane: _Lane[C]) -> Waiter[C]:
-        waiter, _ = lane.waiting.popitem(last=False)
-        self._waiting -= 1
-        return waiter
-
-    def _serve(self, key: Hashable, lane: _Lane[C]) -> None:
-        """Count a grant, and send the lane to the end of the hungry ones."""
-        self._grants += 1
-        lane.served = self._grants
-        if key in self._hungry:
-            self._hungry.move_to_end(key)
-
-    def _hand_over(self, key: Hashable, lane: _Lane[C], grant: C | _Dial) -> None:
-        waiter = self._pop_waiting(lane)
-        self._serve(key, lane)
-        self._update_hunger(key, lane)
-        waiter.grant = grant
-        waiter.granted()
-
-    def _may_dial(self, lane: _Lane[C]) -> bool:
-        return lane.slots < self._limits.per_lane and (lane.exclusive or not lane.undecided)
-
-    def _take_slot(self, lane: _Lane[C]) -> None:
-        lane.slots += 1
-        lane.undecided += 1
-        self._connecting += 1
-
-    def _free_slot(self, key: Hashable) -> None:
-        lane = self._lanes[key]
-        lane.slots -= 1
-        self._update_hunger(key, lane)
-        self._hand_out_slots()
-        self._make_room()
-        self._forget_if_empty(key, lane)
-
-    def _hand_out_slots(self) -> None:
-        while self._hungry and self.slots < self._limits.connections:
-            key, lane = next(iter(self._hungry.items()))
-            self._take_slot(lane)
-            self._hand_over(key, lane, DIAL)
-
-    def _make_room(self) -> None:
-        """Close idle connections for the hungry lanes, one for each that no closing one will serve."""
-        while self._idle and self._closing < len(self._hungry):
-            self.close(next(iter(self._idle)))
-
-    def _make_room_in(self, lane: _Lane[C]) -> None:
-        """Close an idle connection of a full lane, for the fresh ticket that waits in spite of it."""
-        if lane.idle and not lane.closing and lane.slots >= self._limits.per_lane:
-            self.close(next(iter(lane.idle)))
-
-    def _update_hunger(self, key: Hashable, lane: _Lane[C]) -> None:
-        if lane.waiting and self._may_dial(lane):
-            if key not in self._hungry:
-                lane.served = self._grants
-                self._hungry[key] = lane
-        else:
-            self._hungry.pop(key, None)
-
-    def _forget_if_empty(self, key: Hashable, lane: _Lane[C]) -> None:
-        if lane.slots == 0 and not lane.waiting:
-            self._lanes.pop(key, None)
+        self._update_free_places(connection, record)
+        if is_new:
+            self._settle_pending(record.key, record.group)
