@@ -30,7 +30,7 @@ class FakeConnection:
         return f"<{self.key}{self.number}>"
 
 
-FakeTicket = Waiter[FakeConnection]
+FakeWaiter = Waiter[FakeConnection]
 
 
 class Pool:
@@ -47,16 +47,16 @@ class Pool:
             Limits(connections, per_key, idle, expiry), may_share=lambda key: key.startswith("h2")
         )
         self.now = 0.0
-        self.woken: list[FakeTicket] = []
+        self.woken: list[FakeWaiter] = []
         self.made = 0
 
-    def request(self, key: str = "a", *, fresh: bool = False, first: bool = False) -> FakeTicket:
-        waiter: FakeTicket = Waiter(key, lambda: self.woken.append(waiter))
+    def request(self, key: str = "a", *, fresh: bool = False, first: bool = False) -> FakeWaiter:
+        waiter: FakeWaiter = Waiter(key, lambda: self.woken.append(waiter))
         waiter.fresh = fresh
         self._close_all(self.scheduler.request(waiter, self.now, first=first))
         return waiter
 
-    def connected(self, waiter: FakeTicket, *, shared: bool = False) -> FakeConnection:
+    def connected(self, waiter: FakeWaiter, *, shared: bool = False) -> FakeConnection:
         assert waiter.grant is DIAL
         self.made += 1
         connection = FakeConnection(str(waiter.key), self.made)
@@ -107,9 +107,9 @@ class Pool:
 
     def is_empty(self) -> bool:
         """Whether nothing at all is kept."""
-        held: dict[str, Any] = vars(self.scheduler)
+        kept: dict[str, Any] = vars(self.scheduler)
         containers = ("_groups", "_awaiting_slot", "_records", "_idle", "_to_close")
-        return not any(held[name] for name in containers) and self.scheduler.slots == 0
+        return not any(kept[name] for name in containers) and self.scheduler.slots == 0
 
 
 def test_a_first_request_is_told_to_connect() -> None:
@@ -124,7 +124,7 @@ def test_a_first_request_is_told_to_connect() -> None:
     assert pool.woken == []
 
 
-def test_an_idle_connection_is_granted_to_its_own_lane_only() -> None:
+def test_an_idle_connection_is_granted_to_its_own_group_only() -> None:
     pool = Pool()
     connection = pool.idle("a")
     assert pool.request("b").grant is DIAL
@@ -174,7 +174,7 @@ def test_an_abandoned_place_is_passed_over() -> None:
     assert gone.grant is None
 
 
-def test_an_abandoned_lane_is_forgotten() -> None:
+def test_an_abandoned_group_is_forgotten() -> None:
     pool = Pool(connections=1)
     busy = pool.connect("a")
     pool.scheduler.abandon(pool.request("b"))
@@ -236,7 +236,7 @@ def test_a_connection_marked_for_closing_under_way_does_not_become_idle() -> Non
     assert pool.is_empty()
 
 
-def test_free_slots_go_to_the_lane_served_least_recently() -> None:
+def test_free_slots_go_to_the_group_served_least_recently() -> None:
     pool = Pool(connections=3)
     busy = [pool.connect(key) for key in "abc"]
     waiters = [pool.request(key) for key in "aabbcc"]
@@ -247,7 +247,7 @@ def test_free_slots_go_to_the_lane_served_least_recently() -> None:
     assert all(waiter.grant is DIAL for waiter in waiters)
 
 
-def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
+def test_the_connection_idle_longest_makes_room_for_another_group() -> None:
     pool = Pool(connections=3)
     connections = {key: pool.connect(key) for key in "abc"}
     for key in "bca":
@@ -260,7 +260,7 @@ def test_the_connection_idle_longest_makes_room_for_another_lane() -> None:
     assert [key for key in "abc" if connections[key].told_to_close] == ["b", "c"]
 
 
-def test_one_connection_closes_for_one_hungry_lane() -> None:
+def test_one_connection_closes_for_one_group_that_awaits_a_slot() -> None:
     pool = Pool(connections=2)
     one, two = pool.connect("a"), pool.connect("b")
     pool.request("c")
@@ -279,7 +279,7 @@ def test_a_connection_released_while_others_wait_makes_room() -> None:
     assert waiting.grant is DIAL
 
 
-def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
+def test_nothing_is_closed_for_a_group_at_its_own_limit() -> None:
     pool = Pool(connections=2, per_key=1)
     busy = pool.connect("a")
     other = pool.idle("b")
@@ -290,7 +290,7 @@ def test_nothing_is_closed_for_a_lane_at_its_own_limit() -> None:
     assert waiting.grant is busy
 
 
-def test_a_lane_at_its_own_limit_leaves_the_slots_to_others() -> None:
+def test_a_group_at_its_own_limit_leaves_the_slots_to_others() -> None:
     pool = Pool(connections=2, per_key=1)
     busy = pool.connect("a")
     waiting = pool.request("a")
@@ -300,7 +300,7 @@ def test_a_lane_at_its_own_limit_leaves_the_slots_to_others() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_no_lane_starves_behind_a_busy_one(slots: int) -> None:
+def test_no_group_starves_behind_a_busy_one(slots: int) -> None:
     pool = Pool(connections=slots)
     busy = [pool.connect("a") for _ in range(slots)]
     for _ in range(10 * slots):
@@ -316,8 +316,8 @@ def test_no_lane_starves_behind_a_busy_one(slots: int) -> None:
     assert starving.grant is DIAL
 
 
-def test_a_starving_lane_costs_a_busy_one_a_single_connection() -> None:
-    """While one connection is closing for it, the others go on serving their own lane."""
+def test_a_starving_group_costs_a_busy_one_a_single_connection() -> None:
+    """While one connection is closing for it, the others go on serving their own group."""
     pool = Pool(connections=3)
     busy = [pool.connect("a") for _ in range(3)]
     for _ in range(30):
@@ -330,14 +330,14 @@ def test_a_starving_lane_costs_a_busy_one_a_single_connection() -> None:
     assert [connection.told_to_close for connection in busy].count(True) == 1
 
 
-def test_a_fresh_ticket_is_only_granted_a_new_connection() -> None:
+def test_a_fresh_waiter_is_only_granted_a_new_connection() -> None:
     pool = Pool(connections=2)
     idle = pool.idle()
     assert pool.request(fresh=True).grant is DIAL
     assert not idle.told_to_close
 
 
-def test_room_is_made_for_a_fresh_ticket() -> None:
+def test_room_is_made_for_a_fresh_waiter() -> None:
     pool = Pool(connections=1)
     idle = pool.idle()
     fresh = pool.request(fresh=True)
@@ -347,7 +347,7 @@ def test_room_is_made_for_a_fresh_ticket() -> None:
     assert fresh.grant is DIAL
 
 
-def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
+def test_room_is_made_for_a_fresh_waiter_in_a_full_group() -> None:
     pool = Pool(per_key=2)
     idle, busy = pool.idle(), pool.request(fresh=True)
     pool.release(pool.connected(busy))
@@ -358,7 +358,7 @@ def test_room_is_made_for_a_fresh_ticket_in_a_full_lane() -> None:
     assert fresh.grant is DIAL
 
 
-def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
+def test_a_released_connection_makes_room_for_a_fresh_waiter() -> None:
     pool = Pool(connections=1)
     busy = pool.connect()
     fresh = pool.request(fresh=True, first=True)
@@ -368,7 +368,7 @@ def test_a_released_connection_makes_room_for_a_fresh_ticket() -> None:
     assert fresh.grant is DIAL
 
 
-def test_who_waits_behind_a_fresh_ticket_is_passed_by_those_who_can_use_what_is_idle() -> None:
+def test_who_waits_behind_a_fresh_waiter_is_passed_by_those_who_can_use_what_is_idle() -> None:
     pool = Pool(connections=2)
     pool.connect("b")
     idle = pool.idle()
@@ -410,7 +410,7 @@ def test_connections_are_kept_for_ever_without_an_expiry() -> None:
     assert pool.request().grant is connection
 
 
-def test_a_held_connection_is_out_of_use() -> None:
+def test_a_reserved_connection_is_out_of_use() -> None:
     pool = Pool(connections=1)
     connection = pool.idle()
     assert pool.scheduler.reserve(connection)
@@ -435,7 +435,7 @@ def test_since_when_a_connection_is_active() -> None:
     assert active_since(connection) == pool.now
     pool.release(connection)
     assert active_since(connection) is None
-    # To be looked after is no activity.
+    # A reservation is no activity.
     assert pool.scheduler.reserve(connection)
     assert active_since(connection) is None
     pool.release(connection)
@@ -463,7 +463,7 @@ def test_a_shared_connection_is_active_since_it_carries_any_request() -> None:
     assert pool.scheduler.active_since(connection) == pool.now
 
 
-def test_how_many_slots_a_lane_has() -> None:
+def test_how_many_slots_a_group_has() -> None:
     pool = Pool()
     pool.connect("a")
     pool.connect("a")
@@ -487,7 +487,7 @@ def test_all_who_wait_are_refused_at_once() -> None:
 # -- Connections that carry several requests.
 
 
-def grants_of(waiters: Iterable[FakeTicket]) -> list[object]:
+def grants_of(waiters: Iterable[FakeWaiter]) -> list[object]:
     return [waiter.grant for waiter in waiters]
 
 
@@ -495,13 +495,13 @@ def closes(connection: FakeConnection) -> bool:
     return connection.told_to_close
 
 
-def test_in_a_lane_that_may_be_shared_one_request_leads() -> None:
+def test_in_a_group_that_may_be_shared_one_request_leads() -> None:
     pool = Pool()
     leader, *others = (pool.request("h2") for _ in range(4))
     assert leader.grant is DIAL
     assert grants_of(others) == [None] * 3
     assert (pool.scheduler.slots, pool.scheduler.waiting) == (1, 3)
-    # Another lane has a leader of its own.
+    # Another group has a leader of its own.
     assert pool.request("h2 too").grant is DIAL
 
 
@@ -603,7 +603,7 @@ def test_a_leader_that_waits_can_be_abandoned() -> None:
     assert pool.woken == [third]
 
 
-def test_where_connections_are_for_one_request_the_lane_takes_all_the_slots_it_needs() -> None:
+def test_where_connections_are_for_one_request_the_group_takes_all_the_slots_it_needs() -> None:
     pool = Pool(connections=3)
     waiters = [pool.request("h2") for _ in range(5)]
     pool.connected(waiters[0], shared=False)
@@ -624,7 +624,7 @@ def test_what_is_remembered_can_change() -> None:
     assert grants_of(pool.request("h2") for _ in range(3)) == [DIAL, None, None]
 
 
-def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> None:
+def test_a_group_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> None:
     pool = Pool(connections=3)
     pool.closed(pool.connected(pool.request("h2"), shared=False))
     one, two = pool.request("h2"), pool.request("h2")
@@ -632,20 +632,20 @@ def test_a_lane_that_turns_out_to_be_shared_no_longer_has_a_turn_for_slots() -> 
     waiting = pool.request("h2")
     shared = pool.connected(one, shared=True)
     pool.closed(other)
-    assert grants_of([waiting]) == [None], "two connections of the lane are undecided"
+    assert grants_of([waiting]) == [None], "two connections of the group are undecided"
     assert pool.request("b").grant is DIAL
     pool.set_capacity(shared, 10)
     assert waiting.grant is shared
     assert two.grant is DIAL
 
 
-def test_lanes_that_can_not_be_shared_anyway_are_not_remembered() -> None:
+def test_groups_that_can_not_be_shared_anyway_are_not_remembered() -> None:
     pool = Pool()
     pool.connect("a")
     assert not pool.scheduler._exclusive
 
 
-def test_no_more_lanes_are_remembered_than_is_reasonable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_groups_are_remembered_than_is_reasonable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "_MOST_REMEMBERED", 3)
     pool = Pool()
     for key in ("h2 1", "h2 2", "h2 3", "h2 1", "h2 4"):
@@ -732,7 +732,7 @@ def test_an_idle_connection_without_capacity_is_not_granted_but_goes_on_being_id
     assert pool.request("h2").grant is connection
 
 
-def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> None:
+def test_an_idle_connection_without_capacity_makes_room_for_its_own_group() -> None:
     pool = Pool(connections=1)
     connection = pool.connect_shared(0)
     waiting = pool.request("h2")
@@ -743,7 +743,7 @@ def test_an_idle_connection_without_capacity_makes_room_for_its_own_lane() -> No
     assert waiting.grant is DIAL
 
 
-def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
+def test_a_reserved_connection_without_capacity_stays_out_of_use() -> None:
     pool = Pool()
     connection = pool.connect_shared(0)
     pool.release(connection)
@@ -754,7 +754,7 @@ def test_a_held_connection_without_capacity_stays_out_of_use() -> None:
     assert pool.request("h2").grant is DIAL
 
 
-def test_a_held_connection_can_be_shared_meanwhile() -> None:
+def test_a_reserved_connection_can_be_shared_meanwhile() -> None:
     pool = Pool()
     connection = pool.connect_shared(2)
     pool.release(connection)
@@ -784,8 +784,8 @@ def test_a_connection_that_is_closing_has_no_capacity() -> None:
 
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("capacity", [1, 3, 10])
-def test_no_lane_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
-    """As many grants as all slots could carry, then a connection is retired: closed after its last."""
+def test_no_group_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
+    """As many grants as all slots could carry, then a connection is drained: closed after its last."""
     pool = Pool(connections=slots)
     busy = []
     for _ in range(slots):
@@ -815,7 +815,7 @@ def test_no_lane_starves_behind_a_shared_one(slots: int, capacity: int) -> None:
     assert starving.grant is DIAL
 
 
-def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -> None:
+def test_a_new_request_does_not_join_a_connection_while_another_group_starves() -> None:
     pool = Pool(connections=1)
     connection = pool.connect_shared(4)
     starving = pool.request("b")
@@ -831,7 +831,7 @@ def test_a_new_request_does_not_join_a_connection_while_another_lane_starves() -
     assert starving.grant is DIAL
 
 
-def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
+def test_a_drained_connection_is_help_enough_for_as_many_grants_again() -> None:
     pool = Pool(connections=3)
     one, two = pool.connect_shared(1), pool.connect_shared(1)
     for connection in (one, two):
@@ -858,14 +858,14 @@ def test_a_retired_connection_is_help_enough_for_as_many_grants_again() -> None:
     assert starving.grant is DIAL
 
 
-def test_a_fresh_ticket_does_not_share() -> None:
+def test_a_fresh_waiter_does_not_share() -> None:
     pool = Pool()
     connection = pool.connect_shared(9)
     assert pool.request("h2", fresh=True).grant is DIAL
     assert pool.request("h2").grant is connection
 
 
-def test_for_a_fresh_ticket_that_waits_a_connection_is_retired() -> None:
+def test_for_a_fresh_waiter_that_waits_a_connection_is_drained() -> None:
     pool = Pool(connections=1)
     connection = pool.connect_shared(9)
     assert pool.request("h2").grant is connection
@@ -909,11 +909,11 @@ def calls_of(action: Callable[[], object]) -> int:
     return calls
 
 
-def turnover(size: int, lanes: int) -> Callable[[], object]:
+def turnover(size: int, groups: int) -> Callable[[], object]:
     """Every operation on a full pool in which `size` connections are busy and `size` requests wait."""
     pool = Pool(connections=size)
-    busy = [pool.connect(f"lane {number % lanes}") for number in range(size)]
-    waiting = [pool.request(f"lane {number % lanes}") for number in range(size)]
+    busy = [pool.connect(f"group {number % groups}") for number in range(size)]
+    waiting = [pool.request(f"group {number % groups}") for number in range(size)]
 
     def operations() -> None:
         pool.release(busy[0])
@@ -925,16 +925,16 @@ def turnover(size: int, lanes: int) -> Callable[[], object]:
         pool.closed(busy[2])
         pool.not_connected(pool.woken[-1].key)
         pool.request("new")
-        pool.request("lane 0", first=True)
+        pool.request("group 0", first=True)
         assert len(pool.woken) == 4
 
     return operations
 
 
-def reuse(size: int, lanes: int) -> Callable[[], object]:
+def reuse(size: int, groups: int) -> Callable[[], object]:
     """Every operation on a full pool in which `size` connections are idle."""
     pool = Pool(connections=size, idle=size, expiry=5.0)
-    busy = [pool.connect(f"lane {number % lanes}") for number in range(size)]
+    busy = [pool.connect(f"group {number % groups}") for number in range(size)]
     for connection in busy[:-2]:
         pool.release(connection)
     pool.now = 1.0
@@ -956,10 +956,10 @@ def reuse(size: int, lanes: int) -> Callable[[], object]:
     return operations
 
 
-def sharing(size: int, lanes: int) -> Callable[[], object]:
+def sharing(size: int, groups: int) -> Callable[[], object]:
     """Every operation on a full pool of `size` shared connections, for which `size` requests wait."""
     pool = Pool(connections=size + 1)
-    keys = [f"h2 {number % lanes}" for number in range(size)]
+    keys = [f"h2 {number % groups}" for number in range(size)]
     shared = [pool.connect_shared(1, key) for key in keys]
     leader = pool.request(keys[0])
     waiting = [pool.request(key) for key in keys]
@@ -985,10 +985,10 @@ def sharing(size: int, lanes: int) -> Callable[[], object]:
     return operations
 
 
-def joining(size: int, lanes: int) -> Callable[[], object]:
+def joining(size: int, groups: int) -> Callable[[], object]:
     """Every operation on a full pool of `size` connections that have room."""
     pool = Pool(connections=size, expiry=5.0)
-    keys = [f"h2 {number % lanes}" for number in range(size)]
+    keys = [f"h2 {number % groups}" for number in range(size)]
     shared = [pool.connect_shared(1, key) for key in keys]
     for connection in shared:
         pool.set_capacity(connection, 3)
@@ -1013,17 +1013,17 @@ def joining(size: int, lanes: int) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("scenario", [turnover, reuse, sharing, joining])
-@pytest.mark.parametrize("many_lanes", [False, True])
+@pytest.mark.parametrize("many_groups", [False, True])
 def test_the_cost_does_not_grow_with_the_pool(
-    scenario: Callable[[int, int], Callable[[], object]], many_lanes: bool
+    scenario: Callable[[int, int], Callable[[], object]], many_groups: bool
 ) -> None:
-    small, large = (calls_of(scenario(size, size if many_lanes else 1)) for size in (100, 10_000))
+    small, large = (calls_of(scenario(size, size if many_groups else 1)) for size in (100, 10_000))
     assert large == small
 
 
 # -- All rules at once.
 
-LANES = st.sampled_from(["a", "b", "h2 a", "h2 b"])
+KEYS = st.sampled_from(["a", "b", "h2 a", "h2 b"])
 
 
 @dataclass
@@ -1031,7 +1031,7 @@ class Known:
     """What the model knows of a connection.
 
     Attributes:
-        used: How many requests it carries, or hold it.
+        used: How many requests it carries, a reservation included.
         capacity: How many it can carry.
         decided: Whether this is known already.
     """
@@ -1044,7 +1044,7 @@ class Known:
 class History(RuleBasedStateMachine):
     """Random histories of a small pool, checked against what everybody could observe.
 
-    The model knows what each ticket and connection is doing, and the order of each lane's queue; the
+    The model knows what each waiter and connection is doing, and the order of each group's queue; the
     decisions themselves are only checked, not predicted.
     """
 
@@ -1052,14 +1052,14 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.slots = 0
         self.pool = Pool()
-        self.queues: dict[str, list[FakeTicket]] = {key: [] for key in ("a", "b", "h2 a", "h2 b")}
+        self.queues: dict[str, list[FakeWaiter]] = {key: [] for key in ("a", "b", "h2 a", "h2 b")}
         # Lanes of which it is known that every request needs a connection of its own.
         self.exclusive = {"a", "b"}
-        self.dialling: list[FakeTicket] = []
+        self.dialling: list[FakeWaiter] = []
         self.open_: dict[FakeConnection, Known] = {}
         self.closing: list[FakeConnection] = []
-        # Each connection once for each request that it carries, or for each that holds it; also those
-        # that were closed under a request.
+        # Each connection once for each request that it carries, and for a reservation; also those that were
+        # closed under a request.
         self.users: list[FakeConnection] = []
         self.idle: dict[FakeConnection, float] = {}
         # A connection of which something becomes free: the next request may have it whatever the expiry.
@@ -1079,7 +1079,7 @@ class History(RuleBasedStateMachine):
     # What the pool may do.
 
     @precondition(lambda self: self.slots)
-    @rule(key=LANES, fresh=st.booleans(), first=st.booleans())
+    @rule(key=KEYS, fresh=st.booleans(), first=st.booleans())
     def request(self, key: str, fresh: bool, first: bool) -> None:
         queue = self.queues[key]
         waited = list(queue)
@@ -1092,7 +1092,7 @@ class History(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.slots)
-    @rule(key=LANES, count=st.integers(2, 8))
+    @rule(key=KEYS, count=st.integers(2, 8))
     def burst(self, key: str, count: int) -> None:
         for _ in range(count):
             self.request(key, fresh=False, first=False)
@@ -1110,7 +1110,7 @@ class History(RuleBasedStateMachine):
     def connected(self, data: st.DataObject, shared: bool) -> None:
         self.connect(data.draw(st.sampled_from(self.dialling)), shared=shared)
 
-    def connect(self, waiter: FakeTicket, *, shared: bool) -> None:
+    def connect(self, waiter: FakeWaiter, *, shared: bool) -> None:
         key = str(waiter.key)
         shared = shared and key.startswith("h2")
         self.dialling.remove(waiter)
@@ -1167,7 +1167,7 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.idle)
     @rule(data=st.data())
-    def hold(self, data: st.DataObject) -> None:
+    def reserve(self, data: st.DataObject) -> None:
         connection = data.draw(st.sampled_from(list(self.idle)))
         assert self.pool.scheduler.reserve(connection)
         self.use(connection)
@@ -1234,8 +1234,8 @@ class History(RuleBasedStateMachine):
         self.users.append(connection)
         self.idle.pop(connection, None)
 
-    def take(self, waiter: FakeTicket) -> None:
-        """A ticket got its grant: check that it may have it."""
+    def take(self, waiter: FakeWaiter) -> None:
+        """A waiter got its grant: check that it may have it."""
         key = str(waiter.key)
         queue = self.queues[key]
         grant = waiter.grant
@@ -1256,7 +1256,7 @@ class History(RuleBasedStateMachine):
         queue.remove(waiter)
 
     def undecided(self, key: str) -> int:
-        """How many slots of a lane have a connection of unknown capacity, or none yet."""
+        """How many slots of a group have a connection of unknown capacity, or none yet."""
         connections = [c for c, known in self.open_.items() if not (known.decided or c.told_to_close)]
         return sum(c.key == key for c in connections) + sum(waiter.key == key for waiter in self.dialling)
 
@@ -1296,12 +1296,12 @@ class History(RuleBasedStateMachine):
             waiter.key == key for waiter in self.dialling
         )
 
-    def is_retired(self, connection: FakeConnection) -> bool:
+    def is_drained(self, connection: FakeConnection) -> bool:
         return self.pool.scheduler._records[connection].phase is _Phase.DRAINING
 
     @invariant()
-    def what_is_retired_is_in_use(self) -> None:
-        assert not any(self.is_retired(connection) for connection in self.idle)
+    def what_is_drained_is_in_use(self) -> None:
+        assert not any(self.is_drained(connection) for connection in self.idle)
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
@@ -1312,7 +1312,7 @@ class History(RuleBasedStateMachine):
             own = {connection: known for connection, known in self.open_.items() if connection.key == key}
             if not all(waiter.fresh for waiter in queue):
                 for connection, known in own.items():
-                    assert known.used >= known.capacity or self.is_retired(connection), "there is room"
+                    assert known.used >= known.capacity or self.is_drained(connection), "there is room"
             if self.slots_of(key) == self.per_key:
                 # A slot will be free, a request will leave, or the server will take some again.
                 if not any(known.used or not known.capacity for known in own.values()):
@@ -1349,13 +1349,13 @@ TestHistories.settings = settings(max_examples=200, stateful_step_count=40, dead
 
 @pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
-    """While every connection is released in turn, a lane's first request waits a bounded number of grants."""
+def test_no_group_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
+    """While every connection is released in turn, a group's first request waits a bounded number of grants."""
     chance = random.Random(seed)
     slots, keys = 4, ["a" if capacity == 1 else "h2", *"bcdef"]
     pool = Pool(connections=slots)
     grants = 0
-    waiting: dict[FakeTicket, int] = {}
+    waiting: dict[FakeWaiter, int] = {}
     busy: list[FakeConnection] = []
     longest = 0
 
@@ -1366,7 +1366,7 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
             pool.woken.append(waiter)
 
     for _ in range(3000):
-        # The first lane asks all the time, the others now and then, one request at a time.
+        # The first group asks all the time, the others now and then, one request at a time.
         while sum(waiter.key == keys[0] for waiter in waiting) < 2 * slots * capacity:
             ask(keys[0])
         for key in keys[1:]:
@@ -1394,7 +1394,7 @@ def test_no_lane_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
     assert 0 < longest <= capacity * slots + 2 * len(keys) * capacity
 
 
-def test_a_held_connection_keeps_its_place_in_the_order_of_expiry() -> None:
+def test_a_reserved_connection_keeps_its_place_in_the_order_of_expiry() -> None:
     pool = Pool(expiry=10)
     first, second, third = (pool.connect() for _ in range(3))
     for time, connection in enumerate((first, second, third)):

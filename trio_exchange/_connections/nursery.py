@@ -191,13 +191,13 @@ class PoolNursery:
         except BaseExceptionGroup as exc:
             cancelled, crash = exc.split(trio.Cancelled)
             if crash is not None:
-                self._record_crash(bare(crash))
+                self._note_crash(bare(crash))
             if cancelled is not None:
                 raise cancelled from None
         except BaseException as exc:
-            self._record_crash(exc)
+            self._note_crash(exc)
 
-    def _record_crash(self, crash: BaseException) -> None:
+    def _note_crash(self, crash: BaseException) -> None:
         _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
         self._crash = self._crash or crash
 
