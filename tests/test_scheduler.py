@@ -1350,7 +1350,7 @@ TestHistories.settings = settings(max_examples=200, stateful_step_count=40, dead
 @pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_group_waits_for_more_than_its_turn(seed: int, capacity: int) -> None:
-    """While every connection is released in turn, a group's first request waits a bounded number of grants."""
+    """While connections are released in turn, a group's first request waits a bounded number of grants."""
     chance = random.Random(seed)
     slots, keys = 4, ["a" if capacity == 1 else "h2", *"bcdef"]
     pool = Pool(connections=slots)
