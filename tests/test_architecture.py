@@ -50,7 +50,7 @@ FOLDERS = {
     "_proxies": ["environment", "http", "socks", "chain"],
 }
 # What a program sees. It may import from all folders.
-SURFACE = ["_pool", "_api", "testing", "__init__"]
+SURFACE = ["_options", "_stream_context", "_pool", "_api", "testing", "__init__"]
 
 # Each module imports only from those above it.
 ORDER = [

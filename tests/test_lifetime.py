@@ -305,6 +305,29 @@ def test_a_crash_at_the_end_of_the_run_is_logged(caplog: pytest.LogCaptureFixtur
     assert "Crash" in caplog.text
 
 
+def test_the_end_of_a_block_raises_a_crash_though_the_pool_was_opened_without_one_before() -> None:
+    made: list[tuple[ConnectionPool, MemoryConnector]] = []
+
+    async def without_block() -> None:
+        connector = WrappingConnector(await background_nursery(), respond, Crashing)
+        made.append((ConnectionPool(connector=connector), connector))
+        await made[0][0].open()
+
+    async def with_block() -> None:
+        pool, connector = made[0]
+        connector._nursery = await background_nursery()
+        async with pool:
+            await pool.request("GET", URL)
+            await pool.aclose()
+            closed.append(pool)
+
+    closed: list[ConnectionPool] = []
+    trio.run(without_block)
+    with pytest.raises(Crash):
+        trio.run(with_block)
+    assert closed == [made[0][0]]
+
+
 async def test_closing_ends_requests_of_other_tasks() -> None:
     pool = ConnectionPool(connector=MemoryConnector(await background_nursery(), mute), max_connections=1)
 

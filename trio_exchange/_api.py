@@ -1,4 +1,4 @@
-"""TODO _api."""
+"""Functions that send one request each, with a pool that is opened for it and closed after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ._entrypoints import drop_own_frames
 from ._exceptions import ExchangeError
 from ._fields import HeaderTypes
 from ._models import Request, Response
-from ._pool import ConnectionPool, StreamContext
+from ._pool import ConnectionPool
+from ._stream_context import StreamContext
 from ._timeouts import TimeoutTypes, with_timeout
 from ._urls import URL
 
@@ -27,9 +28,9 @@ async def request(
     extensions: Mapping[str, Any] | None = None,
     timeout: TimeoutTypes | None = None,
 ) -> Response:
-    """Send a request on a connection of its own, and read the whole response.
+    """Send a request on a new connection, and read the whole response.
 
-    Arguments, errors and what cancellation does are those of `ConnectionPool.request`.
+    The arguments, the errors and the effect of cancellation are those of `ConnectionPool.request`.
     """
     try:
         async with ConnectionPool() as pool:
@@ -50,13 +51,13 @@ def stream(
     extensions: Mapping[str, Any] | None = None,
     timeout: TimeoutTypes | None = None,
 ) -> StreamContext:
-    """Send a request on a connection of its own; the response is the `async with` block's.
+    """Send a request on a new connection, and give its response to an `async with` block.
 
-    Arguments, errors and what cancellation does are those of `ConnectionPool.stream`.
+    The arguments, the errors and the effect of cancellation are those of `ConnectionPool.stream`.
     """
     extensions = with_timeout(extensions, timeout)
     return StreamContext(
         ConnectionPool(),
         Request(method, url, headers=headers, content=content, extensions=extensions),
-        own_pool=True,
+        opens_pool=True,
     )
