@@ -1,6 +1,6 @@
 """An HTTP client for Trio: HTTP/1.1 and HTTP/2, from connection pools that own their connections.
 
-A single request, on a connection of its own:
+A single request, on a new connection:
 
     response = await trio_exchange.request("GET", "https://www.example.com/")
 
@@ -13,9 +13,9 @@ Any number of requests, on connections that a pool keeps and shares:
             async for chunk in response.aiter_stream():
                 print(len(chunk))
 
-`Request`, `Response`, `Headers` and `URL` are what goes in and comes out, `Proxy` is a way through a proxy,
-and every error is an `ExchangeError`, except one about arguments. Timeouts, traces and whatever else has no
-place in HTTP's own model of requests and responses travel in `extensions`, both ways; the README describes
+The other public types are `Request`, `Response`, `Headers`, `URL` and `Proxy`. Every error is an
+`ExchangeError`, except errors about arguments. Features that have no place in HTTP's model of requests and
+responses, such as timeouts and traces, use the `extensions` of requests and responses; the README describes
 them. `trio_exchange.testing` has servers for tests.
 """
 
@@ -86,11 +86,11 @@ __all__ = [
     "stream",
 ]
 
-# Users are shown `trio_exchange.ConnectError`, and pickles name it, wherever it is defined.
+# Let tracebacks and pickles name `trio_exchange.ConnectError`, not the private module that defines it.
 for _name in __all__:
     globals()[_name].__module__ = __name__
 
 
 def __dir__() -> list[str]:
-    """The public names, without the modules that they come from."""
+    """List the public names, without the private modules."""
     return [name for name in globals() if name.startswith("__") or not name.startswith("_")]

@@ -1,10 +1,9 @@
-"""What the public coroutines do before they begin, and to an error on its way out.
+"""Two things that the public coroutines do: check that Trio runs, and shorten tracebacks.
 
-A new user meets this library in its errors. So a program that runs without Trio is told so, in place of
-whatever Trio function happens to be called first, and the traceback of an `ExchangeError` ends where the
-user's code called this library: the frames below say nothing that the message doesn't. Of a callback's
-exception nothing is taken away but the frames of this library above the callback, and of exceptions that are
-no `ExchangeError` not even those.
+A program that runs without Trio gets an error that says so, instead of an error from whichever Trio function
+is called first. The traceback of an `ExchangeError` ends where the user's code called this library, because
+the frames below add nothing to the message. The traceback of a callback's `ExchangeError` keeps the frames of
+the callback, and only loses this library's frames above it. Tracebacks of other exceptions are not changed.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from ._exceptions import ExchangeError
 
 
 def check_runs_under_trio() -> None:
-    """Check that this is called in a Trio task.
+    """Check that the caller runs in a Trio task.
 
     Raises:
-        RuntimeError: It is not. The message names asyncio if that is running.
+        RuntimeError: The caller does not. The message names asyncio if asyncio is running.
     """
     if trio.lowlevel.in_trio_task():
         return
@@ -34,7 +33,7 @@ def check_runs_under_trio() -> None:
 
 
 def _asyncio_is_running() -> bool:
-    # Imported by those who run it.
+    # A program that runs asyncio has imported it.
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return False
@@ -46,24 +45,24 @@ def _asyncio_is_running() -> bool:
 
 
 def drop_own_frames(error: ExchangeError) -> None:
-    """Let the tracebacks of an error and of its cause begin below this library's own outermost frames.
+    """Remove this library's outermost frames from the tracebacks of an error and of its cause.
 
-    Called in an `except` clause that ends with a bare `raise`, which adds no frame.
+    Call it in an `except` clause that ends with a bare `raise`, which adds no frame.
 
     Args:
         error: The error that is about to leave this library.
     """
-    error.__traceback__ = _without_own_frames(error.__traceback__)
+    error.__traceback__ = _without_library_frames(error.__traceback__)
     if error.__cause__ is not None:
-        error.__cause__.__traceback__ = _without_own_frames(error.__cause__.__traceback__)
+        error.__cause__.__traceback__ = _without_library_frames(error.__cause__.__traceback__)
 
 
-def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and _is_own(traceback):
+def _without_library_frames(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and _is_of_library(traceback):
         traceback = traceback.tb_next
     return traceback
 
 
-def _is_own(traceback: TracebackType) -> bool:
+def _is_of_library(traceback: TracebackType) -> bool:
     module = str(traceback.tb_frame.f_globals.get("__name__"))
     return module.startswith("trio_exchange.")

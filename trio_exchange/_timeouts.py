@@ -1,14 +1,14 @@
-"""The `timeout` request extension and the pool's default for it, as cancel scopes.
+"""The `timeout` request extension, the pool's default for it, and the cancel scopes that apply it.
 
-Theory of operation. A timeout covers waiting for the world, never the user's own code: no trace handler
-and no body iterator runs inside a timed scope, so a slow handler can't be mistaken for a slow server,
-and a `TooSlowError` or a cancellation in user code is never taken for ours. A timed scope therefore
-surrounds one operation, and only its own `cancelled_caught` turns into our exception.
+Theory of operation. A timeout limits the waiting for the network, never the user's code: no trace handler and
+no body iterator runs inside a timed scope. So a slow handler is not taken for a slow server, and a
+`trio.TooSlowError` or a cancellation in user code is not taken for a timeout of this library. A timed scope
+surrounds one operation, and only the scope's own `cancelled_caught` is turned into a `TimeoutException`.
 
-`read` and `write` limit each single operation (`timed`). `connect` and `pool` limit a sum of
-operations with user code in between, so they are spent from a `Budget`.
+`read` and `write` limit each single operation (`timed`). `connect` and `pool` limit a sum of operations, with
+user code in between, so these are spent from a `TimeBudget`.
 
-Where no timeout is set no scope is made.
+Without a timeout no cancel scope is made.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ._models import to_extensions
 
 T = TypeVar("T")
 
-#: What a `timeout` argument takes: names and seconds, or seconds for all four names.
+#: The type of a `timeout` argument: a mapping of names to seconds, or seconds for each of the four names.
 TimeoutTypes: TypeAlias = Mapping[str, float | None] | float
 
 
 class Timeouts(NamedTuple):
-    """The four timeouts of a request in seconds; None is no limit."""
+    """The four timeouts of a request, in seconds. None stands for no limit."""
 
     connect: float | None = None
     read: float | None = None
@@ -51,17 +51,18 @@ _NO_TIMEOUTS = Timeouts()
 def with_timeout(
     extensions: Mapping[str, Any] | None, timeout: TimeoutTypes | None
 ) -> Mapping[str, Any] | None:
-    """Put a `timeout` argument among extensions.
+    """Add a `timeout` argument to extensions.
 
     Args:
-        extensions: The extensions that it is added to.
-        timeout: The argument; a number stands for all four names. None adds nothing.
+        extensions: The extensions.
+        timeout: The argument. A number stands for each of the four names. None adds nothing.
 
     Returns:
-        The extensions as given, or a copy with `timeout`. `parse_timeouts` checks what a mapping contains.
+        The extensions as given, or a copy with `timeout`. The contents of a mapping are not checked here, but
+        by `parse_timeouts`.
 
     Raises:
-        TypeError: The argument is neither a mapping nor a number, or the extensions have a `timeout` too, or
+        TypeError: The argument is neither a mapping nor a number. Or the extensions have a `timeout` too, or
             are not a mapping.
         ValueError: The number is negative, not a number (NaN), or too large for a float.
     """
@@ -86,7 +87,7 @@ def parse_timeouts(extensions: Mapping[str, Any], defaults: Timeouts = _NO_TIMEO
 
     Args:
         extensions: The request's extensions.
-        defaults: The timeouts whose names the extension leaves out.
+        defaults: The timeouts for names that are missing in the extension.
 
     Raises:
         TypeError: The extension is not a mapping, or a value is neither a number nor None.
@@ -109,12 +110,12 @@ def check_seconds(name: str, seconds: object) -> None:
     """Check that `seconds` is None or a non-negative number.
 
     Args:
-        name: What the number is, for the error's message.
+        name: The name of the number, for the error message.
         seconds: The value to check.
 
     Raises:
-        TypeError: It is not a number.
-        ValueError: It is negative, not a number (NaN), or too large for a float.
+        TypeError: The value is not a number.
+        ValueError: The value is negative, not a number (NaN), or too large for a float.
     """
     if seconds is None:
         return
@@ -123,7 +124,7 @@ def check_seconds(name: str, seconds: object) -> None:
     try:
         is_nan = math.isnan(seconds)
     except OverflowError:
-        # Without the number: above 4300 digits Python refuses to show it.
+        # The message leaves out the number: Python refuses to convert more than 4300 digits.
         raise ValueError(f"{name} must be a number of seconds that a float can hold") from None
     if is_nan or seconds < 0:
         raise ValueError(f"{name} must be zero or more seconds, not {seconds!r}")
@@ -138,13 +139,13 @@ async def timed(
     """Await `operation(*args)` for at most `seconds`.
 
     Args:
-        seconds: The limit, or None for none.
-        error: What to raise when the limit passes.
+        seconds: The limit, None for no limit.
+        error: The exception to raise when the time is up.
         operation: The asynchronous function to call.
         args: Its arguments.
 
     Raises:
-        TimeoutException: As `error`, when the limit passed.
+        TimeoutException: The time is up. It is an instance of `error`.
     """
     if seconds is None:
         return await operation(*args)
@@ -162,11 +163,11 @@ _WAITED_FOR: dict[type[TimeoutException], str] = {
 
 
 class TimeBudget:
-    """A limit on the sum of several operations, not counting what happens between them.
+    """A limit on the total duration of several operations, without the time between them.
 
     Attributes:
-        limit: Seconds for all of them, None for no limit.
-        spent_on: What is being done, for the error's message.
+        limit: Seconds for all operations together, None for no limit.
+        spent_on: The present operation, as the error message shall describe it.
     """
 
     __slots__ = ("_error", "_failure", "_spent", "limit", "spent_on")
@@ -174,26 +175,26 @@ class TimeBudget:
     def __init__(self, seconds: float | None, error: type[TimeoutException]) -> None:
         self.limit = seconds
         self.spent_on = ""
-        # Weak, since its traceback leads to the budget.
+        # A weak reference, because the traceback of the error refers to the budget.
         self._failure: weakref.ref[ExchangeError] | None = None
         self._error = error
         self._spent = 0.0
 
     @property
     def left(self) -> float:
-        """Seconds that may still be spent, infinitely many if there is no limit."""
+        """The remaining seconds, infinity if there is no limit."""
         return math.inf if self.limit is None else max(0.0, self.limit - self._spent)
 
     @property
     def failure(self) -> ExchangeError | None:
-        """The last `ExchangeError` that an operation raised, as opposed to the code between them."""
+        """The last `ExchangeError` that an operation raised. Code between operations does not count."""
         return None if self._failure is None else self._failure()
 
     async def spend(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Await `operation(*args)` for at most what is left of the budget.
+        """Await `operation(*args)` for at most the remaining time.
 
         Raises:
-            TimeoutException: When nothing is left.
+            TimeoutException: The budget is used up.
         """
         try:
             return await self._spend(operation, *args)
