@@ -20,7 +20,7 @@ import trio
 from socksio import socks4, socks5
 
 from ._connectors import Attempt, Way, close_forcefully, reason_of
-from ._exceptions import ConnectError, ProxyError, copied
+from ._exceptions import ConnectError, ProxyError, copied, without_frames
 from ._models import Proxy
 from ._streams import NOT_RAW, NetworkStream, Transport, explain
 
@@ -134,7 +134,7 @@ class SOCKS(Way):
             await close_forcefully(transport)
             refused, conversation.refusal = exc is conversation.refusal, None
             if refused:
-                return exc
+                return without_frames(exc)
             raise
         return transport
 
