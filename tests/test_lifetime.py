@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -261,6 +261,7 @@ def test_one_pool_in_two_runs_at_once() -> None:
             lambda: pool.open_tcp_stream("example.com", 80),
             pool.open,
             pool.aclose,
+            lambda: pool.__aexit__(None, None, None),
         ]
         for use in uses:
             with pytest.raises(RuntimeError, match=r"open in another trio\.run"):
@@ -276,6 +277,52 @@ def test_one_pool_in_two_runs_at_once() -> None:
             looked.set()
 
     trio.run(main)
+
+
+def test_a_pool_cannot_be_opened_by_a_finalizer_when_the_run_has_ended() -> None:
+    async def generate() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            for use in (pool.open, pool.__aenter__):
+                try:
+                    await use()
+                except RuntimeError as exc:
+                    errors.append(str(exc))
+
+    async def leave_unfinished() -> None:
+        nonlocal generator
+        generator = generate()
+        await anext(generator)
+
+    async def use_later() -> None:
+        await pool.open()
+        await pool.aclose()
+
+    pool = ConnectionPool()
+    generator: AsyncGenerator[None] | None = None
+    errors: list[str] = []
+    trio.run(leave_unfinished)
+    assert errors == ["the pool can't be opened any more: this trio.run is ending"] * 2
+    trio.run(use_later)
+
+
+async def test_a_crash_that_cannot_be_logged_is_raised_all_the_same() -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("disk full")
+
+    pool = ConnectionPool(connector=WrappingConnector(await background_nursery(), respond, Crashing))
+    await pool.open()
+    await pool.request("GET", URL)
+    logger, handler = logging.getLogger("trio_exchange"), Failing()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(Crash) as caught:
+            await pool.aclose()
+    finally:
+        logger.removeHandler(handler)
+    assert caught.value.__notes__ == ["Crash() could not be logged: ValueError('disk full')"]
 
 
 async def test_a_crash_is_logged_at_once_and_raised_by_whoever_closes(
