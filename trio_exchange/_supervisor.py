@@ -230,8 +230,14 @@ class Supervisor:
         await self._ended.wait()
 
     async def leave(self) -> None:
-        """End all tasks and wait for them, also when cancelled."""
+        """End all tasks and wait for them, also when cancelled.
+
+        A task of the pool itself, which may run a body's iterator, does not wait.
+        """
         self.stop()
+        if self._nursery is not None and trio.lowlevel.current_task().parent_nursery is self._nursery:
+            await trio.lowlevel.checkpoint()
+            return
         with trio.CancelScope(shield=True):
             try:
                 await self.ended()
