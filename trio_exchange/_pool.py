@@ -195,7 +195,7 @@ class ConnectionPool:
         """Open the pool.
 
         Raises:
-            RuntimeError: It was opened before, or Trio is not running.
+            RuntimeError: It was opened before, or Trio is not running, or is ending.
         """
         check_runs_under_trio()
         try:
@@ -212,7 +212,12 @@ class ConnectionPool:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
+        """Close the pool, as `aclose` does, and let an exception of the block pass unchanged.
+
+        Raises:
+            RuntimeError: The pool is open in another `trio.run`.
+        """
+        self._supervisor.check_run()
         await self._supervisor.leave()
         crash = self._supervisor.take_crash()
         if crash is not None and exc_value is None:
