@@ -279,7 +279,8 @@ class ConnectionPool:
         Raises:
             RuntimeError: The pool is open in another `trio.run`, or Trio is not running.
             Exception: A bug in this library or in a connector's stream crashed a task of the pool, and it was
-                opened with `open`. Where it was opened otherwise, its block raises this.
+                opened with `open`. Where it was opened otherwise, the end of its block raises this, unless
+                the block raises something itself; it is logged in any case.
         """
         check_runs_under_trio()
         self._supervisor.check_run()
