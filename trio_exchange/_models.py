@@ -243,7 +243,7 @@ _MISTAKEN_EXTENSIONS = {
     "info": "informational",
 }
 # At a lower cutoff names that callers may use for themselves, such as `trace_id`, would be mistakes.
-_SIMILARITY = 0.81
+_SIMILARITY = 0.8
 
 
 def check_extension_names(extensions: Mapping[str, Any]) -> None:
