@@ -199,7 +199,7 @@ class ConnectionPool:
         """Open the pool.
 
         Raises:
-            RuntimeError: It was opened before, or Trio is not running.
+            RuntimeError: It was opened before, or Trio is not running, or is ending.
         """
         check_runs_under_trio()
         try:
@@ -216,7 +216,12 @@ class ConnectionPool:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
+        """Close the pool, as `aclose` does, and let an exception of the block pass unchanged.
+
+        Raises:
+            RuntimeError: The pool is open in another `trio.run`.
+        """
+        self._pool_nursery.check_run()
         await self._pool_nursery.leave()
         crash = self._pool_nursery.take_crash()
         if crash is not None and exc_value is None:
@@ -278,7 +283,8 @@ class ConnectionPool:
         Raises:
             RuntimeError: The pool is open in another `trio.run`, or Trio is not running.
             Exception: A bug in this library or in a connector's stream crashed a task of the pool, and it was
-                opened with `open`. Where it was opened otherwise, its block raises this.
+                opened with `open`. Where it was opened otherwise, the end of its block raises this, unless
+                the block raises something itself; it is logged in any case.
         """
         check_runs_under_trio()
         self._pool_nursery.check_run()

@@ -150,7 +150,7 @@ class ConnectionManager:
         endpoint_for: What a route leads to.
         limits: How many connections there may be.
         settings: For them.
-        supervisor: Whose tasks they are.
+        pool_nursery: Whose tasks they are.
 
     Attributes:
         scheduler: The connections, and who waits for them.
@@ -185,7 +185,7 @@ class ConnectionManager:
     # -- The end.
 
     def stop(self) -> None:
-        """Refuse all requests, and close all connections. The supervisor is stopping."""
+        """Refuse all requests, and close all connections. The pool is stopping."""
         self.scheduler.refuse_all(pool_closed)
         for scope in self._diallers:
             scope.cancel()

@@ -123,7 +123,7 @@ class PoolNursery:
             services: They are stopped in this order.
 
         Raises:
-            RuntimeError: It was started before.
+            RuntimeError: It was started before, or no task can be started any more, as `trio.run` is ending.
         """
         if self._state is not State.NEW:
             hint = (
@@ -135,9 +135,15 @@ class PoolNursery:
         self._token = trio.lowlevel.current_trio_token()
         self._context = contextvars.copy_context()
         self._started, self._stop_requested, self._ended = trio.Event(), trio.Event(), trio.Event()
-        trio.lowlevel.spawn_system_task(
-            self._run, name="trio_exchange.ConnectionPool", context=self._context.copy()
-        )
+        try:
+            trio.lowlevel.spawn_system_task(
+                self._run, name="trio_exchange.ConnectionPool", context=self._context.copy()
+            )
+        except RuntimeError:
+            # Trio finalizes asynchronous generators when its system tasks have ended.
+            self._state, self._token = State.NEW, None
+            self._ended.set()
+            raise RuntimeError("the pool can't be opened any more: this trio.run is ending") from None
         await self.started()
 
     async def started(self) -> None:
@@ -197,8 +203,12 @@ class PoolNursery:
             self._note_crash(exc)
 
     def _note_crash(self, crash: BaseException) -> None:
-        _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
         self._crash = self._crash or crash
+        try:
+            _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
+        except Exception as exc:
+            # A handler of the program's may fail, as it may have done to cause the crash.
+            self._crash.add_note(f"{crash!r} could not be logged: {exc!r}")
 
     # -- The end.
 
@@ -223,8 +233,14 @@ class PoolNursery:
         await self._ended.wait()
 
     async def leave(self) -> None:
-        """End all tasks and wait for them, also when cancelled."""
+        """End all tasks and wait for them, also when cancelled.
+
+        A task of the pool itself, which may run a body's iterator, does not wait.
+        """
         self.stop()
+        if self._nursery is not None and trio.lowlevel.current_task().parent_nursery is self._nursery:
+            await trio.lowlevel.checkpoint()
+            return
         with trio.CancelScope(shield=True):
             try:
                 await self.ended()
