@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from trio_exchange._streams import Readiness
 
 from trio_exchange import (
     ConnectionNotAvailable,
@@ -20,6 +19,7 @@ from trio_exchange import (
     RemoteProtocolError,
     Request,
 )
+from trio_exchange._connect.transport import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .peers import assert_unharmed, background_nursery, internals, open_sockets, respond, serve_tcp
