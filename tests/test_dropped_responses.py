@@ -17,10 +17,12 @@ from trio_exchange import ConnectionPool, ReadTimeout, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 from .h2peer import H2Peer
-from .peers import assert_unharmed, internals
+from .peers import assert_unharmed, internals, respond
 
 URL = "http://example.com/path"
 LEAKED = "was neither read to its end nor closed"
+#: Where the body is whole; the second does not wait for the request's own.
+WHOLE = (b"/path", b"/at-once")
 
 
 async def serve_http11(peer: ScriptedPeer) -> None:
@@ -28,7 +30,7 @@ async def serve_http11(peer: ScriptedPeer) -> None:
         while True:
             request = await peer.receive_head()
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
-            await peer.send(b"body" if request.target == b"/path" else b"ha")
+            await peer.send(b"body" if request.target in WHOLE else b"ha")
             if request.target != b"/path":
                 while await peer.receive_some():
                     pass
@@ -40,7 +42,7 @@ async def serve_http2(scripted: ScriptedPeer) -> None:
     with contextlib.suppress(EOFError):
         while True:
             stream_id, headers = await peer.head()
-            whole = headers[b":path"] == b"/path"
+            whole = headers[b":path"] in WHOLE
             await peer.respond(stream_id, body=b"body" if whole else b"ha", end=whole)
 
 
@@ -147,6 +149,57 @@ async def test_an_upload_of_a_dropped_response_ends(pool: ConnectionPool) -> Non
         await settled()
         assert ended == ["ended"]
         assert pool.statistics().active == 0
+
+
+async def read_early_answer(pool: ConnectionPool, go_on: trio.Event, ended: list[str]) -> Response:
+    async def content() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await go_on.wait()
+        finally:
+            ended.append("ended")
+
+    request = Request("POST", "http://example.com/at-once", content=content())
+    response = await pool.handle_async_request(request)
+    assert [chunk async for chunk in response.aiter_stream()] == [b"body"]
+    assert not ended
+    return response
+
+
+async def test_a_response_that_was_read_before_its_request_was_sent_is_dropped(pool: ConnectionPool) -> None:
+    ended: list[str] = []
+    async with pool:
+        response = await read_early_answer(pool, trio.Event(), ended)
+        with pytest.warns(
+            ResourceWarning, match="came before the request was sent whole, and was not closed"
+        ):
+            del response
+        await settled()
+        assert ended == ["ended"]
+        assert pool.statistics().active == 0
+
+
+async def test_a_response_that_was_read_is_dropped_when_its_request_was_sent(pool: ConnectionPool) -> None:
+    go_on = trio.Event()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with pool:
+            response = await read_early_answer(pool, go_on, [])
+            go_on.set()
+            await settled()
+            del response
+            await settled()
+            assert pool.statistics().idle == 1
+
+
+async def test_reading_a_response_to_its_end_frees_the_connection_whatever_its_request_was(
+    nursery: trio.Nursery,
+) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        request = Request("POST", URL, content=bytes(100_000))
+        response = await pool.handle_async_request(request)
+        assert len(b"".join([chunk async for chunk in response.aiter_stream()])) == 100_000
+        assert_unharmed(pool, idle=1)
 
 
 async def closed(pool: ConnectionPool) -> Response:

@@ -86,7 +86,9 @@ def test_a_refused_connection_is_told_in_a_few_lines(closed_port: int) -> None:
 
     with pytest.raises(ConnectError) as info:
         trio.run(main)
-    lines = "".join(traceback.format_exception(info.value)).splitlines()
+    printed = "".join(traceback.format_exception(info.value)).splitlines()
+    # How many of the source lines are underlined depends on the version of CPython.
+    lines = [line for line in printed if not line or line.strip(" ~^")]
     # The cause, a blank line on each side of what links it, this function, Trio's `run`, and `main`.
     assert len(lines) <= 12
     assert not [line for line in lines if "/trio_exchange/" in line]

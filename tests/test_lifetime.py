@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from trio_exchange import ConnectionNotAvailable, ConnectionPool, ReadError, RemoteProtocolError
-from trio_exchange.testing import MemoryConnector
+from trio_exchange import (
+    ConnectionNotAvailable,
+    ConnectionPool,
+    NetworkError,
+    ReadError,
+    RemoteProtocolError,
+    Request,
+)
+from trio_exchange._connect.transport import Readiness
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import assert_unharmed, background_nursery, open_sockets, respond, serve_tcp
+from .peers import assert_unharmed, background_nursery, internals, open_sockets, respond, serve_tcp
 from .test_pool import Crash, Crashing, WrappingConnector, mute
 
 URL = "http://example.com/"
@@ -261,6 +269,7 @@ def test_one_pool_in_two_runs_at_once() -> None:
             lambda: pool.open_tcp_stream("example.com", 80),
             pool.open,
             pool.aclose,
+            lambda: pool.__aexit__(None, None, None),
         ]
         for use in uses:
             with pytest.raises(RuntimeError, match=r"open in another trio\.run"):
@@ -276,6 +285,51 @@ def test_one_pool_in_two_runs_at_once() -> None:
             looked.set()
 
     trio.run(main)
+
+
+def test_a_pool_cannot_be_opened_by_a_finalizer_when_the_run_has_ended() -> None:
+    async def generate() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            for use in (pool.open, pool.__aenter__):
+                try:
+                    await use()
+                except RuntimeError as exc:
+                    errors.append(str(exc))
+
+    async def leave_unfinished() -> None:
+        generators.append(generate())
+        await anext(generators[0])
+
+    async def use_later() -> None:
+        await pool.open()
+        await pool.aclose()
+
+    pool = ConnectionPool()
+    generators: list[AsyncGenerator[None]] = []
+    errors: list[str] = []
+    trio.run(leave_unfinished)
+    assert errors == ["the pool can't be opened any more: this trio.run is ending"] * 2
+    trio.run(use_later)
+
+
+async def test_a_crash_that_cannot_be_logged_is_raised_all_the_same() -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("disk full")
+
+    pool = ConnectionPool(connector=WrappingConnector(await background_nursery(), respond, Crashing))
+    await pool.open()
+    await pool.request("GET", URL)
+    logger, handler = logging.getLogger("trio_exchange"), Failing()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(Crash) as caught:
+            await pool.aclose()
+    finally:
+        logger.removeHandler(handler)
+    assert caught.value.__notes__ == ["Crash() could not be logged: ValueError('disk full')"]
 
 
 async def test_a_crash_is_logged_at_once_and_raised_by_whoever_closes(
@@ -342,3 +396,91 @@ async def test_closing_ends_requests_of_other_tasks() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await pool.aclose()
     assert_unharmed(pool)
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+async def test_closing_under_a_request_that_waits_for_a_socket_says_so(begin: bytes) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(begin)
+        answered.set()
+        await peer.receive_some()
+
+    answered = trio.Event()
+    server = await serve_tcp(await background_nursery(), serve)
+    pool = ConnectionPool()
+    await pool.open()
+
+    async def ask() -> None:
+        with pytest.raises(ReadError, match=r"^the connection was closed$"):
+            await pool.request("GET", server.url)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await answered.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await pool.aclose()
+
+
+async def test_a_body_that_leaves_the_pool_does_not_wait_for_itself() -> None:
+    async def content() -> AsyncGenerator[bytes]:
+        yield b"first"
+        await pool.__aexit__(None, None, None)
+
+    async def listen(peer: ScriptedPeer) -> None:
+        while await peer.receive_some():
+            pass
+
+    pool = ConnectionPool(connector=MemoryConnector(await background_nursery(), listen))
+    await pool.__aenter__()
+    with pytest.raises(NetworkError):
+        await pool.request("POST", URL, content=content())
+    await pool.aclose()
+    assert_unharmed(pool)
+
+
+async def test_a_connection_is_closed_though_its_closing_cannot_be_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise ValueError("disk full")
+
+    logger = logging.getLogger("trio_exchange.connection")
+    server = await serve_tcp(await background_nursery(), respond)
+    pool = ConnectionPool()
+    await pool.open()
+    await pool.request("GET", server.url)
+    [connection] = internals(pool)
+    monkeypatch.setattr(logger, "filters", [fail])
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="disk full"):
+        await pool.aclose()
+    monkeypatch.undo()
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    assert connection.transport.peek() is Readiness.CLOSED
+
+
+async def test_ctrl_c_in_the_clean_up_of_a_body_that_was_given_up_is_not_lost() -> None:
+    async def content() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                yield b"piece"
+                await trio.sleep(0.01)
+        finally:
+            raise KeyboardInterrupt
+
+    async def answer_early(peer: ScriptedPeer) -> None:
+        await peer.receive_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        while await peer.receive_some():
+            pass
+
+    pool = ConnectionPool(connector=MemoryConnector(await background_nursery(), answer_early))
+    await pool.open()
+    response = await pool.handle_async_request(Request("POST", URL, content=content()))
+    with pytest.warns(ResourceWarning):
+        del response
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        await pool.aclose()

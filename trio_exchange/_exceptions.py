@@ -156,7 +156,17 @@ def without_frames(error: E) -> E:
 
 
 def copied(error: E) -> E:
-    """An error of the same type, with the same arguments, marks and cause, that was not raised yet."""
+    """An error of the same type, with the same arguments and marks, that was not raised yet.
+
+    Its causes are copies too, since from CPython 3.12 on the frames of a cause's traceback keep those above
+    them alive. A cause that can't be copied is left out.
+    """
     other = copy.copy(error)
-    other.__cause__ = error.__cause__
+    cause = error.__cause__
+    if cause is not None:
+        try:
+            other.__cause__ = copied(cause)
+        except Exception:
+            # An exception with arguments of its own kind. The message tells of it.
+            other.__suppress_context__ = True
     return other

@@ -208,7 +208,7 @@ class ConnectionPool:
         """Open the pool.
 
         Raises:
-            RuntimeError: The pool was opened before, or Trio is not running.
+            RuntimeError: The pool was opened before, Trio is not running, or `trio.run` is ending.
         """
         check_runs_under_trio()
         try:
@@ -226,7 +226,12 @@ class ConnectionPool:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the pool, as `aclose` does, and let an exception of the block pass unchanged."""
+        """Close the pool, as `aclose` does, and let an exception of the block propagate unchanged.
+
+        Raises:
+            RuntimeError: The pool is open in another `trio.run`.
+        """
+        self._pool_nursery.check_run()
         await self._pool_nursery.stop_and_wait()
         crash = self._pool_nursery.take_crash()
         if crash is not None and exc_value is None:
@@ -288,7 +293,7 @@ class ConnectionPool:
             RuntimeError: The pool is open in another `trio.run`, or Trio is not running.
             Exception: A bug in this library or in a connector's stream crashed a task of the pool, and the
                 pool was opened with `open`. A pool that was opened otherwise raises this at the end of its
-                block.
+                block, unless the block raises an exception itself. The crash is logged in any case.
         """
         check_runs_under_trio()
         self._pool_nursery.check_run()

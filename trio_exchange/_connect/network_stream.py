@@ -12,7 +12,15 @@ from typing import Any
 
 import trio
 
-from .._exceptions import ConnectTimeout, LocalProtocolError, ReadError, ReadTimeout, WriteError, WriteTimeout
+from .._exceptions import (
+    ConnectTimeout,
+    LocalProtocolError,
+    ReadError,
+    ReadTimeout,
+    WriteError,
+    WriteTimeout,
+    without_frames,
+)
 from .._timeouts import check_seconds, timed
 from .handshake import handshake
 from .transport import (
@@ -91,7 +99,8 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         try:
             return await timed(timeout, ReadTimeout, self.receive_some, max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ReadError(explain(exc)) from exc
+            # Without frames: from CPython 3.12 on those of Trio's are part of a reference cycle.
+            raise ReadError(explain(exc)) from without_frames(exc)
 
     @trio.lowlevel.enable_ki_protection
     async def write(self, buffer: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
@@ -116,7 +125,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
             await timed(timeout, WriteTimeout, self.send_all, buffer)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             reason = await self._received_alert() or exc
-            raise WriteError(explain(reason)) from reason
+            raise WriteError(explain(reason)) from without_frames(reason)
 
     async def _received_alert(self) -> trio.BrokenResourceError | None:
         """The TLS alert that says why the peer takes no more data, if it has arrived."""

@@ -48,12 +48,16 @@ class WouldBlock(Exception):
 _ALERT = re.compile(r"(?:SSLV3_ALERT|TLSV1_ALERT|TLSV13_ALERT|TLSV1)_(\w+)")
 
 
+# Trio's words for what was closed on this side, which speak of sockets.
+_CLOSED_SAYS_TRIO = ("", "another task closed this fd", "this socket was already closed")
+
+
 def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
     """What a stream's error says, or means by its type or its cause."""
+    if isinstance(error, trio.ClosedResourceError) and str(error) in _CLOSED_SAYS_TRIO:
+        return "the connection was closed"
     if str(error):
         return str(error)
-    if isinstance(error, trio.ClosedResourceError):
-        return "the connection was closed"
     if isinstance(error.__cause__, ssl.SSLError):
         return _explain_tls(error.__cause__)
     return "the connection broke"

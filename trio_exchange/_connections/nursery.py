@@ -122,7 +122,7 @@ class PoolNursery:
             services: The services to run. They are stopped in this order.
 
         Raises:
-            RuntimeError: The pool was opened before.
+            RuntimeError: The pool was opened before, or `trio.run` is ending and runs no more tasks.
         """
         if self._state is not PoolState.NEW:
             closed = self._state is PoolState.CLOSED
@@ -133,9 +133,15 @@ class PoolNursery:
         self._token = trio.lowlevel.current_trio_token()
         self._context = contextvars.copy_context()
         self._started, self._stop_requested, self._ended = trio.Event(), trio.Event(), trio.Event()
-        trio.lowlevel.spawn_system_task(
-            self._run, name="trio_exchange.ConnectionPool", context=self._context.copy()
-        )
+        try:
+            trio.lowlevel.spawn_system_task(
+                self._run, name="trio_exchange.ConnectionPool", context=self._context.copy()
+            )
+        except RuntimeError:
+            # Trio finalizes asynchronous generators after its system tasks have ended.
+            self._state, self._token = PoolState.NEW, None
+            self._ended.set()
+            raise RuntimeError("the pool can't be opened any more: this trio.run is ending") from None
         await self.wait_started()
 
     async def wait_started(self) -> None:
@@ -198,8 +204,12 @@ class PoolNursery:
             self._note_crash(exc)
 
     def _note_crash(self, crash: BaseException) -> None:
-        _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
         self._crash = self._crash or crash
+        try:
+            _LOGGER.error("a task of a connection pool crashed", exc_info=crash)
+        except Exception as exc:
+            # A logging handler of the program failed. It may have caused the crash as well.
+            self._crash.add_note(f"{crash!r} could not be logged: {exc!r}")
 
     # -- Closing.
 
@@ -224,8 +234,14 @@ class PoolNursery:
         await self._ended.wait()
 
     async def stop_and_wait(self) -> None:
-        """End all tasks and wait for them, even when cancelled."""
+        """End all tasks and wait for them, even when cancelled.
+
+        A task of the pool itself, which may run a body iterator that closes the pool, does not wait.
+        """
         self.stop()
+        if self._nursery is not None and trio.lowlevel.current_task().parent_nursery is self._nursery:
+            await trio.lowlevel.checkpoint()
+            return
         with trio.CancelScope(shield=True):
             try:
                 await self.wait_ended()

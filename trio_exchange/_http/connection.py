@@ -134,6 +134,11 @@ class BaseConnection(abc.ABC):
             tracer = Tracer(None, log=True) if log_enabled() else None
             try:
                 await traced(tracer, "connection.close", {"connection": self}, self._close)
+            except BaseException:
+                # A logging handler of the program's may have failed before anything was closed.
+                with trio.CancelScope(shield=True):
+                    await trio.aclose_forcefully(self.stream)
+                raise
             finally:
                 self.closed.set()
 

@@ -289,10 +289,18 @@ class Exchange(abc.ABC, Generic[C]):
 
     @property
     def is_open(self) -> bool:
-        """Whether the response is to be read or closed still, as its connection has not come to its end."""
-        if self._response_complete or self._closed:
+        """Whether the response is to be read or closed still, as its connection has not come to its end.
+
+        A response that was read is open as long as it is answered before its request was sent whole.
+        """
+        if self._closed or (self._response_complete and (self._done or self._handed_over)):
             return False
         return self._failure is None and not self._connection.will_close
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the request's body is still being sent."""
+        return self._upload is not None and not self._upload.done.is_set()
 
     def give_up_soon(self) -> None:
         """Let Trio end the exchange. It can be called from any thread, and in the middle of anything."""
@@ -300,7 +308,7 @@ class Exchange(abc.ABC, Generic[C]):
             self._connection.trio_token.run_sync_soon(self._give_up)
 
     def _give_up(self) -> None:
-        self._finish(clean=False)
+        self._finish(clean=self._response_complete)
         if self._upload is not None:
             self._upload.give_up()
 
@@ -367,7 +375,7 @@ class Exchange(abc.ABC, Generic[C]):
     def _end_response(self, trailers: HeaderList) -> None:
         self._response_complete = True
         self._trailers.extend(trailers)
-        if self._upload is None:
+        if not self.is_sending:
             self._finish()
 
     # -- The end.
@@ -492,9 +500,15 @@ class ResponseBody(CollectableStream):
         exchange = self._exchange
         if exchange.is_open:
             exchange.give_up_soon()
+            if not exchange.response_complete:
+                fault = "was neither read to its end nor closed"
+            elif exchange.is_sending:
+                fault = "came before the request was sent whole, and was not closed"
+            else:
+                return
             method = exchange.request.method.decode("latin-1")
             warnings.warn(
-                f"the response to {method} {exchange.request.url} was neither read to its end nor closed",
+                f"the response to {method} {exchange.request.url} {fault}",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,

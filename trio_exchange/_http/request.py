@@ -20,7 +20,7 @@ from .._urls import TARGET, authority_of, split_absolute, unless_secret
 IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
 # Methods whose requests usually have no content (RFC 9110, 9.3): a stream of unknown length given with
-# one of them is looked into before the head is sent, see `Prepared.peek_body`.
+# one of them is looked into before the head is sent, see `PreparedRequest.peek_body`.
 _USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE", b"CONNECT"))
 # As many digits as the parser takes.
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")

@@ -75,7 +75,7 @@ class Upload:
             self.go_ahead.set()
 
     async def run(self) -> None:
-        """The task. It never raises."""
+        """The task. It raises only a KeyboardInterrupt, if no exchange is left that would."""
         self._task = trio.lowlevel.current_task()
         try:
             with self._scope:
@@ -91,6 +91,8 @@ class Upload:
             # The iterator may raise our exceptions too, when it makes requests of its own.
             if exc is not self.failure and not self.reported:
                 self.error = exc
+            elif isinstance(exc, KeyboardInterrupt):
+                raise
         finally:
             # Both lead back to the upload, or to its exchange.
             if self.failure is not None:

@@ -90,7 +90,7 @@ class TunnelDialer(Dialer):
     Args:
         proxy: The proxy.
         endpoint: How to get there.
-        new_dispatcher: Makes the dispatcher of the connections to it.
+        new_manager: Makes the manager of the connections to it.
 
     Attributes:
         dispatcher: Of the connections to the proxy.

@@ -24,7 +24,7 @@ from .._connect.connector import reason_of
 from .._connect.dialers import Dialer
 from .._connect.network_stream import NOT_RAW, NetworkStream
 from .._connect.transport import Transport, explain
-from .._exceptions import ConnectError, ProxyError, copied
+from .._exceptions import ConnectError, ProxyError, copied, without_frames
 from .._models import Proxy
 
 _SOCKS4_MEANINGS = {
@@ -137,7 +137,7 @@ class SOCKSDialer(Dialer):
             await close_forcefully(transport)
             refused, conversation.refusal = exc is conversation.refusal, None
             if refused:
-                return exc
+                return without_frames(exc)
             raise
         return transport
 
