@@ -26,6 +26,7 @@ PROJECT = PACKAGE.parent
 FOLDERS = {
     "": [
         "_exceptions",
+        "_conflicts",
         "_entrypoints",
         "_fields",
         "_urls",
@@ -35,6 +36,7 @@ FOLDERS = {
         "_trace",
     ],
     "_connect": [
+        "trio_internals",
         "transport",
         "handshake",
         "network_stream",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import trio
 
 from .._exceptions import bare
+from .trio_internals import FAILED_ATTEMPT
 
 #: Arguments of `setsockopt`: level, option, and a value, or None and a length.
 SocketOption: TypeAlias = tuple[int, int, int | bytes] | tuple[int, int, None, int]
@@ -154,14 +154,10 @@ def _attempts(exc: Any) -> Sequence[Any]:
     return group.exceptions if isinstance(group, BaseExceptionGroup) else (exc,)
 
 
-# What Trio makes of the error number of a failed attempt; the address is shown as a tuple.
-_TRIO_REASON = re.compile(r"Error connecting to \('([^']*)', ([0-9]+)[^)]*\): .*")
-
-
 def _reason_of_attempt(exc: BaseException, where: str) -> str:
     if not isinstance(exc, OSError) or not exc.strerror:
         return str(exc) or type(exc).__name__
-    attempt = _TRIO_REASON.fullmatch(exc.strerror)
+    attempt = FAILED_ATTEMPT.fullmatch(exc.strerror)
     if attempt is None or exc.errno is None:
         return exc.strerror
     reason = os.strerror(exc.errno)

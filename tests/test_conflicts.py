@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+import trio
+
+from trio_exchange._conflicts import ConflictDetector
+
+
+def test_one_task_at_a_time() -> None:
+    detector = ConflictDetector("another task is reading")
+    for _ in range(2):
+        assert not detector.busy
+        with detector:
+            assert detector.busy
+            with pytest.raises(trio.BusyResourceError, match=r"^another task is reading$"), detector:
+                pytest.fail("a second task was let in")
+            assert detector.busy
+    assert not detector.busy
+
+
+def test_an_error_inside_lets_the_next_task_in() -> None:
+    detector = ConflictDetector("another task is reading")
+    with pytest.raises(KeyError), detector:
+        raise KeyError
+    assert not detector.busy
