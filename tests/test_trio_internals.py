@@ -44,6 +44,6 @@ async def test_trio_still_words_a_failed_attempt_as_before() -> None:
     (attempt,) = group.exceptions
     assert isinstance(attempt, ConnectionRefusedError)
     assert attempt.errno == errno.ECONNREFUSED
-    match = trio_internals.FAILED_ATTEMPT.fullmatch(attempt.strerror)
+    match = trio_internals.FAILED_ATTEMPT.fullmatch(str(attempt.strerror))
     assert match, f"Trio {trio.__version__} says {attempt.strerror!r}"
     assert match.groups() == ("127.0.0.1", str(port))

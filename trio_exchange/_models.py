@@ -92,7 +92,7 @@ def check_ssl_context(value: object) -> None:
         raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {value!r}")
 
 
-def check_yes_or_no(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
     """Check the argument called `name`.
 
     Raises:
@@ -338,7 +338,7 @@ class Proxy:
         if self.url.target != b"/":
             raise InvalidURL(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
         check_ssl_context(ssl_context)
-        check_yes_or_no("http2", http2)
+        check_bool("http2", http2)
         if auth is None and userinfo is not None:
             user, _, password = userinfo.partition(b":")
             auth = (_unquote(user), _unquote(password))

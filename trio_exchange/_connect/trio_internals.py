@@ -1,6 +1,7 @@
 """Everything that this package uses of Trio and that Trio does not document.
 
-Checked on Trio 0.31 and 0.35. `tests/test_trio_internals.py` fails when a release of Trio changes one of these.
+Checked on Trio 0.31 and 0.35. `tests/test_trio_internals.py` fails when a release of Trio changes one of
+these.
 """
 
 from __future__ import annotations

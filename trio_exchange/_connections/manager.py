@@ -27,7 +27,7 @@ from typing import Any
 
 import trio
 
-from .._connect.attempt import Connection, Establish, close_forcefully
+from .._connect.attempt import Establish, Established, close_forcefully
 from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
 from .._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, copied
@@ -79,7 +79,7 @@ class Checkout:
         self,
         key: ConnectionKey,
         waiting: TimeBudget,
-        establish: Callable[[Establish], Awaitable[Connection]],
+        establish: Callable[[Establish], Awaitable[Established]],
         tracer: Tracer | None,
     ) -> None:
         self.key = key
@@ -329,7 +329,7 @@ class ConnectionManager:
         try:
             # The pool may have been closed since the grant.
             self._pool_nursery.check_open()
-            established: Connection | None = None
+            established: Established | None = None
             with scope:
                 established = await self._establish(checkout, connect)
             if established is None:
@@ -353,7 +353,7 @@ class ConnectionManager:
         self._work.set()
         return connection
 
-    async def _establish(self, checkout: Checkout, connect: Establish) -> Connection:
+    async def _establish(self, checkout: Checkout, connect: Establish) -> Established:
         try:
             return await checkout.establish(connect)
         except ExchangeError as exc:
@@ -363,7 +363,7 @@ class ConnectionManager:
             raise
 
     def _kind(
-        self, key: ConnectionKey, factory: ConnectionFactory, established: Connection
+        self, key: ConnectionKey, factory: ConnectionFactory, established: Established
     ) -> type[BaseConnection]:
         if key.scheme == TCP:
             return RawConnection

@@ -40,7 +40,7 @@ def chain(proxies: Sequence[Proxy], direct: Dialer, new_manager: NewManager) -> 
 
 
 def _with_hop(before: Chain, proxy: Proxy, new_manager: NewManager) -> Chain:
-    before.dialer.proxy = f"the proxy {proxy.url.origin}"
+    before.dialer.proxy_name = f"the proxy {proxy.url.origin}"
     if proxy.url.scheme.startswith(b"socks"):
         return Chain(_socks(before.dialer, proxy), None, before.managers)
     factory = ConnectionFactory(

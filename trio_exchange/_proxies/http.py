@@ -24,7 +24,7 @@ import trio
 
 from .._connect.attempt import Attempt, establish_once
 from .._connect.dialers import Dialer
-from .._connect.factory import ConnectionFactory, ConnectionKey, key_to_proxy
+from .._connect.factory import ConnectionFactory, ConnectionKey
 from .._connect.transport import Transport
 from .._connections.manager import Checkout, ConnectionManager
 from .._exceptions import ExchangeError, ProxyError
@@ -59,7 +59,7 @@ class Forwarding:
 
     def __init__(self, proxy: Proxy, factory: ConnectionFactory) -> None:
         self.factory = factory
-        self.key = key_to_proxy(proxy)
+        self.key = ConnectionKey.for_proxy(proxy)
         self._headers = proxy.headers[:]
 
     def rewrite(self, prepared: PreparedRequest) -> None:
@@ -98,7 +98,7 @@ class TunnelDialer(Dialer):
 
     def __init__(self, proxy: Proxy, factory: ConnectionFactory, new_manager: NewManager) -> None:
         self._proxy = proxy
-        self._key = key_to_proxy(proxy)
+        self._key = ConnectionKey.for_proxy(proxy)
         self.manager: ConnectionManager = new_manager(lambda _: factory)
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
@@ -108,7 +108,7 @@ class TunnelDialer(Dialer):
             ProxyError: The proxy refused, or broke HTTP.
         """
         target = b"%b:%d" % (bracketed(host.encode("ascii")), port)
-        what = target.decode("ascii") if self.proxy is None else self.proxy
+        what = target.decode("ascii") if self.proxy_name is None else self.proxy_name
         tunnel = _TunnelRequest(self._proxy, target, what, attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
         checkout = Checkout(self._key, attempt.budget, establish, attempt.tracer)

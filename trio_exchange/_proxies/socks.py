@@ -121,7 +121,7 @@ class SOCKSDialer(Dialer):
     async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport | ProxyError:
         """Ask for one address. A refusal is returned, as another address may do."""
         transport = await self._dialer.connect(self._host, self._port, attempt)
-        conversation = _Conversation(transport, self._proxy, self._where, self.name_of(host, port))
+        conversation = _Conversation(transport, self._proxy, self._where, self.peer_name(host, port))
 
         async def ask() -> NetworkStream:
             if self._version == 4:
