@@ -1,8 +1,8 @@
 """One attempt to establish a connection: its time limit, its trace, and what to close when it fails.
 
-Theory of operation. Establishing a connection takes several steps: dialing, a proxy's answer, one or more TLS
-handshakes. They share an `Attempt`, which has the time budget for all of them, spent on the network and not
-on trace handlers; the tracer; and every transport that a step has opened. `establish_once` closes these
+Theory of operation. Establishing a connection takes several steps: dialling, a proxy's answer, one or more
+TLS handshakes. They share an `Attempt`, which has the time budget for all of them, spent on the network and
+not on trace handlers; the tracer; and every transport that a step has opened. `establish_once` closes these
 transports when a step fails or is cancelled. After success the caller owns the connection.
 
 All of this runs in the requesting task, so that its trace handlers are awaited inline and its cancel scopes

@@ -24,7 +24,7 @@ import trio
 from .._connect.attempt import Established
 from .._connect.network_stream import NetworkStream
 from .._connect.transport import (
-    MOST_PROBES,
+    MAX_PROBES,
     RECEIVE_SIZE,
     TLS_ALERT,
     Readiness,
@@ -184,7 +184,7 @@ class HTTP11Connection(HTTPConnection):
             WouldBlock: Nothing is there.
             ReadError: The connection broke, or was closed.
         """
-        self.transport.probing = MOST_PROBES
+        self.transport.probing = MAX_PROBES
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
