@@ -215,6 +215,18 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[OLDEST])
+def mutants(session: nox.Session) -> None:
+    """Change the scheduler, the exchange and the header checks, and see that tests fail.
+
+    The names of mutants after `--`, with `*`, select some: all of them take hours.
+    """
+    # Not the package itself: mutmut imports its own changed copy.
+    session.install(*PROJECT["project"]["dependencies"], *group("test"), *group("mutants"))
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
+
+
+@nox.session(python=PYTHONS[OLDEST])
 def bench(session: nox.Session) -> None:
     """Measure CPU per request beside other clients; arguments after `--` are passed on."""
     session.install(".", *group("bench"), *group("peers"))
