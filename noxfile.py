@@ -33,6 +33,13 @@ SERVERS = {
     "microsocks": "microsocks",
     "v2ray": "v2ray",
 }
+# What the session `mutants` changes, and the tests that have to notice.
+MUTATED = {
+    "scheduler": ("_connections/scheduler.py", ["test_scheduler"]),
+    "exchange": ("_http/exchange.py", ["test_http11", "test_dropped_responses"]),
+    "fields": ("_fields.py", ["test_headers", "test_models"]),
+    "http2_headers": ("_http/http2/headers.py", ["test_http2_headers"]),
+}
 WITHOUT_SERVERS = ("-m", "not interop")
 SIDE_BY_SIDE = ("-n", "auto")
 
@@ -212,6 +219,28 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz what servers send: after `--` the seconds for each target, and the targets (60, and all)."""
     session.install("-e.", *group("test"), *group("fuzz"))
     session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def mutants(session: nox.Session) -> None:
+    """Change modules in small ways, and see that tests fail: after `--` the names in MUTATED, or all."""
+    # Not the package itself: mutmut imports its own changed copy.
+    session.install(*PROJECT["project"]["dependencies"], *group("test"), *group("mutants"))
+    root = Path.cwd()
+    for name in session.posargs or MUTATED:
+        module, tests = MUTATED[name]
+        work = Path(session.create_tmp()).resolve() / name
+        for folder in ("trio_exchange", "tests"):
+            shutil.copytree(root / folder, work / folder, dirs_exist_ok=True)
+        shutil.copy(root / "pyproject.toml", work)
+        selection = "".join(f"\n    tests/{test}.py" for test in tests)
+        (work / "setup.cfg").write_text(
+            f"[mutmut]\nsource_paths = trio_exchange\nonly_mutate = trio_exchange/{module}\n"
+            f"pytest_add_cli_args_test_selection ={selection}\n"
+        )
+        with session.chdir(work):
+            session.run("mutmut", "run")
+            session.run("mutmut", "results")
 
 
 @nox.session(python=PYTHONS[OLDEST])

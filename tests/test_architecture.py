@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import pickle
 import re
@@ -11,7 +10,6 @@ import traceback
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +17,15 @@ import pytest
 import trio_exchange
 from trio_exchange import testing
 
-PACKAGE = Path(trio_exchange.__file__).parent
+from .architecture_picture import PACKAGE, PAGE, arrows, folder_of, imports_of, page, path_of
+
 PROJECT = PACKAGE.parent
 
 # Each folder imports only from those above it, "" being the modules at the top that all may import.
 FOLDERS = {
     "": [
         "_exceptions",
+        "_conflicts",
         "_entrypoints",
         "_fields",
         "_urls",
@@ -35,6 +35,7 @@ FOLDERS = {
         "_trace",
     ],
     "_connect": [
+        "trio_internals",
         "transport",
         "handshake",
         "network_stream",
@@ -100,46 +101,6 @@ PUBLIC = [
 
 
 # -- Imports.
-
-
-def path_of(module: str) -> Path:
-    return PACKAGE / f"{module.replace('.', '/')}.py"
-
-
-@functools.cache
-def imports_of(module: str) -> frozenset[str]:
-    """The modules that a module of the package imports when it runs, ours by their names in the package."""
-    tree = ast.parse(path_of(module).read_text())
-    return frozenset(name for node in _walk_what_runs(tree) for name in _imported_by(node, module))
-
-
-def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
-    yield tree
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield from _walk_what_runs(node)
-
-
-def _imported_by(node: ast.AST, module: str) -> Iterator[str]:
-    match node:
-        case ast.Import(names=names):
-            for alias in names:
-                yield alias.name.removeprefix("trio_exchange.")
-        case ast.ImportFrom(module=source, names=names, level=level):
-            if not level:
-                assert source is not None
-                yield source.removeprefix("trio_exchange.")
-                return
-            folder = module.split(".")[:-level]
-            if source is None:  # from . import x
-                for alias in names:
-                    yield ".".join([*folder, alias.name])
-            else:
-                yield ".".join([*folder, source])
-
-
-def folder_of(module: str) -> str:
-    return module.rpartition(".")[0]
 
 
 def test_the_order_has_every_module() -> None:
@@ -370,3 +331,14 @@ def test_what_is_asynchronous_says_what_cancellation_does(name: str) -> None:
 @pytest.mark.parametrize("module", ORDER)
 def test_every_module_opens_with_what_it_is_about(module: str) -> None:
     assert ast.get_docstring(ast.parse(path_of(module).read_text()))
+
+
+def test_the_architecture_page_is_up_to_date() -> None:
+    """If it is not, `python -m tests.architecture_picture` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_picture_has_arrows_down_and_none_up() -> None:
+    assert ("_proxies", "_connections") in arrows()
+    assert ("_connections", "_http.http2") in arrows()
+    assert not {(target, source) for source, target in arrows()} & arrows()

@@ -685,9 +685,18 @@ def test_a_status_of_the_wrong_type(status: Any) -> None:
         Response(status)
 
 
-@pytest.mark.parametrize("content", [[b"a", b"", b"b"], AsyncChunks(b"a", b"", b"b"), b"ab", iter([b"ab"])])
-async def test_reading_is_the_same_twice(content: Any) -> None:
-    response = Response(200, content=content)
+@pytest.mark.parametrize(
+    "make_content",
+    [
+        lambda: [b"a", b"", b"b"],
+        lambda: AsyncChunks(b"a", b"", b"b"),
+        lambda: b"ab",
+        lambda: iter([b"ab"]),
+    ],
+    ids=["list", "asynchronous", "bytes", "iterator"],
+)
+async def test_reading_is_the_same_twice(make_content: Callable[[], Any]) -> None:
+    response = Response(200, content=make_content())
     with assert_checkpoints():
         assert await response.aread() == b"ab"
     with assert_checkpoints():

@@ -13,7 +13,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from trio_exchange import URL, LocalProtocolError, Proxy, Request, proxy_from_environment
-from trio_exchange._connect.factory import key_for
+from trio_exchange._connect.factory import ConnectionKey
 from trio_exchange._http.http2.headers import request_headers
 from trio_exchange._http.request import PreparedRequest
 
@@ -125,12 +125,12 @@ AT = st.sampled_from(["@", "%40", "%2540", "\uff20", ":@", "@@"])
 
 def sent(url: Any) -> object:
     prepared = PreparedRequest(Request("GET", url))
-    return key_for(prepared.request), request_headers(prepared)
+    return ConnectionKey.for_request(prepared.request), request_headers(prepared)
 
 
 def with_target(target: Any) -> object:
     prepared = PreparedRequest(Request("GET", "http://h", extensions={"target": target}))
-    return key_for(prepared.request), request_headers(prepared)
+    return ConnectionKey.for_request(prepared.request), request_headers(prepared)
 
 
 def from_environment(url: Any) -> object:

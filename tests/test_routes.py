@@ -15,13 +15,13 @@ from trio_exchange import (
 )
 from trio_exchange._connect.connector import Connector
 from trio_exchange._connect.dialers import DirectDialer
-from trio_exchange._connect.factory import TCP, ConnectionFactory, ConnectionKey, key_for, key_to_proxy
+from trio_exchange._connect.factory import TCP, ConnectionFactory, ConnectionKey
 
 NOWHERE = DirectDialer(Connector())
 
 
 def route(url: str, **extensions: Any) -> ConnectionKey:
-    return key_for(Request("GET", url, extensions=extensions))
+    return ConnectionKey.for_request(Request("GET", url, extensions=extensions))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_url_without_host(url: str) -> None:
     ],
 )
 def test_the_route_to_a_proxy(proxy: str, expected: ConnectionKey) -> None:
-    assert key_to_proxy(Proxy(proxy)) == expected
+    assert ConnectionKey.for_proxy(Proxy(proxy)) == expected
     assert route(expected.origin.scheme.decode() + "://p") != expected
 
 

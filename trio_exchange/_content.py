@@ -1,4 +1,8 @@
-"""TODO _content."""
+"""Bodies: the content of a request as an asynchronous iterable, and iterators over the content of a response.
+
+A request's content is given as bytes, as an ordinary iterable or as an asynchronous one, and becomes an
+asynchronous iterable of bytes. Content that can be iterated again allows the request to be sent again.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,17 @@ ContentTypes: TypeAlias = bytes | bytearray | memoryview | AsyncIterable[bytes] 
 
 
 def check_chunk(chunk: object) -> None:
-    """Check what the content's iterator gave.
+    """Check an item that the content's iterator yielded.
 
     Raises:
-        LocalProtocolError: It is not bytes, nor like them.
+        LocalProtocolError: It is not bytes-like.
     """
     if not isinstance(chunk, (bytes, bytearray, memoryview)):
         raise LocalProtocolError(f"the content's iterator must give bytes, but gave {type(chunk).__name__}")
 
 
 class ByteStream:
-    """Content that is there as a whole; it can be iterated any number of times."""
+    """Content that is wholly in memory; it can be iterated any number of times."""
 
     __slots__ = ("data",)
 
@@ -41,7 +45,7 @@ class ByteStream:
 
 
 class IterableStream:
-    """Content from an ordinary iterable of bytes, shown as an asynchronous one."""
+    """Content from an ordinary iterable of bytes, as an asynchronous iterable."""
 
     __slots__ = ("iterable",)
 
@@ -53,7 +57,7 @@ class IterableStream:
 
 
 class _SyncIterator:
-    """An ordinary iterator as an asynchronous one, each step a checkpoint."""
+    """An ordinary iterator as an asynchronous one, with a checkpoint before each item."""
 
     __slots__ = ("_iterator",)
 
@@ -71,6 +75,11 @@ class _SyncIterator:
 
 
 def to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
+    """Convert a caller's content to an asynchronous iterable of bytes; None is empty content.
+
+    Raises:
+        TypeError: The content is neither bytes-like nor an iterable, or is a str or a mapping.
+    """
     if content is None:
         return ByteStream(b"")
     if isinstance(content, (bytes, bytearray, memoryview)):
@@ -87,9 +96,9 @@ def to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
 
 
 class CollectableStream:
-    """The base of bodies that can be had whole for less than a checkpoint for every piece of them.
+    """The base class of a response's body that `collect` reads faster than iteration does.
 
-    Such a body is its own iterator.
+    Iteration has a checkpoint for every item, `collect` only where it waits. The body is its own iterator.
     """
 
     __slots__ = ()
@@ -97,25 +106,29 @@ class CollectableStream:
     if TYPE_CHECKING:
 
         def __aiter__(self) -> AsyncIterator[bytes]:
-            """The body itself."""
+            """Return the body itself."""
             raise NotImplementedError
 
         @property
         def ended(self) -> bool:
-            """Whether it was read to its end."""
+            """Whether the body has been read to its end."""
             raise NotImplementedError
 
         async def __anext__(self) -> bytes:
-            """The next piece of it."""
+            """Receive the next part of the body."""
             raise NotImplementedError
 
         async def collect(self) -> bytes:
-            """Read all that is left of the body, and close it."""
+            """Receive the rest of the body, and close it."""
             raise NotImplementedError
 
 
 class ContentIterator:
-    """An asynchronous iterator that knows whether it has come to its end."""
+    """An asynchronous iterator over a body, with a flag for its end.
+
+    Attributes:
+        ended: Whether the iterator is exhausted.
+    """
 
     __slots__ = ("_iterator", "ended")
 
@@ -135,6 +148,6 @@ class ContentIterator:
 
 
 READ_ONLY_ONCE = "the body can be read only once; it was read before, at least in part"
-# Of a body that was read as a whole.
+# The iterator of a response whose whole body was read.
 SPENT = ContentIterator(ByteStream(b""))
 SPENT.ended = True

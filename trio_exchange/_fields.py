@@ -1,4 +1,8 @@
-"""TODO _fields."""
+"""Header fields: the list type `Headers`, and the checks of names and values before they are sent.
+
+Names and values are bytes everywhere in the package. Text is accepted from callers if it is ASCII, since HTTP
+gives no other text a meaning (RFC 9110, section 5.5).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from ._exceptions import LocalProtocolError
 
 T = TypeVar("T")
 
-#: Headers where no user sees them.
+#: Header fields inside the package, where no look-up by name is needed.
 HeaderList: TypeAlias = list[tuple[bytes, bytes]]
-# A mapping's type of keys is invariant, hence three of them.
+# Three mappings, since a mapping is invariant in the type of its keys.
 HeaderTypes: TypeAlias = (
     Mapping[str, bytes | str]
     | Mapping[bytes, bytes | str]
@@ -20,20 +24,29 @@ HeaderTypes: TypeAlias = (
     | Sequence[tuple[bytes | str, bytes | str]]
 )
 
-# RFC 9110, 5.6.2 and 5.5.
+# RFC 9110, sections 5.6.2 and 5.5.
 TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)?")
 
 
 def to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
-    """Take bytes, or text in ASCII. An error says that it is the `name`, of which one is told by `of`."""
+    """Return bytes as they are, and ASCII text encoded.
+
+    Args:
+        name: The name of the argument, for error messages, such as "header values".
+        value: The bytes or text.
+        of: The name of the header that the value belongs to, for error messages; empty for none.
+
+    Raises:
+        TypeError: The value is neither bytes nor str, or contains other characters than ASCII.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
         try:
             return value.encode("ascii")
         except UnicodeEncodeError as exc:
-            # The value may be a secret.
+            # Not shown, since the value may be a secret; nor is the cause, which contains it.
             raise TypeError(
                 f"{name} given as str must be ASCII, but the character at index {exc.start} is not"
                 f"{f', for {of!r}' if of else ''}; encode it to bytes first"
@@ -46,9 +59,9 @@ def to_bytes(name: str, value: bytes | str, of: bytes = b"") -> bytes:
 class Headers(list[tuple[bytes, bytes]]):
     """Header fields, in the order and case of the wire: a list of pairs of name and value, all bytes.
 
-    It compares, and can be changed, like any list. Besides, fields are found by name, given as bytes or
-    ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`.
-    mypy with strict equality reports a name before `in`, since the items are pairs; use `get` there.
+    It compares like a list and can be changed like one. In addition it finds fields by name, given as bytes
+    or ASCII str, in any case: `headers.get("Content-Type")`, `"Content-Type" in headers`. With strict
+    equality mypy reports a name to the left of `in`, since the items are pairs; use `get` there.
     """
 
     __slots__ = ()
@@ -60,11 +73,11 @@ class Headers(list[tuple[bytes, bytes]]):
     def get(self, name: bytes | str, default: T) -> bytes | T: ...
 
     def get(self, name: bytes | str, default: T | None = None) -> bytes | T | None:
-        """The value of the first field of that name.
+        """Return the value of the first field of a name.
 
         Args:
             name: The field's name, in any case.
-            default: What to return where there is no such field.
+            default: The value to return if there is no such field.
 
         Raises:
             TypeError: The name is neither bytes nor str.
@@ -76,7 +89,7 @@ class Headers(list[tuple[bytes, bytes]]):
         return default
 
     def get_all(self, name: bytes | str) -> list[bytes]:
-        """The values of all fields of that name, in their order; an empty list where there is none.
+        """Return the values of all fields of a name, in order; an empty list if there is none.
 
         Args:
             name: The fields' name, in any case.
@@ -99,7 +112,7 @@ class Headers(list[tuple[bytes, bytes]]):
         return super().__getitem__(index)
 
     def copy(self) -> Headers:
-        """A copy, of the same type."""
+        """Return a shallow copy, also a `Headers`."""
         return Headers(self)
 
     def __contains__(self, item: object) -> bool:
@@ -109,7 +122,7 @@ class Headers(list[tuple[bytes, bytes]]):
 
 
 def _folded(name: bytes | str) -> bytes | None:
-    """A header's name in lower case; None for text that is no header's name."""
+    """Return a header's name in lower case, None for text that is not ASCII and so matches no header."""
     if isinstance(name, bytes):
         return name.lower()
     if isinstance(name, str):
@@ -118,11 +131,11 @@ def _folded(name: bytes | str) -> bytes | None:
 
 
 def to_headers(value: HeaderTypes | None) -> Headers:
-    """Take what a caller gives as headers.
+    """Convert a caller's headers, a mapping or a sequence of pairs, to `Headers`; None gives an empty list.
 
     Raises:
-        TypeError: It is neither a mapping nor a sequence of pairs, or a name or value is neither bytes nor
-            ASCII str.
+        TypeError: The value is neither a mapping nor a sequence of pairs, or a name or value in it is
+            neither bytes nor ASCII str.
     """
     if value is None:
         return Headers()
@@ -139,6 +152,11 @@ def _to_header(pair: Any) -> tuple[bytes, bytes]:
 
 
 def to_pair(message: str, pair: Any) -> tuple[Any, Any]:
+    """Return the two items of a tuple or list.
+
+    Raises:
+        TypeError: `pair` is of another type or length; the error begins with `message`.
+    """
     if not isinstance(pair, (tuple, list)):
         raise TypeError(f"{message}, but got {type(pair).__name__}")
     if len(pair) != 2:
@@ -147,10 +165,10 @@ def to_pair(message: str, pair: Any) -> tuple[Any, Any]:
 
 
 def check_field(name: bytes, value: bytes) -> None:
-    """Check a header field.
+    """Check that a header field can be sent.
 
     Raises:
-        LocalProtocolError: It can't be sent.
+        LocalProtocolError: The name is not a token, or the value has control characters or outer white space.
     """
     if not TOKEN.fullmatch(name):
         raise LocalProtocolError(f"a header's name must be a token, not {name!r}")
@@ -160,6 +178,15 @@ def check_field(name: bytes, value: bytes) -> None:
         )
 
 
-def check_single_field(name: bytes, has_it: bool) -> None:
-    if has_it:
+def check_single_field(name: bytes, repeated: bool) -> None:
+    """Check that a header which may occur only once does not occur again.
+
+    Args:
+        name: The header's name.
+        repeated: Whether it has occurred before.
+
+    Raises:
+        LocalProtocolError: It is repeated.
+    """
+    if repeated:
         raise LocalProtocolError(f"a request can have only one header {name!r}")

@@ -1,11 +1,11 @@
-"""The values that go in and come out: `URL`, `Origin`, `Request`, `Response`, `Proxy`.
+"""The public models `Request`, `Response` and `Proxy`, and the checks of their arguments.
 
-Text is accepted where HTTP's own alphabet is ASCII, and is kept as bytes from there on; bytes pass as
-they are. The one exception is a host name in a URL, which may be any Unicode name and is encoded by IDNA.
+Text arguments must be ASCII, except for the host name in a URL, which is encoded by IDNA. The models keep
+bytes.
 
-A `Request` is what the caller said, unchanged. What HTTP needs besides (Host, Content-Length,
-Transfer-Encoding) and all checks of what may go on the wire are made by `prepare`, once, just before a
-connection is looked for, so that nothing is sent of a request that can't be sent whole.
+A `Request` keeps the caller's arguments unchanged. `_http/request.py` adds the fields that HTTP requires
+(Host, Content-Length, Transfer-Encoding) and checks what may be sent. It does so once for a request, before a
+connection is looked for, so that no part of an invalid request is sent.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from ._urls import PROXY_PORTS, URL, ParsedURL, parse_url, scheme_hint, to_url, 
 
 
 def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy extensions; none are an empty dict.
+    """Return a copy of a caller's extensions as a dict; None gives an empty one.
 
     Raises:
-        TypeError: They are not a mapping.
+        TypeError: The value is not a mapping.
     """
     if value is None:
         return {}
@@ -48,26 +48,26 @@ def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(value)
 
 
-#: The extensions of requests.
+#: The extensions that a request may have.
 _REQUEST_EXTENSIONS = frozenset(("timeout", "trace", "sni_hostname", "target", "informational", "protocol"))
-# Likely mistakes that are too far from the right name for `get_close_matches`.
+# Likely mistakes that `get_close_matches` does not find.
 _MISTAKEN_EXTENSIONS = {
     "sni": "sni_hostname",
     "server_hostname": "sni_hostname",
     "on_trace": "trace",
     "info": "informational",
 }
-# At a lower cutoff names that callers may use for themselves, such as `trace_id`, would be mistakes.
+# With a lower cutoff, names that callers use for their own purposes, such as `trace_id`, would be refused.
 _SIMILARITY = 0.8
 
 
 def check_extension_names(extensions: Mapping[str, Any]) -> None:
-    """Check that no name of a request's extensions is nearly, but not quite, a known one.
+    """Check that no name of a request's extensions is a misspelled known one.
 
-    Names that resemble none pass: they are the caller's own.
+    A name that resembles no known one is accepted: callers may have extensions of their own.
 
     Raises:
-        ValueError: Naming the extension that was meant.
+        ValueError: A name resembles a known one; the message names that.
     """
     if _REQUEST_EXTENSIONS.issuperset(extensions):
         return
@@ -83,47 +83,47 @@ def check_extension_names(extensions: Mapping[str, Any]) -> None:
 
 
 def check_ssl_context(value: object) -> None:
-    """Check an `ssl_context` argument.
+    """Check an argument `ssl_context`.
 
     Raises:
-        TypeError: It is neither a context nor None.
+        TypeError: The value is neither an `ssl.SSLContext` nor None.
     """
     if value is not None and not isinstance(value, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {value!r}")
 
 
-def check_yes_or_no(name: str, value: object) -> None:
-    """Check the argument called `name`.
+def check_bool(name: str, value: object) -> None:
+    """Check that the argument called `name` is a bool.
 
     Raises:
-        TypeError: It is not a bool.
+        TypeError: It is not.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 class Request:
-    """A request, as the caller made it.
+    """A request.
 
     Args:
-        method: Such as `"GET"`.
-        url: A `URL`, or what makes one.
-        headers: A mapping or a sequence of pairs; order and case are kept.
-        content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable that has a
-            `__bytes__` method is converted by `bytes()` first, and sent like bytes.
-        extensions: See the README: `timeout`, `trace`, `sni_hostname`, `target`, `informational`,
-            `protocol`.
+        method: The method, such as `"GET"`.
+        url: The URL, as a `URL`, str or bytes.
+        headers: The header fields, a mapping or a sequence of pairs; order and case are kept.
+        content: The body: bytes, or an asynchronous or ordinary iterable of bytes. An iterable with a
+            `__bytes__` method is converted by `bytes()`, and sent like bytes. None for no body.
+        extensions: A mapping with any of `timeout`, `trace`, `sni_hostname`, `target`, `informational` and
+            `protocol`, which the README describes.
 
     Attributes:
         method: bytes.
-        url: `URL`; the `target` extension, if given, has replaced the target.
+        url: `URL`; its target is that of the `target` extension, if there is one.
         headers: `Headers`.
-        stream: The body as an asynchronous iterable of bytes.
-        extensions: dict.
+        stream: The body, an asynchronous iterable of bytes.
+        extensions: dict, a copy.
 
     Raises:
-        TypeError: An argument is of the wrong type, or text that is not ASCII.
-        InvalidURL: See `URL`.
+        TypeError: An argument is of the wrong type, or a str is not ASCII.
+        InvalidURL: The URL is refused; see `URL`.
     """
 
     __slots__ = ("extensions", "headers", "method", "stream", "url")
@@ -150,7 +150,7 @@ class Request:
     def __repr__(self) -> str:
         method, url = self.method.decode("ascii", "backslashreplace"), str(self.url)
         if not self.url.target.startswith(b"/"):
-            # The log shows this, and a `target` extension may have userinfo.
+            # The log shows this repr, and a `target` extension may contain userinfo.
             url = unless_secret(url, self.url.target) or str(self.url.origin)
         return f"<Request [{method} {url!r}]>"
 
@@ -160,15 +160,15 @@ class Response:
 
     Args:
         status: The status code.
-        headers: A mapping or a sequence of pairs.
-        content: The body.
-        extensions: See the README.
+        headers: The header fields, a mapping or a sequence of pairs.
+        content: The body: bytes, or an asynchronous or ordinary iterable of bytes.
+        extensions: A mapping; the README describes the extensions of a response.
 
     Attributes:
         status: int.
         headers: `Headers`, in the order and case of the wire.
-        stream: The body as an asynchronous iterable of bytes.
-        extensions: dict: `http_version`, `network_stream`, `trailing_headers`, `reason_phrase` (HTTP/1.1
+        stream: The body, an asynchronous iterable of bytes.
+        extensions: dict, with `http_version`, `network_stream`, `trailing_headers`, `reason_phrase` (HTTP/1.1
             only), `stream_id` (HTTP/2 only).
 
     Raises:
@@ -192,15 +192,15 @@ class Response:
         self.stream: AsyncIterable[bytes] = to_stream(content)
         self.extensions: dict[str, Any] = to_extensions(extensions)
         self._content: bytes | None = None
-        # What reads the body, from the first call of `aiter_stream` or `aread` on.
+        # The iterator over the body, from the first call of `aiter_stream` or `aread` on.
         self._iterator: CollectableStream | ContentIterator | None = None
 
     @property
     def content(self) -> bytes:
-        """The whole body.
+        """The whole body, after `await response.aread()`.
 
         Raises:
-            RuntimeError: It was not read yet: `await response.aread()` first.
+            RuntimeError: `aread` was not called, or did not complete.
         """
         if self._content is None:
             raise RuntimeError("the body was not read yet; call 'await response.aread()' first")
@@ -208,15 +208,17 @@ class Response:
 
     @trio.lowlevel.enable_ki_protection
     async def aread(self) -> bytes:
-        """Read the body to its end, keep it as `content`, and return it.
+        """Read the whole body, keep it as `content`, and return it.
+
+        Called again, it returns the same bytes.
 
         Raises:
-            RuntimeError: `aiter_stream` was called before, or reading was begun and failed.
-            ReadTimeout: The server sent nothing for as long as the `read` timeout.
+            RuntimeError: `aiter_stream` was called before, or an earlier call of `aread` did not complete.
+            ReadTimeout: The server sent nothing within the `read` timeout.
             ReadError: The connection broke.
             RemoteProtocolError: The body is malformed or ends early.
 
-        When it is cancelled, what it had read is lost; close the response then.
+        When it is cancelled, the part of the body that it has read is lost; close the response then.
         """
         await trio.lowlevel.checkpoint()
         try:
@@ -226,14 +228,14 @@ class Response:
             raise
 
     async def _read_without_checkpoint(self) -> bytes:
-        """`aread` for a caller that has just waited for the network, and need not yield again.
+        """Do the same as `aread`, but without the checkpoint: for a caller that has just passed one.
 
-        Errors and what cancellation does are those of `aread`.
+        Errors and the effect of cancellation are those of `aread`.
         """
         if self._content is None:
             if self._iterator is not None:
                 raise RuntimeError(READ_ONLY_ONCE)
-            # Should this fail, what was read of the body is lost.
+            # Set first: if reading fails, a part of the body is lost, and no later call may read the rest.
             self._iterator = SPENT
             stream = self.stream
             if isinstance(stream, CollectableStream):
@@ -243,15 +245,18 @@ class Response:
         return self._content
 
     def aiter_stream(self) -> AsyncIterator[bytes]:
-        """Iterate over the body as it arrives, in pieces of bytes.
+        """Return an asynchronous iterator over the body, which yields bytes as they arrive.
 
-        Called again before the end of the body, it goes on where the iteration was left.
+        Called again before the end of the body, it returns the same iterator, which continues where it was.
+        When the iterator is cancelled, no data is lost.
+
+        Returns:
+            The iterator. It raises `ReadTimeout` if the server sent nothing within the `read` timeout,
+            `ReadError` if the connection broke, and `RemoteProtocolError` if the body is malformed or ends
+            early.
 
         Raises:
             RuntimeError: The body was iterated to its end, or `aread` was called.
-            ReadTimeout: From the iterator, as are the following.
-            ReadError: The connection broke.
-            RemoteProtocolError: The body is malformed or ends early.
         """
         iterator, stream = self._iterator, self.stream
         if iterator is None:
@@ -263,9 +268,9 @@ class Response:
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close the response; what was not read of its body is given up.
+        """Close the response, and discard the rest of its body.
 
-        Closing twice is allowed. When it is cancelled, the response is closed all the same.
+        Closing a closed response does nothing. When it is cancelled, the response is closed nevertheless.
         """
         close = getattr(self.stream, "aclose", None)
         if close is None:
@@ -278,34 +283,34 @@ class Response:
 
 
 class Proxy:
-    """A proxy's address and how to speak with it.
+    """A proxy: its address, and how to connect to it.
 
-    `http` and `https` proxies are asked for tunnels (CONNECT), and given requests to forward. `socks4`
-    and `socks5` proxies are given an address that is looked up here, `socks4a` and `socks5h` proxies the
-    name; for them the `socksio` package is needed (the extra `trio-exchange[socks]`).
+    An `http` or `https` proxy opens tunnels (CONNECT) and forwards requests. A `socks4` or `socks5` proxy is
+    given an address, which is looked up here; a `socks4a` or `socks5h` proxy is given the name. SOCKS needs
+    the `socksio` package (the extra `trio-exchange[socks]`).
 
     Args:
-        url: Where the proxy listens; its userinfo, if any, is the default for `auth`.
-        auth: User name and password, for the proxy alone: sent as Basic credentials (RFC 7617), with SOCKS5
-            by its own method (RFC 1929). SOCKS4 has only the user name.
-        headers: Sent to the proxy, with CONNECT and with what it forwards. A request's own headers of the
-            same name go first.
-        ssl_context: For the TLS connection to an `https` proxy; None for `default_ssl_context()`. The pool
-            writes its ALPN offer to it.
-        http2: Whether to speak HTTP/2 with an `https` proxy that offers it (ALPN), so that tunnels share
-            connections to it.
+        url: The URL of the proxy, as a `URL`, str or bytes; its userinfo, if any, is the default for `auth`.
+        auth: User name and password for the proxy: sent as Basic credentials (RFC 7617) to an HTTP proxy,
+            by the method of RFC 1929 with SOCKS5. SOCKS4 has only the user name.
+        headers: Headers for the proxy, sent with CONNECT and with forwarded requests. They do not replace
+            headers of the same name that a request has.
+        ssl_context: The TLS settings for an `https` proxy; None for `default_ssl_context()`. The pool writes
+            its ALPN offer to it.
+        http2: Whether to use HTTP/2 with an `https` proxy that selects it by ALPN, so that tunnels share
+            connections.
 
     Attributes:
         url: `URL`, without userinfo.
-        auth: Pair of bytes, or None.
-        headers: `Headers`, with Proxy-Authorization first where an HTTP proxy has `auth`.
+        auth: A pair of bytes, or None.
+        headers: `Headers`; for an HTTP proxy with `auth` the first is Proxy-Authorization.
         ssl_context: As given.
         http2: As given.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        InvalidURL: The URL's scheme is none of a proxy's, it has no host, or it has a path; or see `URL`.
-        ValueError: The credentials can't be sent to such a proxy.
+        InvalidURL: The URL has another scheme than these, no host, or a path; or see `URL`.
+        ValueError: The credentials can't be sent to a proxy of this kind.
         LocalProtocolError: A header can't be sent.
     """
 
@@ -338,7 +343,7 @@ class Proxy:
         if self.url.target != b"/":
             raise InvalidURL(f"a proxy's URL can't have a path or a query; {_IN_CREDENTIALS}")
         check_ssl_context(ssl_context)
-        check_yes_or_no("http2", http2)
+        check_bool("http2", http2)
         if auth is None and userinfo is not None:
             user, _, password = userinfo.partition(b":")
             auth = (_unquote(user), _unquote(password))
@@ -377,7 +382,7 @@ _IN_CREDENTIALS = "in credentials '/', '?', '#' and '@' must be percent-encoded"
 
 
 def _parse_proxy_url(url: bytes | str) -> ParsedURL:
-    """Take a proxy's URL apart, with errors that don't show what may be part of a password."""
+    """Parse a proxy's URL, with error messages that show no part of a password."""
     at, fragment = (b"@", b"#") if isinstance(url, bytes) else ("@", "#")
     given: Any = url
     try:
@@ -392,7 +397,7 @@ def _parse_proxy_url(url: bytes | str) -> ParsedURL:
 
 
 def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
-    """Check that credentials can be sent to a proxy; they are secret, so that no error shows them."""
+    """Check that credentials can be sent to a proxy, with error messages that do not show them."""
     match scheme:
         case b"socks4" | b"socks4a":
             if password:
@@ -400,19 +405,19 @@ def _check_credentials(scheme: bytes, user: bytes, password: bytes) -> None:
             if b"\0" in user:
                 raise ValueError("a user name for SOCKS4 can't have a zero byte")
         case b"socks5" | b"socks5h":
-            # RFC 1929, 2; but servers are known that have users without password.
+            # RFC 1929, section 2, except that it requires a password: some servers have users without one.
             if not 0 < len(user) < 256 or len(password) > 255:
                 raise ValueError(
                     "for SOCKS5 the user name must be 1 to 255 bytes long, the password at most 255"
                 )
         case _:
-            # RFC 7617, 2.
+            # RFC 7617, section 2.
             if b":" in user:
                 raise ValueError("a user name for an HTTP proxy can't have a colon")
 
 
 def _check_proxy_headers(headers: HeaderList) -> None:
-    """Check what is added to requests that have been checked."""
+    """Check a proxy's headers, which are added to requests that have been checked already."""
     names = [name.lower() for name, _ in headers]
     for name, value in headers:
         check_field(name, value)
@@ -425,5 +430,5 @@ def _check_proxy_headers(headers: HeaderList) -> None:
 
 
 def _unquote(text: bytes) -> bytes:
-    """Undo percent-encoding (RFC 3986, 2.1)."""
+    """Decode percent-encoding (RFC 3986, section 2.1)."""
     return re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text)

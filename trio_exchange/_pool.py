@@ -18,7 +18,7 @@ import trio
 from ._connect.attempt import establish_persistently
 from ._connect.connector import Connector, SocketOption
 from ._connect.dialers import DirectDialer
-from ._connect.factory import TCP, ConnectionFactory, ConnectionKey, key_for
+from ._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from ._connect.network_stream import NetworkStream
 from ._connections.manager import Checkout, ConnectionManager
 from ._connections.nursery import PoolNursery, PoolState
@@ -33,9 +33,9 @@ from ._models import (
     Proxy,
     Request,
     Response,
+    check_bool,
     check_extension_names,
     check_ssl_context,
-    check_yes_or_no,
     to_extensions,
 )
 from ._options import (
@@ -152,8 +152,8 @@ class ConnectionPool:
         http2_ping_timeout: float = 15.0,
     ) -> None:
         check_ssl_context(ssl_context)
-        check_yes_or_no("http1", http1)
-        check_yes_or_no("http2", http2)
+        check_bool("http1", http1)
+        check_bool("http2", http2)
         if not (http1 or http2):
             raise ValueError("http1 or http2 must be True, else there is nothing to speak")
         check_seconds("keepalive_expiry", keepalive_expiry)
@@ -469,7 +469,7 @@ class ConnectionPool:
 
     def _key(self, request: Request, prepared: PreparedRequest) -> ConnectionKey:
         """Where a request is sent, and the form that it takes for that."""
-        key = key_for(request)
+        key = ConnectionKey.for_request(request)
         # A tunnel can't be forwarded.
         if self._forwarding is None or key.scheme != b"http" or request.method == b"CONNECT":
             return key

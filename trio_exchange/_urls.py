@@ -1,4 +1,10 @@
-"""TODO _urls."""
+"""URLs and origins: parsing, encoding of host names, and error messages that reveal no credentials.
+
+A URL is parsed by the regular expression of RFC 3986, appendix B. The scheme, host and port, which decide
+where a request goes, are checked and normalized here. The path and query are kept as they are, and are
+checked only when they are about to be sent. A URL with an `@` may have a password anywhere before it, also
+where the URL is malformed; so no error message shows any part of such a URL (`unless_secret`).
+"""
 
 from __future__ import annotations
 
@@ -26,29 +32,29 @@ _PORTS = {**DEFAULT_PORTS, **PROXY_PORTS}
 _WITH_TLS = {b"http": b"https", b"ws": b"wss"}
 _WITHOUT_TLS = {b"https": b"http", b"wss": b"ws"}
 
-# RFC 3986, appendix B, with the scheme required to look like one, and the fragment left out.
+# RFC 3986, appendix B, with the syntax of schemes (section 3.1) and without the fragment.
 _URL = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?", re.DOTALL)
 _AUTHORITY = re.compile(rb"(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?", re.DOTALL)
 _NOT_IN_URL = re.compile(rb"[\x00-\x20\x7f]")
 _BRACKETED = re.compile(rb"\[(.*)\]", re.DOTALL)
 _URL_TEXT = re.compile(_URL.pattern.decode(), re.DOTALL)
-# Also percent-encoded, and the characters that IDNA maps to it.
+# An `@`, also percent-encoded, and the characters that IDNA maps to it.
 _AT = re.compile("[@\ufe6b\uff20]|%(?:25)*40")
-# RFC 3986, 3.2.2, without percent-encoding, which resolvers and certificates don't know.
+# RFC 3986, section 3.2.2, without percent-encoding, which neither resolvers nor certificates support.
 _NAME = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=-]*")
 
 
-# Visible ASCII without the number sign: a fragment is never sent.
+# Visible ASCII without `#`: a fragment is never sent (RFC 9110, section 7.1).
 TARGET = re.compile(rb"[\x21\x22\x24-\x7e]+")
 
 
 class Origin:
-    """Whom a connection is to: scheme, host and port (RFC 9110, 4.3.1).
+    """An origin: scheme, host and port (RFC 9110, section 4.3.1).
 
     Attributes:
         scheme: Such as `b"https"`.
         host: Name or address, without brackets.
-        port: Always a number; the scheme's own where the URL named none.
+        port: Port number; the scheme's default if the URL has none.
     """
 
     __slots__ = ("host", "port", "scheme")
@@ -77,48 +83,48 @@ class Origin:
 
 
 def with_tls(origin: Origin) -> Origin | None:
-    """The origin of the same port with TLS, None if it has TLS already."""
+    """Return the origin with the same port and TLS, None if it has TLS already."""
     scheme = _WITH_TLS.get(origin.scheme)
     return None if scheme is None else Origin(scheme, origin.host, origin.port)
 
 
 def without_tls(origin: Origin) -> Origin | None:
-    """The origin of the same port without TLS, None if it has none already."""
+    """Return the origin with the same port and without TLS, None if it has no TLS already."""
     scheme = _WITHOUT_TLS.get(origin.scheme)
     return None if scheme is None else Origin(scheme, origin.host, origin.port)
 
 
 class URL:
-    """A URL, taken apart as far as a request needs it (RFC 3986).
+    """A URL, split into the parts that a request needs (RFC 3986).
 
-    Give it whole, `URL("https://www.example.com/path?query")`, or in parts,
+    It is made from a whole URL, `URL("https://www.example.com/path?query")`, or from its parts,
     `URL(scheme=b"https", host=b"www.example.com", port=443, target=b"/path?query")`.
 
-    A fragment is dropped, as it is never sent. A host name that is not ASCII is encoded by IDNA, an IPv6
-    address stands in brackets in the whole form and may do so in the parts, and may have a zone
-    identifier (RFC 6874), which serves to connect and is never sent.
+    A fragment is dropped, since it is never sent. A host name that is not ASCII is encoded by IDNA. An IPv6
+    address needs brackets in a whole URL, and may have them as a part. It may have a zone identifier
+    (RFC 6874), which is used to connect and never sent.
 
     Args:
-        url: The URL as a whole, str or bytes. With it, no parts.
-        scheme: Such as `b"https"`; lower-cased.
-        host: Host name or address; lower-cased.
-        port: 1 to 65535, or None for the scheme's own.
-        target: Path and query as they are sent, `b"/"` if empty.
+        url: The whole URL, str or bytes; then no other argument may be given.
+        scheme: Such as `b"https"`; converted to lower case.
+        host: Host name or address; converted to lower case.
+        port: 1 to 65535; None for the scheme's default.
+        target: Path and query, sent as they are; `b"/"` if empty.
 
     Attributes:
-        scheme: bytes, empty if there was none.
-        host: bytes, without brackets, empty if there was none.
-        port: int, or None where the URL named none.
+        scheme: bytes, empty if the URL has none.
+        host: bytes, without brackets, empty if the URL has none.
+        port: int; None if the URL has none.
         target: bytes, path and query.
 
-    `str(url)` is the whole URL again, `repr(url)` what makes it.
+    `str(url)` returns the whole URL, and `repr(url)` an expression that makes an equal one.
 
     Raises:
-        TypeError: A part is neither bytes nor text, or the URL is given both ways.
-        InvalidURL: The port is not a port, the authority can't be parsed, scheme or authority contain white
-            space or control characters, text is not ASCII outside the host name, or the URL contains
-            userinfo (credentials before an `@`, which would otherwise be dropped without a word: send them
-            as an Authorization header).
+        TypeError: A part is neither bytes nor str, or both a whole URL and parts are given.
+        InvalidURL: The port is not a number from 1 to 65535, the authority can't be parsed, the scheme or
+            authority contains white space or control characters, or text outside the host name is not
+            ASCII. A URL with userinfo (credentials before an `@`) is refused too, since they would never
+            be sent: send them in an Authorization header.
     """
 
     __slots__ = ("host", "port", "scheme", "target")
@@ -154,7 +160,7 @@ class URL:
 
     @property
     def origin(self) -> Origin:
-        """The URL's origin, with the scheme's own port where the URL named none."""
+        """The URL's origin, with the scheme's default port if the URL has none."""
         return Origin(self.scheme, self.host, self.port or _PORTS.get(self.scheme, 0))
 
     def __eq__(self, other: object) -> bool:
@@ -175,7 +181,7 @@ class URL:
         scheme = self.scheme + b":" if self.scheme else b""
         host = b"//" + bracketed(self.host) if self.host else b""
         port = b"" if self.port is None else b":%d" % self.port
-        # A target in another form, such as `*`, is no part of the host's name.
+        # Separates a target such as `*` from the host, of which it would seem to be a part.
         space = b" " if self.host and not self.target.startswith(b"/") else b""
         return (scheme + host + port + space + self.target).decode("latin-1")
 
@@ -188,6 +194,8 @@ class URL:
 
 
 class ParsedURL(NamedTuple):
+    """The parts of a URL, and its userinfo, which only a proxy's URL may have."""
+
     userinfo: bytes | None
     scheme: bytes
     host: bytes
@@ -202,17 +210,17 @@ _USERINFO_REFUSED = (
 
 
 def unless_secret(text: str, url: bytes | str) -> str:
-    """The part of an error's message that shows something of a URL, if there is no `@` in that URL.
+    """Return `text`, a part of an error message that shows a part of `url`; empty if `url` has an `@`.
 
-    What stands before an `@` may be a password, wherever it is: of a URL with a mistake nobody can tell
-    where its parts were meant to begin.
+    In a malformed URL it is unknown where each part was meant to begin, so that anything before an `@` may
+    be a password.
     """
     given = url if isinstance(url, str) else url.decode("utf-8", "replace")
     return "" if _AT.search(given) else text
 
 
 def scheme_hint(url: URL) -> str:
-    """What an error about a URL's scheme adds where it seems to be missing: `localhost:8080/`."""
+    """Return a hint for an error message if a URL seems to lack its scheme, such as `localhost:8080/`."""
     whole = str(url).removeprefix("//")
     if whole.startswith("/") or (url.scheme and (url.host or not url.target[:1].isdigit())):
         return ""
@@ -220,8 +228,14 @@ def scheme_hint(url: URL) -> str:
 
 
 def parse_url(url: bytes | str) -> ParsedURL:
+    """Split a whole URL into its parts, and check them.
+
+    Raises:
+        TypeError: The URL is neither bytes nor str.
+        InvalidURL: See `URL`; userinfo is allowed here.
+    """
     text = _url_to_bytes(url)
-    # No credentials are kept, nor much.
+    # The cache keeps neither credentials nor long URLs.
     return _parse_new_url(text) if b"@" in text or len(text) > 1024 else _parse_known_url(text)
 
 
@@ -246,7 +260,7 @@ def _parse_new_url(url: bytes) -> ParsedURL:
         unless_secret("shown", fragment)
         or (scheme and scheme.lower() in _PORTS and authority and TARGET.fullmatch(target))
     ):
-        # The '@' is about to be dropped, and later errors would show what stands before it.
+        # The fragment with the `@` is dropped below, and later error messages would show the rest of the URL.
         raise InvalidURL("the URL can't be requested, and may have a password before its '@'")
     if authority is None:
         return ParsedURL(None, (scheme or b"").lower(), b"", None, target)
@@ -264,7 +278,7 @@ def _parse_new_url(url: bytes) -> ParsedURL:
 
 
 def _url_to_bytes(url: bytes | str) -> bytes:
-    """Encode a URL whose host name, and nothing else, may be other than ASCII."""
+    """Encode a whole URL to bytes, its host name by IDNA; the other parts must be ASCII."""
     if not isinstance(url, str) or url.isascii():
         return to_bytes("url", url)
     match = _URL_TEXT.match(url)
@@ -303,7 +317,7 @@ def _bad_authority(authority: bytes | str, url: bytes | str) -> InvalidURL:
 
 
 def _not_ascii(name: str, part: str, url: str) -> InvalidURL:
-    """Find the error to raise for a URL whose part `name` has a character that no URL has."""
+    """Make the error for a part of a URL, called `name`, that has other characters than ASCII."""
     character = next(filter(lambda character: not character.isascii(), part))
     encoded = "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
     shown = unless_secret(f", {character!r} as {encoded!r}", url)
@@ -316,12 +330,20 @@ def _encode_idna(host: str, url: str) -> bytes:
     except idna.IDNAError as exc:
         if unless_secret(host, url):
             raise InvalidURL(f"{host!r} is not a host name: {exc}") from exc
-    # Its cause, too, would show what stands before the '@'.
+    # Raised without its cause, which would show what is before the `@`.
     raise InvalidURL("what the URL has for a host is not a host name")
 
 
 def _to_host(host: bytes | str, url: bytes | str) -> bytes:
-    """Check the host that a URL has."""
+    """Check a host, and convert it to its form in `URL.host`.
+
+    Args:
+        host: The host, with brackets or without.
+        url: The URL that it is from, to decide whether error messages may show the host.
+
+    Raises:
+        InvalidURL: It is neither a host name nor an address.
+    """
     if isinstance(host, str) and not host.isascii():
         return _encode_idna(host, host)
     raw = to_bytes("host", host)
@@ -355,7 +377,7 @@ def _is_ipv6(address: bytes) -> bool:
 
 def _parse_port(digits: bytes, url: bytes) -> int:
     significant = digits.lstrip(b"0")
-    # Python refuses to make a number of too many digits.
+    # int() raises ValueError above 4300 digits.
     port = int(significant or b"0") if len(significant) < 6 else 0
     if not 0 < port < 65536:
         shown = unless_secret(f", not {digits.decode()}", url)
@@ -374,23 +396,30 @@ def _to_port(port: int | None) -> int | None:
 
 
 def bracketed(host: bytes) -> bytes:
-    """The host as it stands in an authority: IPv6 addresses in brackets and without their zone."""
+    """Return a host in the form it has in an authority: an IPv6 address in brackets and without its zone."""
     if b":" in host:
         return b"[%b]" % host.partition(b"%")[0]
     return host
 
 
 def to_url(url: Any) -> URL:
+    """Parse a caller's URL.
+
+    Raises:
+        TypeError: It is neither bytes nor str.
+        InvalidURL: See `URL`.
+    """
     if not isinstance(url, (bytes, str)):
         raise TypeError(f"url must be a URL, bytes or str, but got {type(url).__name__}")
     return URL(url)
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """Split a target in absolute form (RFC 9112, 3.2.2).
+    """Split a target in absolute form (RFC 9112, section 3.2.2).
 
     Returns:
-        Scheme, authority without userinfo, and path and query as they are; None if it has another form.
+        The scheme, the authority without userinfo, and the path and query unchanged; None if the target is
+        in another form.
     """
     absolute = None if target.startswith((b"/", b"*")) else _URL.match(target)
     if absolute is None or not absolute[1] or not absolute[2]:
@@ -400,7 +429,7 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes] | None:
 
 
 def authority_of(url: URL) -> bytes:
-    """Host and port of a URL as they are sent, the port only if it isn't the scheme's (RFC 9110, 4.2.3)."""
+    """Return the host, and the port unless it is the scheme's default (RFC 9110, section 4.2.3)."""
     if url.port is None or url.port == DEFAULT_PORTS.get(url.scheme):
         return bracketed(url.host)
     return b"%b:%d" % (bracketed(url.host), url.port)

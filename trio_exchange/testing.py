@@ -1,6 +1,6 @@
-"""For tests without a network: a connector in memory, and peers that follow a script.
+"""Tests without a network: an in-memory connector, and scripted servers for its connections.
 
-A peer's script is an async function, called with a `ScriptedPeer` for every connection that is dialled::
+The script is an async function that is called with a `ScriptedPeer` for every new connection::
 
     async def serve(peer: ScriptedPeer) -> None:
         async for request in peer:
@@ -13,11 +13,11 @@ A peer's script is an async function, called with a `ScriptedPeer` for every con
                 response = await pool.request("GET", "https://example.com/world")
             assert response.content == b"hello /world"
 
-With `MemoryConnector.ssl_context` the peers answer `https` and `wss` URLs of any host. This needs the package
-trustme: `pip install trio-exchange[testing]`. Tests without TLS don't need it.
+With `MemoryConnector.ssl_context` the peers also accept TLS, for `https` and `wss` URLs of any host. This
+needs the package trustme: `pip install trio-exchange[testing]`. Tests without TLS don't need it.
 
-With Trio's `MockClock` such a test is deterministic, and its timeouts take no time. A `ScriptedPeer` can
-also be put on any other Trio stream, such as those that `trio.serve_tcp` hands to its handler.
+With Trio's `MockClock` such a test is deterministic, and its timeouts take no time. A `ScriptedPeer` also
+works on any other Trio stream, such as those that `trio.serve_tcp` passes to its handler.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ def __dir__() -> list[str]:
     return [name for name in globals() if name.startswith("__") or name in __all__]
 
 
-# A script is trusted, its client is under test: let no limit of the peer's own be in the way.
+# The limit of h11 protects servers from clients; a test may send heads of any size.
 _NO_LIMIT = 2**30
 
 _WITHOUT_BODY = frozenset((204, 304))
 
-# A record with a ClientHello begins with the type handshake and the version 3.x (RFC 8446, 5.1). Neither a
-# request nor the preface of HTTP/2 begins with a control character.
+# A ClientHello record begins with the type `handshake` and the version 3.x (RFC 8446, section 5.1). Neither
+# an HTTP/1.1 request nor the preface of HTTP/2 begins with a control character.
 _CLIENT_HELLO = b"\x16\x03"
 
-# A ScriptedPeer speaks HTTP/1.1.
+# A ScriptedPeer parses HTTP/1.1 only.
 _ALPN = ("http/1.1",)
 
 
 @dataclass(frozen=True)
 class PeerRequest:
-    """A request, as a peer received it.
+    """A request that a peer has received.
 
     Attributes:
         method: Such as `b"GET"`.
-        target: As sent.
-        headers: In the order of the wire, names lower-cased.
-        body: What was received of the body, without its framing.
+        target: The request target, as sent.
+        headers: The header fields, in the order of the wire, with names in lower case.
+        body: The content, without its framing; empty from `receive_head`.
     """
 
     method: bytes
@@ -78,28 +78,43 @@ class PeerRequest:
     body: bytes = b""
 
     def header(self, name: bytes | str) -> bytes | None:
-        """The value of the first header of that name, in any case; None if there is none."""
+        """Return the value of the first header of a name.
+
+        Args:
+            name: The header's name, in any case.
+
+        Returns:
+            The value, None if there is no such header.
+
+        Raises:
+            TypeError: The name is neither bytes nor str.
+        """
         return self.headers.get(name)
 
 
 class ScriptedPeer(trio.abc.AsyncResource):
-    """The server's side of one HTTP/1.1 connection, played by a test.
+    """The server's side of one HTTP/1.1 connection, controlled by a test.
 
-    It parses what it receives, and sends whatever it is told, sense or nonsense. Iterating over it gives
-    request after request, until the client closes the connection.
+    It parses the requests that it receives, and sends any bytes, valid HTTP or not. Iteration yields whole
+    requests until the client closes the connection.
+
+    When `receive_head`, `receive_chunk` or `receive_some` is cancelled, no data is lost; the other methods
+    that receive lose what they have received. After a cancelled `send` an unknown part has been sent.
 
     Args:
-        stream: The connection.
+        stream: The stream of the connection.
 
     Attributes:
-        stream: The connection, with TLS after `start_tls`.
+        stream: The stream of the connection; the encrypted one after `start_tls`.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: trio.abc.Stream = stream
         self._h11 = _new_parser(b"")
         self._body_done = True
-        self._make_ssl_context = functools.partial(_server_context, "localhost", _ALPN)
+
+    def _make_ssl_context(self) -> ssl.SSLContext:
+        return _server_context("localhost", _ALPN)
 
     # -- Receiving.
 
@@ -115,21 +130,29 @@ class ScriptedPeer(trio.abc.AsyncResource):
     async def receive_request(self) -> PeerRequest:
         """Receive a whole request.
 
+        Returns:
+            The request, with its body.
+
         Raises:
-            EOFError: The client closed the connection before it began one.
-            h11.RemoteProtocolError: What came is no request, or ends early.
+            EOFError: The client closed the connection before it sent another request.
+            h11.RemoteProtocolError: The request is invalid, or the client closed the connection within it.
+            trio.BrokenResourceError: The connection broke.
         """
         request = await self.receive_head()
         return replace(request, body=await self.receive_body())
 
     async def receive_head(self) -> PeerRequest:
-        """Receive a request up to the end of its head.
+        """Receive the head of a request; then `receive_chunk` or `receive_body` receives its body.
+
+        Returns:
+            The request, with an empty body.
 
         Raises:
-            EOFError: The client closed the connection before it began one.
-            h11.RemoteProtocolError: What came is no request.
+            EOFError: The client closed the connection before it sent another request.
+            h11.RemoteProtocolError: The client did not send a valid request.
+            trio.BrokenResourceError: The connection broke.
         """
-        # A fresh parser for each request: what the script answers is no concern of the parser's.
+        # A new parser for each request, since this one is not told of the responses that the script sends.
         self._h11 = _new_parser(self._h11.trailing_data[0])
         try:
             event = await self._next_event()
@@ -146,7 +169,15 @@ class ScriptedPeer(trio.abc.AsyncResource):
         return PeerRequest(event.method, event.target, Headers(event.headers))
 
     async def receive_chunk(self) -> bytes:
-        """Receive a piece of the body of the request whose head was received; none is its end."""
+        """Receive some bytes of the body of the current request.
+
+        Returns:
+            The bytes; `b""` at the end of the body.
+
+        Raises:
+            h11.RemoteProtocolError: The body is malformed or ends early.
+            trio.BrokenResourceError: The connection broke.
+        """
         if not self._body_done:
             event = await self._next_event()
             if isinstance(event, h11.Data):
@@ -155,14 +186,31 @@ class ScriptedPeer(trio.abc.AsyncResource):
         return b""
 
     async def receive_body(self) -> bytes:
-        """Receive what is left of the body of the request whose head was received."""
+        """Receive the rest of the body of the current request.
+
+        Raises:
+            h11.RemoteProtocolError: The body is malformed or ends early.
+            trio.BrokenResourceError: The connection broke.
+        """
         chunks = []
         while chunk := await self.receive_chunk():
             chunks.append(chunk)
         return b"".join(chunks)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive bytes as they are, those first that came along with a request; none is the end."""
+        """Receive bytes without parsing them, after CONNECT or Upgrade.
+
+        Bytes that arrived together with the last request are returned first.
+
+        Args:
+            max_bytes: The maximum number of bytes to return; None for no limit.
+
+        Returns:
+            The bytes; `b""` if the client has closed the connection.
+
+        Raises:
+            trio.BrokenResourceError: The connection broke.
+        """
         received = self._h11.trailing_data[0]
         if not received:
             return bytes(await self.stream.receive_some(max_bytes))
@@ -177,11 +225,15 @@ class ScriptedPeer(trio.abc.AsyncResource):
     # -- Sending.
 
     async def send(self, data: bytes, *, byte_by_byte: bool = False) -> None:
-        """Send bytes as they are.
+        """Send bytes unchanged.
 
         Args:
-            data: What to send.
-            byte_by_byte: Let every single byte arrive, and be worked on, before the next is sent.
+            data: The bytes.
+            byte_by_byte: Whether to send each byte alone, and to let all tasks run until they block before
+                the next.
+
+        Raises:
+            trio.BrokenResourceError: The client has closed the connection.
         """
         if not byte_by_byte:
             await self.stream.send_all(data)
@@ -196,15 +248,16 @@ class ScriptedPeer(trio.abc.AsyncResource):
         headers: HeaderTypes = (),
         body: bytes = b"",
     ) -> None:
-        """Send a whole response, with a Content-Length if it has no framing of its own.
+        """Send a whole response. A Content-Length is added if the response may have a body and no framing.
 
         Args:
             status: The status code.
-            headers: A mapping or pairs, of bytes or ASCII str. Sent as they are.
-            body: Sent as it is.
+            headers: A mapping or a sequence of pairs, of bytes or ASCII str; sent unchanged.
+            body: The body, sent unchanged.
 
         Raises:
             TypeError: The headers are of another type.
+            trio.BrokenResourceError: The client has closed the connection.
         """
         fields = to_headers(headers)
         framing = fields.get_all("Content-Length") + fields.get_all("Transfer-Encoding")
@@ -217,17 +270,16 @@ class ScriptedPeer(trio.abc.AsyncResource):
     # -- The connection.
 
     async def start_tls(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        """Do a TLS handshake as the server; from then on the peer speaks TLS.
+        """Start TLS as the server; the peer then sends and receives through TLS.
 
-        Connections of a `MemoryConnector` whose `ssl_context` is used don't need it: their peers answer a
-        TLS handshake before the script begins. It is for TLS that begins later, such as in a tunnel after
-        CONNECT. It is also for certificates of your own, on connections whose connector is not asked for its
-        `ssl_context`.
+        A script whose `MemoryConnector.ssl_context` is used need not call this: the handshake is done before
+        the script begins. Call it for TLS that starts later, such as in a tunnel after CONNECT, or to use
+        another certificate on connections of a connector whose `ssl_context` is not used.
 
         Args:
-            ssl_context: The server's settings. None for a certificate that `MemoryConnector.ssl_context`
-                trusts. It is made for the name that the client asks for (SNI). For a client that asks for
-                none, as it connects to an address, it is made for the host that was dialled.
+            ssl_context: The server's TLS settings. None for a certificate that `MemoryConnector.ssl_context`
+                trusts, for the name that the client asks for (SNI), or for the host of the connection if it
+                asks for none.
 
         Raises:
             ImportError: `ssl_context` is None, and the package trustme is not installed.
@@ -240,7 +292,11 @@ class ScriptedPeer(trio.abc.AsyncResource):
         self.stream = stream
 
     async def send_eof(self) -> None:
-        """End the sending; receiving goes on. Not possible with TLS."""
+        """Tell the client that no more data will be sent; receiving stays possible.
+
+        Raises:
+            NotImplementedError: The stream is a TLS stream, which can't close one direction in Trio.
+        """
         if not isinstance(self.stream, trio.abc.HalfCloseableStream):
             raise NotImplementedError("a TLS stream can't be closed one way only")
         await self.stream.send_eof()
@@ -281,24 +337,24 @@ def _authority() -> trustme.CA:
 
 @functools.lru_cache(maxsize=256)
 def _server_context(host: str, alpn_protocols: tuple[str, ...]) -> ssl.SSLContext:
-    """The settings of a server called `host`, which answers to every other name too (RFC 6066, 3)."""
+    """Make the TLS settings for a server: for the name that the client asks for (SNI), else for `host`."""
 
-    def answer_to(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    def select_certificate(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         if name is not None:
             tls.context = _server_context(name, alpn_protocols)
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(alpn_protocols)
-    context.sni_callback = answer_to
+    context.sni_callback = select_certificate
     _authority().issue_cert(host).configure_cert(context)
     return context
 
 
 class _ClientEnd(trio.abc.HalfCloseableStream):
-    """The client's end of a connection, on which its peer sees whether the client starts TLS.
+    """The client's end of a connection, which reports whether the client starts TLS.
 
-    The peer learns this from what the client does first, without receiving anything. So a peer that has to
-    speak first, on a connection without TLS, is not kept waiting for bytes that never come.
+    The first operation of the client tells, so that the peer need not receive to find out: it may be a
+    server that sends first, on a connection without TLS, and would wait for ever.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -307,7 +363,7 @@ class _ClientEnd(trio.abc.HalfCloseableStream):
         self._starts_tls = False
 
     async def starts_tls(self) -> bool:
-        """Wait until the client sends, receives or closes. Returns whether it sent a ClientHello."""
+        """Wait until the client sends, receives or closes; return whether it has sent a ClientHello."""
         await self._begun.wait()
         return self._starts_tls
 
@@ -341,13 +397,25 @@ class _ClientEnd(trio.abc.HalfCloseableStream):
 # -- The connector.
 
 
+class _MemoryPeer(ScriptedPeer):
+    """A peer whose default certificate is for the host that its connection was made to."""
+
+    def __init__(self, stream: trio.abc.Stream, host: str, alpn_protocols: tuple[str, ...]) -> None:
+        super().__init__(stream)
+        self._host = host
+        self._alpn_protocols = alpn_protocols
+
+    def _make_ssl_context(self) -> ssl.SSLContext:
+        return _server_context(self._host, self._alpn_protocols)
+
+
 @dataclass(frozen=True)
 class Dialled:
-    """A call of a connector.
+    """One call of a `MemoryConnector`.
 
     Attributes:
         address: Host and port, or the path of a unix socket.
-        options: The keyword arguments that it was given.
+        options: The keyword arguments of the call, without those that are None.
     """
 
     address: tuple[str, int] | str
@@ -355,27 +423,31 @@ class Dialled:
 
 
 class MemoryConnector(Connector):
-    """A connector whose connections lead to scripted peers in the same process.
+    """A connector whose connections end at scripted peers in the same process.
 
-    For `https` and `wss` URLs give `ssl_context` to the pool. Whether a connection has TLS is decided by what
-    the client sends first, not by the port. On connections that are dialled after `ssl_context` was asked
-    for, the script therefore begins when the client first sends, receives or closes, with the TLS handshake
-    done if there is one. If that fails, the connection is closed, and the script does not run.
+    For `https` and `wss` URLs give `ssl_context` to the pool. The client's first bytes decide whether a
+    connection has TLS, not the port. So, on connections that are made after `ssl_context` was read, the
+    script begins when the client first sends, receives or closes, after the TLS handshake if there is one.
+    If the handshake fails, the connection is closed, and the script is not called.
+
+    Cancelling a call of the connector opens no connection.
 
     Args:
-        nursery: In which the peers run. What a script raises ends it, so that an assertion in a script
-            fails the test; but a script that sends to a client which has gone just ends.
+        nursery: The nursery that the peers run in. An exception of a script ends it, so that a failed
+            assertion fails the test; only a `trio.BrokenResourceError`, from a client that has closed the
+            connection, just ends the script.
         serve: The script. When it returns, the connection is closed.
-        stream_pair: Makes the two ends of a connection. The default buffers without limit;
-            `trio.testing.lockstep_stream_pair` lets every sender wait for its receiver.
-        alpn_protocols: What the peers choose from in TLS handshakes (RFC 7301), the best first. A
-            `ScriptedPeer` parses HTTP/1.1; for `"h2"` the script has to speak HTTP/2 on the peer's `stream`.
+        stream_pair: Makes the two ends of a connection. The default buffers without limit; with
+            `trio.testing.lockstep_stream_pair` every send waits until the data is received.
+        alpn_protocols: The protocols that the peers select from in TLS handshakes (RFC 7301), the preferred
+            first. A `ScriptedPeer` parses HTTP/1.1 only; for `"h2"` the script must speak HTTP/2 on the
+            peer's `stream`.
 
     Attributes:
-        dialled: Whom it was asked to connect to, in order.
-        failures: Exceptions for the next calls, each raised once, in order. Append to it.
-        gate: Calls wait for it. Replace it with a fresh `trio.Event` to hold them up.
-        peers: The peers connected to, in order.
+        dialled: The calls so far, in order.
+        failures: Exceptions to raise from the next calls, one for each, in order; append to it.
+        gate: An event that every call waits for; replace it by a new `trio.Event` to delay calls.
+        peers: The peers of the connections so far, in order.
     """
 
     def __init__(
@@ -399,11 +471,11 @@ class MemoryConnector(Connector):
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
-        """A client's TLS settings that trust the peers, for the pool's argument `ssl_context`.
+        """TLS settings for a client that trusts the peers, for the argument `ssl_context` of the pool.
 
-        They trust nothing but an authority that each process makes for itself. It certifies the peers for
-        every IP address and every host name that IDNA allows, which excludes names with an underscore. A peer
-        behind a unix socket is certified for names alone.
+        They trust only a certificate authority that each process makes for itself. It issues certificates
+        for every IP address and every host name that IDNA allows, which excludes names with an underscore.
+        The peer of a unix socket has certificates for host names only.
 
         Raises:
             ImportError: The package trustme is not installed.
@@ -422,14 +494,38 @@ class MemoryConnector(Connector):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> trio.abc.Stream:
-        """Note host and port, and connect to a peer."""
+        """Record the call in `dialled`, and connect to a new peer.
+
+        Args:
+            host: The host, recorded.
+            port: The port, recorded.
+            local_address: Recorded.
+            socket_options: Recorded.
+
+        Returns:
+            The client's end of the connection.
+
+        Raises:
+            BaseException: The first of `failures`, if there is one.
+        """
         options = {"local_address": local_address, "socket_options": socket_options}
         return await self._connect((host, port), options)
 
     async def connect_unix_socket(
         self, path: str, *, socket_options: Iterable[SocketOption] | None = None
     ) -> trio.abc.Stream:
-        """Note the path, and connect to a peer."""
+        """Record the call in `dialled`, and connect to a new peer.
+
+        Args:
+            path: The path, recorded.
+            socket_options: Recorded.
+
+        Returns:
+            The client's end of the connection.
+
+        Raises:
+            BaseException: The first of `failures`, if there is one.
+        """
         return await self._connect(path, {"socket_options": socket_options})
 
     async def _connect(self, address: tuple[str, int] | str, options: dict[str, Any]) -> trio.abc.Stream:
@@ -439,10 +535,9 @@ class MemoryConnector(Connector):
         if self.failures:
             raise self.failures.pop(0)
         client, server = self._stream_pair()
-        peer = ScriptedPeer(server)
-        # A zone is no part of an address in a certificate.
+        # A certificate has an address without its zone.
         host = address[0].partition("%")[0] if isinstance(address, tuple) else "localhost"
-        peer._make_ssl_context = functools.partial(_server_context, host, self._alpn_protocols)
+        peer = _MemoryPeer(server, host, self._alpn_protocols)
         self.peers.append(peer)
         if self._ssl_context is None:
             self._nursery.start_soon(self._play, peer)

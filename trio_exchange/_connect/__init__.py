@@ -1,5 +1,5 @@
-"""Establishing connections: dialling, TLS, and the streams that come of it.
+"""Establishing connections: dialling, TLS, and the byte streams that a connection reads and writes.
 
-Knows what a connection runs on, and nothing of what is spoken there.
+Contains nothing about the protocol that is spoken on a connection.
 Imports the modules at the top of the package, and nothing of the other folders.
 """

@@ -1,4 +1,13 @@
-"""TODO _connect.attempt."""
+"""One attempt to establish a connection: its time limit, its trace, and what to close when it fails.
+
+Theory of operation. Establishing a connection takes several steps: dialling, a proxy's answer, one or more
+TLS handshakes. They share an `Attempt`, which has the time budget for all of them, spent on the network and
+not on trace handlers; the tracer; and every transport that a step has opened. `establish_once` closes these
+transports when a step fails or is cancelled. After success the caller owns the connection.
+
+All of this runs in the requesting task, so that its trace handlers are awaited inline and its cancel scopes
+apply.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +28,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Connection:
-    """An established connection.
+class Established:
+    """The streams of an established connection.
 
     Attributes:
-        transport: The bottom.
-        stream: What HTTP speaks on: the transport, or TLS on it.
+        transport: The lowest stream that this connection uses; closing it closes the connection.
+        stream: The stream that HTTP is spoken on: the transport, or TLS on top of it.
     """
 
     transport: Transport
@@ -32,11 +41,11 @@ class Connection:
 
 
 class Attempt:
-    """One try to establish a connection.
+    """One attempt to establish a connection.
 
     Args:
-        budget: The time that its steps may take in all.
-        tracer: Who is told of each.
+        budget: The time limit for all steps together.
+        tracer: Receives the trace events of each step; None for no tracing.
 
     Attributes:
         budget: As given.
@@ -49,77 +58,80 @@ class Attempt:
         self._opened: list[Transport] = []
 
     async def step(
-        self, what: str, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]]
+        self, description: str, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]]
     ) -> T:
-        """Await `operation()` as a trace point, for at most what is left of the budget.
+        """Await `operation()` as a traced step, for at most the remaining budget.
 
-        What the operation opens has to have an owner before it returns, since the handler that is told so
-        may raise.
+        The operation must hand over what it opens, by `own`, before it returns: the trace handler that is
+        called afterwards may raise.
 
         Args:
-            what: What it does, for people.
-            name: The trace point.
-            info: What the handler is told when it starts, but for the timeout.
-            operation: Does it.
+            description: What the step does, for the message of a timeout, such as "connecting to host:80".
+            name: The name of the trace event.
+            info: The info of the event that starts the step; `timeout` is added to it.
+            operation: The asynchronous function to call.
+
+        Returns:
+            The result of the operation.
 
         Raises:
-            ConnectTimeout: There is no time left.
+            ConnectTimeout: The budget is exhausted.
         """
         info["timeout"] = self.budget.limit
-        self.budget.spent_on = what
+        self.budget.spent_on = description
         return await traced(self.tracer, name, info, self.budget.spend, operation)
 
     def own(self, stream: trio.abc.Stream) -> Transport:
-        """Make a transport of a stream, and see to its closing if the attempt fails."""
+        """Wrap a stream in a transport, which is closed if the attempt fails."""
         transport = transport_over(stream)
         self._opened.append(transport)
         return transport
 
-    async def give_up(self) -> None:
-        """Close what was opened."""
+    async def close_all(self) -> None:
+        """Close every transport that the attempt owns, the last opened first."""
         for transport in reversed(self._opened):
             await close_forcefully(transport)
 
 
 async def close_forcefully(transport: Transport) -> None:
-    """Close a connection that is of no use, whatever the closing says."""
+    """Close a transport without waiting, and ignore errors of the network while doing so."""
     with contextlib.suppress(OSError, trio.BrokenResourceError):
         await trio.aclose_forcefully(transport)
 
 
-Establish: TypeAlias = Callable[[Attempt], Awaitable[Connection]]
+Establish: TypeAlias = Callable[[Attempt], Awaitable[Established]]
 
 
-async def establish_once(budget: TimeBudget, tracer: Tracer | None, establish: Establish) -> Connection:
-    """Establish a connection, or leave nothing open.
+async def establish_once(budget: TimeBudget, tracer: Tracer | None, establish: Establish) -> Established:
+    """Make one attempt to establish a connection; close everything it has opened if it fails.
 
     Args:
-        budget: For the attempt.
-        tracer: Who is told.
-        establish: Does it.
+        budget: The time limit of the attempt.
+        tracer: Receives the trace events; None for no tracing.
+        establish: Makes the connection, within the attempt that it is given.
     """
     attempt = Attempt(budget, tracer)
     try:
         return await establish(attempt)
     except BaseException:
-        await attempt.give_up()
+        await attempt.close_all()
         raise
 
 
 async def establish_persistently(
     retries: int, timeout: float | None, tracer: Tracer | None, establish: Establish
-) -> Connection:
-    """Establish a connection, trying again if it fails.
+) -> Established:
+    """Establish a connection, with further attempts after failures.
 
     Args:
-        retries: How often to try again.
-        timeout: Seconds for each attempt, None for no limit.
-        tracer: Who is told.
-        establish: Makes an attempt.
+        retries: The number of further attempts.
+        timeout: Seconds for each attempt; None for no limit.
+        tracer: Receives the trace events; None for no tracing.
+        establish: Makes the connection, within the attempt that it is given.
 
     Raises:
         ConnectError: The last attempt failed.
-        ConnectTimeout: The last attempt took too long.
+        ConnectTimeout: The last attempt took longer than `timeout`.
     """
     delays = backoff()
     attempt = 0
@@ -128,7 +140,7 @@ async def establish_persistently(
         try:
             return await establish_once(budget, tracer, establish)
         except (ConnectError, ConnectTimeout) as exc:
-            # A trace handler may raise the like.
+            # A trace handler may raise these too; its errors are not retried.
             if exc is not budget.failure or attempt >= retries:
                 raise
             attempt += 1
@@ -137,12 +149,12 @@ async def establish_persistently(
         try:
             await traced(tracer, "connection.retry", info, trio.sleep, delay)
         finally:
-            # The exception's traceback leads to this frame.
+            # The exception's traceback refers to this frame: without this, a reference cycle.
             del info
 
 
 def backoff() -> Iterator[float]:
-    """The seconds to wait before each further attempt: 0, 0.5, 1, 2, 4 and so on."""
+    """Yield the seconds to wait before each further attempt: 0, 0.5, 1, 2, 4 and so on."""
     yield 0.0
     delay = 0.5
     while True:

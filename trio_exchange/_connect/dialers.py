@@ -1,12 +1,8 @@
-"""Establishing connections: ways to get somewhere, TLS, and trying again.
+"""Dialers: objects that open a byte stream to a host and port, directly or through proxies.
 
-Theory of operation. A `Way` leads to any host and port: `Direct` dials, and every proxy is a way that is
-built on the way to the proxy, so that a chain of proxies is a chain of ways. All of it is done in the
-requester's task, so that its trace handlers are awaited inline and its cancel scopes end it.
-
-An `Attempt` is what the steps of one try have in common: a budget of time, spent on the network and not on
-trace handlers; who is told; and what was opened. When an attempt fails, or is cancelled, what it has opened
-is closed. What a successful one returns belongs to the caller.
+Theory of operation. A `Dialer` connects to any host and port. `DirectDialer` uses the pool's connector. A
+dialer for a proxy is made with the dialer that connects to the proxy itself, so that a chain of proxies is a
+chain of dialers. Each step runs in an `Attempt`, which closes what was opened when a later step fails.
 """
 
 from __future__ import annotations
@@ -19,23 +15,24 @@ import trio
 
 from .._exceptions import ConnectError
 from .attempt import Attempt
-from .connector import Connector, SocketOption, address_of, reason_of
+from .connector import Connector, SocketOption, join_host_port, reason_of
 from .network_stream import NOT_RAW, NetworkStream
 from .transport import Transport
 
 
 class Dialer(abc.ABC):
-    """A way to connect to hosts.
+    """Opens a byte stream to a host and port.
 
     Attributes:
-        proxy: What errors call the one proxy that it leads to; None if it leads to any host.
+        proxy_name: The name, in error messages, of the proxy that this dialer is used to connect to; None if
+            it connects to origins.
     """
 
-    proxy: str | None = None
+    proxy_name: str | None = None
 
-    def name_of(self, host: str, port: int) -> str:
-        """What errors call the end of the way."""
-        return address_of(host, port) if self.proxy is None else self.proxy
+    def peer_name(self, host: str, port: int) -> str:
+        """Return the name of the host that is connected to, for error messages."""
+        return join_host_port(host, port) if self.proxy_name is None else self.proxy_name
 
     @abc.abstractmethod
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
@@ -44,22 +41,25 @@ class Dialer(abc.ABC):
         Args:
             host: Name or address; an IPv6 address may have a zone.
             port: Port number.
-            attempt: Of which this is a step, or several; it owns what is opened.
+            attempt: The attempt that this is part of; it owns what is opened.
+
+        Returns:
+            A transport to the host, owned by the attempt.
 
         Raises:
-            ConnectError: No connection could be established.
-            ConnectTimeout: The attempt has no time left.
+            ConnectError: The connection could not be established.
+            ConnectTimeout: The attempt's budget is exhausted.
         """
 
 
 class DirectDialer(Dialer):
-    """The way without proxies, as the pool was told to dial.
+    """Connects without a proxy, by the pool's connector.
 
     Args:
-        connector: Dials.
-        local_address: To connect from.
-        uds: Path of the unix socket that stands for every TCP address.
-        socket_options: For the connected socket.
+        connector: Opens the streams.
+        local_address: The address to connect from; None for any.
+        uds: Path of a unix socket to connect to in place of every host and port; None for TCP.
+        socket_options: Options for the connected socket; None for none.
     """
 
     def __init__(
@@ -75,12 +75,18 @@ class DirectDialer(Dialer):
         self._local_address = local_address
         self._socket_options = socket_options
 
+    def peer_name(self, host: str, port: int) -> str:
+        """Return the name of the host that is connected to, with the unix socket if there is one."""
+        if self._uds is None:
+            return super().peer_name(host, port)
+        return self._uds if self.proxy_name is None else f"{self.proxy_name} at {self._uds}"
+
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
-        """Dial."""
+        """Connect by the connector. Arguments and errors are those of `Dialer.connect`."""
         transports: list[Transport] = []
 
         async def connect() -> NetworkStream:
-            transports.append(attempt.own(await self._dial(host, port)))
+            transports.append(attempt.own(await self._open(host, port)))
             return NetworkStream(transports[0], refusal=NOT_RAW)
 
         info: dict[str, Any] = {"socket_options": self._socket_options}
@@ -90,24 +96,19 @@ class DirectDialer(Dialer):
         else:
             name = "connection.connect_unix_socket"
             info = {"path": self._uds, **info}
-        await attempt.step(f"connecting to {self._where(host, port)}", name, info, connect)
+        await attempt.step(f"connecting to {self.peer_name(host, port)}", name, info, connect)
         return transports[0]
 
-    def _where(self, host: str, port: int) -> str:
-        if self._uds is None:
-            return self.name_of(host, port)
-        return self._uds if self.proxy is None else f"{self.proxy} at {self._uds}"
-
-    async def _dial(self, host: str, port: int) -> trio.abc.Stream:
-        given: dict[str, Any] = {}
+    async def _open(self, host: str, port: int) -> trio.abc.Stream:
+        options: dict[str, Any] = {}
         if self._socket_options is not None:
-            given["socket_options"] = self._socket_options
+            options["socket_options"] = self._socket_options
         try:
             if self._uds is not None:
-                return await self._connector.connect_unix_socket(self._uds, **given)
+                return await self._connector.connect_unix_socket(self._uds, **options)
             if self._local_address is not None:
-                given["local_address"] = self._local_address
-            return await self._connector.connect_tcp(host, port, **given)
+                options["local_address"] = self._local_address
+            return await self._connector.connect_tcp(host, port, **options)
         except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
-            reason = reason_of(exc, address_of(host, port))
-            raise ConnectError(f"could not connect to {self._where(host, port)}: {reason}") from exc
+            reason = reason_of(exc, join_host_port(host, port))
+            raise ConnectError(f"could not connect to {self.peer_name(host, port)}: {reason}") from exc

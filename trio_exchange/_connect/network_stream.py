@@ -1,6 +1,7 @@
-"""`NetworkStream`: the public face of a stream, after CONNECT and Upgrade and for information.
+"""`NetworkStream`: the public stream of a connection, in the extension `network_stream` of a response.
 
-It carries the bytes that were received along with the response's head.
+After CONNECT and Upgrade it is the raw byte stream; on any other response it only gives information. It first
+returns the bytes that were received together with the response's head.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .._exceptions import (
 from .._timeouts import check_seconds, timed
 from .handshake import handshake
 from .transport import (
-    MOST_PROBES,
+    MAX_PROBES,
     RECEIVE_SIZE,
     Transport,
     WouldBlock,
@@ -33,6 +34,7 @@ from .transport import (
     poll_for_reading,
     stream_below,
 )
+from .trio_internals import ssl_object
 
 NOT_RAW = (
     "this network stream belongs to HTTP and only gives information; it can be read and written after a "
@@ -41,17 +43,18 @@ NOT_RAW = (
 
 
 class NetworkStream(trio.abc.HalfCloseableStream):
-    """The raw stream of a connection, for CONNECT, Upgrade and for information.
+    """The raw stream of a connection after CONNECT or Upgrade; else a source of information about it.
 
     It has two sets of methods. `read`, `write` and `start_tls` take timeouts and raise this library's
-    exceptions. The others are those of `trio.abc.HalfCloseableStream` and raise Trio's, so that whatever
-    works on a Trio stream (`trio.SSLStream`, `trio.StapledStream`, protocol libraries) works on this.
+    exceptions. The others are those of `trio.abc.HalfCloseableStream` and raise Trio's exceptions, so that
+    everything that accepts a Trio stream (`trio.SSLStream`, `trio.StapledStream`, protocol libraries)
+    accepts this one.
 
-    After a 2xx to CONNECT or a 101 to an Upgrade the stream is the user's until the response is closed.
-    On any other response the connection is busy with HTTP: then the stream gives information, and reading
-    or writing it is an error.
+    After a 2xx response to CONNECT or a 101 response to Upgrade, the program may read and write the stream
+    until the response is closed. On any other response HTTP uses the connection: the stream then only gives
+    information, and reading or writing it is an error.
 
-    One task may read while another writes. Two tasks that do the same at once get a
+    One task may read while another writes. A second task that reads, or writes, at the same time gets a
     `trio.BusyResourceError`.
     """
 
@@ -67,11 +70,11 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         self._received = received
         self._refusal = refusal
         self._on_close = on_close
-        # Below TLS, the transport that keeps the errors of sending.
+        # The transport below TLS, which keeps deferred send errors.
         below = stream.transport_stream if isinstance(stream, trio.SSLStream) else None
         self._transport = below if isinstance(below, Transport) else None
-        # Set when `write` has looked for an alert, while which another task must not read.
-        self._looked: trio.Event | None = None
+        # Exists while and after `write` looks for an alert; another task must not read before it is set.
+        self._alert_probed: trio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<NetworkStream over {self._stream!r}>"
@@ -81,15 +84,15 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Receive some bytes; `b""` is the end of the stream.
 
         Args:
-            max_bytes: The most to return, at least 1; None for whatever is convenient.
-            timeout: Seconds to wait, None for ever.
+            max_bytes: The maximum number of bytes to return, at least 1; None for no limit.
+            timeout: Seconds to wait; None for no limit.
 
         Raises:
-            ReadTimeout: Nothing came within `timeout`.
+            ReadTimeout: Nothing was received within `timeout`.
             ReadError: The connection broke, or the stream is closed.
             LocalProtocolError: The stream belongs to an ordinary response.
             trio.BusyResourceError: Another task is reading.
-            TypeError, ValueError: `timeout` is not a non-negative number, or `max_bytes` less than 1.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `max_bytes` is less than 1.
 
         Cancellation loses no data.
         """
@@ -107,15 +110,15 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Send all of `buffer`.
 
         Args:
-            buffer: The bytes to send, in any object like bytes; none is allowed.
-            timeout: Seconds to wait in all, None for ever.
+            buffer: The bytes to send, in any bytes-like object; it may be empty.
+            timeout: Seconds for the whole of `buffer`; None for no limit.
 
         Raises:
-            WriteTimeout: Not all was accepted within `timeout`; the stream is unusable then.
+            WriteTimeout: Not all was accepted within `timeout`; the stream can no longer be used.
             WriteError: The connection broke, or the stream is closed.
             LocalProtocolError: The stream belongs to an ordinary response.
             trio.BusyResourceError: Another task is writing.
-            TypeError, ValueError: `timeout` is not a non-negative number, or `buffer` not like bytes.
+            TypeError, ValueError: `timeout` is not a non-negative number, or `buffer` is not bytes-like.
 
         When it is cancelled, an unknown part of `buffer` has been sent.
         """
@@ -128,22 +131,22 @@ class NetworkStream(trio.abc.HalfCloseableStream):
             raise WriteError(explain(reason)) from without_frames(reason)
 
     async def _received_alert(self) -> trio.BrokenResourceError | None:
-        """The TLS alert that says why the peer takes no more data, if it has arrived."""
+        """Return the error for a received TLS alert, which says why the peer accepts no more data."""
         transport = self._transport
         if transport is None or transport.send_error is None:
             return None
-        self._looked = trio.Event()
-        transport.probing = MOST_PROBES
+        self._alert_probed = trio.Event()
+        transport.probing = MAX_PROBES
         try:
             data = await self._stream.receive_some(RECEIVE_SIZE)
         except trio.BrokenResourceError as exc:
             return exc if is_alert(exc) else None
         except (WouldBlock, trio.BusyResourceError, trio.ClosedResourceError):
-            # Where another task is reading, it gets the alert.
+            # A task that is reading gets the alert itself.
             return None
         finally:
             transport.probing = 0
-            self._looked.set()
+            self._alert_probed.set()
         self._received += data
         return None
 
@@ -156,20 +159,23 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     ) -> NetworkStream:
         """Start TLS on the stream, as its client, and return the encrypted stream.
 
-        This stream must not be used any more. Bytes that had been received already are the beginning of
-        the TLS handshake. May be called on the result again: TLS in TLS.
+        This stream must not be used afterwards. Bytes that were received already are taken as the beginning
+        of the server's side of the handshake. Calling it on the result starts TLS inside TLS.
 
         Args:
-            ssl_context: Settings; also says which protocols ALPN offers.
-            server_hostname: For SNI and to verify the certificate.
-            timeout: Seconds for the handshake, None for ever.
+            ssl_context: The TLS settings, including the ALPN offer.
+            server_hostname: The name to ask for (SNI) and to verify; None for neither.
+            timeout: Seconds for the handshake; None for no limit.
+
+        Returns:
+            The encrypted stream.
 
         Raises:
-            ConnectError: The handshake failed; the message says why. The stream is closed then.
-            ConnectTimeout: It took longer than `timeout`. The stream is closed then.
+            ConnectError: The handshake failed; the message says why. The stream has been closed.
+            ConnectTimeout: The handshake took longer than `timeout`. The stream has been closed.
             LocalProtocolError: The stream belongs to an ordinary response.
-            ValueError: `ssl_context` checks host names and there is none to check.
-            TypeError, ValueError: An argument is of the wrong type, or `timeout` negative.
+            ValueError: `ssl_context` checks host names, and `server_hostname` is None.
+            TypeError, ValueError: An argument is of the wrong type, or `timeout` is negative.
 
         When it is cancelled, the stream is closed.
         """
@@ -182,7 +188,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         if server_hostname is not None and not isinstance(server_hostname, str):
             raise TypeError(f"server_hostname must be str, bytes or None, not {server_hostname!r}")
         if server_hostname is None and ssl_context.check_hostname:
-            # Unlike for its sockets, Python's ssl lets this pass, and then checks nothing.
+            # `ssl` refuses this for sockets, but not for `MemoryBIO`s, and then verifies no name.
             raise ValueError("ssl_context checks host names, so that server_hostname must be given")
         transport = transport_over(self)
         transport.defer_errors = True
@@ -195,18 +201,18 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         return NetworkStream(tls)
 
     def get_extra_info(self, name: str) -> Any:
-        """Information about the connection below.
+        """Return a piece of information about the connection.
 
         Args:
             name: One of
 
-                - `"client_addr"`, `"server_addr"`: the socket's own address and its peer's;
+                - `"client_addr"`, `"server_addr"`: the address of the socket, and of its peer;
                 - `"socket"`: the Trio socket;
                 - `"ssl_object"`: the `ssl.SSLObject` of the outermost TLS;
-                - `"is_readable"`: whether the socket has something to read, or is closed.
+                - `"is_readable"`: whether data has arrived at the socket, or the peer has closed it.
 
         Returns:
-            The information, or None where there is none, and for any other name.
+            The information; None if the connection has none of this name, and for any other name.
         """
         match name:
             case "ssl_object":
@@ -220,10 +226,10 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive some bytes, as `trio.abc.ReceiveStream` says. Cancellation loses no data."""
+        """Receive some bytes, as `trio.abc.ReceiveStream` says; cancellation loses no data."""
         self._refuse_as_trio()
-        if self._looked is not None:
-            await self._looked.wait()
+        if self._alert_probed is not None:
+            await self._alert_probed.wait()
         if not self._received:
             return bytes(await self._stream.receive_some(max_bytes))
         check_max_bytes(max_bytes)
@@ -249,12 +255,12 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more will be sent; reading goes on.
+        """Tell the peer that no more data will be sent; receiving stays possible.
 
         Raises:
-            NotImplementedError: The stream can't be closed one way only, as TLS can't in Trio.
+            NotImplementedError: The stream has no way to close one direction; Trio's TLS streams have none.
 
-        When it is cancelled, it may or may not have been told.
+        When it is cancelled, the peer may or may not have been told.
         """
         self._refuse_as_trio()
         if not isinstance(self._stream, trio.abc.HalfCloseableStream):
@@ -263,9 +269,9 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close the stream and its connection. On an ordinary response it does nothing.
+        """Close the stream and its connection. On an ordinary response this does nothing.
 
-        When it is cancelled, the stream is closed all the same.
+        When it is cancelled, the stream is closed nevertheless.
         """
         if self._refusal is not None:
             await trio.lowlevel.checkpoint()
@@ -287,8 +293,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         stream: Any = self._stream
         while stream is not None:
             if isinstance(stream, trio.SSLStream):
-                # Trio shows the methods of the object, but has no public name for the object itself.
-                return getattr(stream, "_ssl_object", stream)
+                return ssl_object(stream)
             stream = _below(stream)
         return None
 
@@ -302,7 +307,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
 
 def transport_over(stream: trio.abc.Stream) -> Transport:
-    """A transport on a stream. Of a `NetworkStream` it takes over what was received already."""
+    """Make a transport on a stream; it takes over the unread bytes of a `NetworkStream`."""
     bottom, unread = stream, b""
     while isinstance(bottom, NetworkStream):
         unread += bottom._received
@@ -316,24 +321,24 @@ def _below(stream: Any) -> Any:
 
 
 def to_octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-    """A buffer as one of bytes, since streams count items; it is copied only if it is not contiguous.
+    """Convert a buffer to one whose items are bytes, since streams count items; copy only if necessary.
 
     Raises:
-        TypeError: It is no buffer.
+        TypeError: `data` is not bytes-like.
     """
     if isinstance(data, (bytes, bytearray)):
         return data
     view = memoryview(data)
-    # A view of nothing can't be cast.
+    # A view with a zero in its shape can't be cast.
     return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
 
 
 def check_max_bytes(max_bytes: object) -> None:
-    """Check the argument of `receive_some`.
+    """Check the argument `max_bytes` of `receive_some`.
 
     Raises:
-        TypeError: It is neither an int nor None.
-        ValueError: It is less than 1.
+        TypeError: The value is neither an int nor None.
+        ValueError: The value is less than 1.
     """
     if max_bytes is None:
         return
@@ -353,7 +358,7 @@ def _ask_socket(name: str, sock: trio.socket.SocketType) -> Any:
             try:
                 return sock.getpeername()
             except OSError:
-                return None  # The peer has reset the connection.
+                return None  # The peer has reset the connection (ENOTCONN).
     return _is_readable(sock.fileno())
 
 

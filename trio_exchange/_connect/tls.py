@@ -1,4 +1,4 @@
-"""TLS settings, and TLS as a client on a dialled stream."""
+"""TLS settings, the default SSL context, and starting TLS on a transport."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dataclasses import dataclass
 import trio
 
 from .._exceptions import ConnectError
-from .attempt import Attempt, Connection
+from .attempt import Attempt, Established
 from .handshake import handshake
 from .network_stream import NOT_RAW, NetworkStream
 from .transport import Transport
 
 
 def default_ssl_context() -> ssl.SSLContext:
-    """The TLS settings for those who have none of their own.
+    """Return the TLS settings that are used where no `ssl_context` is given.
 
-    They verify the server's certificate and name, against the system's trust store, or against what the
-    environment variables SSL_CERT_FILE and SSL_CERT_DIR name. On macOS the trust store can be reached
-    only with the `truststore` package (the extra `trio-exchange[truststore]`), and is used if that is
-    installed.
+    They verify the server's certificate and name, against the system's trust store, or against the file and
+    directory in the environment variables SSL_CERT_FILE and SSL_CERT_DIR. On macOS OpenSSL cannot read the
+    trust store: there it is used only if the `truststore` package is installed (the extra
+    `trio-exchange[truststore]`).
 
     Returns:
-        A context that is made once, while those variables stay as they are, and shared by all callers.
-        Don't change it; for other settings start from `ssl.create_default_context()`.
+        A shared context, made anew only when those variables change. Do not modify it; for other settings
+        start from `ssl.create_default_context()`.
 
     Raises:
-        OSError: SSL_CERT_FILE or SSL_CERT_DIR names what can't be read.
-        ssl.SSLError: What it names is not a certificate store.
+        OSError: The file or directory that SSL_CERT_FILE or SSL_CERT_DIR names can't be read.
+        ssl.SSLError: It contains no certificates.
     """
     return default_context_for(())
 
 
 def default_context_for(alpn: Sequence[str]) -> ssl.SSLContext:
-    """The default settings, in a context for those who offer the protocols `alpn` (RFC 7301).
+    """Return the default settings, in a context for the ALPN offer `alpn` (RFC 7301).
 
-    The offer is part of a context, so that every offer needs a context of its own: were there only one,
-    a pool's offer of HTTP would also be made by whoever starts TLS for another protocol.
+    The offer is part of the context, so that each offer needs its own. With a single context a program that
+    calls `default_ssl_context()` to speak another protocol would send a pool's offer of HTTP.
     """
     return _make_context(tuple(alpn), os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
@@ -67,20 +67,20 @@ def _system_context() -> ssl.SSLContext:
 
 @dataclass(frozen=True)
 class TLSSettings:
-    """How to start TLS with an origin.
+    """The settings for one TLS handshake.
 
     Attributes:
-        context: The settings. The pool's offer is written to it.
+        context: The SSL context; the ALPN offer is written to it.
         server_hostname: The name to ask for (SNI) and to verify.
         alpn: The protocols to offer.
-        whom: Whom it is with, for errors' messages.
-        plain_url: The URL of the same port without TLS, for errors' messages.
+        peer_name: The name of the server or proxy, for error messages.
+        plain_url: The URL of the same port without TLS, for error messages.
     """
 
     context: ssl.SSLContext
     server_hostname: str
     alpn: tuple[str, ...]
-    whom: str
+    peer_name: str
     plain_url: str | None = None
 
 
@@ -88,14 +88,17 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
     """Do a TLS handshake as the client.
 
     Args:
-        transport: The connection so far; the caller closes it if this fails.
-        settings: What to ask for, and what to accept.
+        transport: The transport to start TLS on; the caller closes it if this fails.
+        settings: The settings of the handshake.
+
+    Returns:
+        The encrypted stream.
 
     Raises:
-        ConnectError: The handshake failed, or the name can't be one.
+        ConnectError: The handshake failed, or the server name is not a valid host name.
     """
     try:
-        # With no await between, so that another pool's offer on the same context does no harm.
+        # No await between these two: another pool may write its own offer to the same context.
         settings.context.set_alpn_protocols(settings.alpn)
         tls = trio.SSLStream(
             transport,
@@ -104,24 +107,26 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
             https_compatible=True,
         )
     except (TypeError, ValueError) as exc:
-        # A zero byte is a TypeError.
+        # ssl raises TypeError for a NUL byte in the name.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
-    await handshake(tls, settings.whom, settings.plain_url)
+    await handshake(tls, settings.peer_name, settings.plain_url)
     return tls
 
 
-async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, attempt: Attempt) -> Connection:
-    """Start TLS.
+async def establish_tls(
+    transport: Transport, tls: TLSSettings, trace_point: str, attempt: Attempt
+) -> Established:
+    """Start TLS on a transport, as a step of an attempt.
 
     Args:
-        transport: The connection so far; the attempt owns it.
-        tls: What to ask for, and what to accept.
-        trace_point: The step's name.
-        attempt: Of which this is a step.
+        transport: The transport, which the attempt owns.
+        tls: The settings of the handshake.
+        trace_point: The name of the step in traces.
+        attempt: The attempt that this is a step of.
 
     Raises:
         ConnectError: The handshake failed.
-        ConnectTimeout: The attempt has no time left.
+        ConnectTimeout: The attempt's budget is exhausted.
     """
     encrypted: list[trio.abc.Stream] = []
 
@@ -130,5 +135,5 @@ async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, atte
         return NetworkStream(encrypted[0], refusal=NOT_RAW)
 
     info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
-    await attempt.step(f"in the TLS handshake with {tls.whom}", trace_point, info, handshake)
-    return Connection(transport, encrypted[0])
+    await attempt.step(f"in the TLS handshake with {tls.peer_name}", trace_point, info, handshake)
+    return Established(transport, encrypted[0])

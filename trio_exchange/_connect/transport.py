@@ -1,21 +1,21 @@
-"""The byte stream that a connection runs on.
+"""`Transport`: the byte stream that a connection runs on.
 
-Theory of operation. A connection reads and writes through a `Transport`, which adds to the dialled Trio
-stream what HTTP needs and Trio's streams don't offer:
+Theory of operation. A connection reads and writes through a `Transport`, which adds to a Trio stream three
+things that HTTP needs:
 
-- *Attempts that don't wait.* `send_nowait` saves the scheduler pass that `send_all` costs even when the
-  kernel takes everything at once. `peek` asks the kernel about an idle connection. Both work on a second
-  `socket` object for the same file descriptor; it is detached before the descriptor is closed, and every
-  use checks that the descriptor is still open, since the kernel reuses the numbers.
-- *Probing.* While `probing` is set, `receive_some` raises `WouldBlock` where it would wait. Below a
-  `trio.SSLStream` this reads what has arrived, and only that, without damage: the stream tolerates a
-  receive that fails, which it doesn't of a send.
-- *Remembered send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may answer
-  and close before it has read a request whole; the answer is there to be read, or the alert that says why
-  it closed. So while `defer_errors` is set, a failing send is kept in `send_error` instead of being raised.
+- *Non-blocking attempts.* `send_nowait` avoids the scheduler pass that `send_all` costs even when the
+  kernel accepts everything at once. `peek` asks the kernel for the state of an idle connection. Both use a
+  second `socket` object for the same file descriptor. It is detached before the descriptor is closed, and
+  every use checks that the descriptor is still open, since the kernel reuses descriptor numbers.
+- *Probing.* While `probing` is set, `receive_some` raises `WouldBlock` where it would wait. With a
+  `trio.SSLStream` on top, this reads only the data that has arrived, and leaves the TLS stream intact:
+  `SSLStream` stays usable after a receive that failed, but not after a send that failed.
+- *Deferred send errors.* `trio.SSLStream` refuses to read after a failed send. But a server may respond
+  and close before it has read the whole request; then the response, or the TLS alert with the reason, is
+  still to be read. While `defer_errors` is set, a failed send is kept in `send_error` instead of raised.
 
-Through proxies one transport may lie on top of another, with TLS or a stream of HTTP/2 between. What is asked
-of the upper one it asks of what is below (`poll`, `_probe_below`, `send_error`, `defer_errors`).
+Through proxies a transport may run on top of another, with TLS or an HTTP/2 stream in between. The upper
+transport passes these requests down to the lower one (`poll`, `_probe_below`, `send_error`, `defer_errors`).
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from typing import Any
 import trio
 
 from .._exceptions import without_frames
+from .trio_internals import has_undecrypted
 
 RECEIVE_SIZE = 65536
-# In how many pieces may be received without waiting what nobody asked for.
-MOST_PROBES = 8
+# How many times in a row a probe may receive, less one: a limit for a peer that never stops sending.
+MAX_PROBES = 8
 
-# How an alert begins (RFC 8446, 5.1).
+# The first bytes of a TLS alert: the content type and the major version (RFC 8446, section 5.1).
 TLS_ALERT = b"\x15\x03"
 
 
 class WouldBlock(Exception):
-    """Nothing has arrived, and the transport is only probing."""
+    """Nothing has arrived, and the transport is probing and must not wait."""
 
 
-# How OpenSSL names the alerts that it receives (RFC 8446, 6), by the protocol that introduced them.
+# OpenSSL's reasons for received alerts (RFC 8446, section 6), with the protocol that introduced the alert.
 _ALERT = re.compile(r"(?:SSLV3_ALERT|TLSV1_ALERT|TLSV13_ALERT|TLSV1)_(\w+)")
 
 
@@ -53,7 +54,7 @@ _CLOSED_SAYS_TRIO = ("", "another task closed this fd", "this socket was already
 
 
 def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
-    """What a stream's error says, or means by its type or its cause."""
+    """Return the message of a stream's error; without one, a message by its type or cause."""
     if isinstance(error, trio.ClosedResourceError) and str(error) in _CLOSED_SAYS_TRIO:
         return "the connection was closed"
     if str(error):
@@ -64,7 +65,7 @@ def explain(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
 
 
 def is_alert(error: BaseException | None) -> bool:
-    """Whether a stream's error is a TLS alert from the server."""
+    """Return whether a stream's error was caused by a TLS alert from the server."""
     cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return isinstance(cause, ssl.SSLError) and _ALERT.fullmatch(cause.reason or "") is not None
 
@@ -77,7 +78,7 @@ def _explain_tls(error: ssl.SSLError) -> str:
 
 
 class Readiness(enum.Enum):
-    """What the kernel knows of a connection without reading from it."""
+    """The state of the receiving side of a stream, determined without receiving."""
 
     QUIET = enum.auto()
     READABLE = enum.auto()
@@ -85,40 +86,39 @@ class Readiness(enum.Enum):
 
 
 class Pollable(trio.abc.Stream):
-    """A stream that knows what has arrived."""
+    """A stream whose receiving side can be inspected without receiving."""
 
     @abc.abstractmethod
     def peek(self) -> Readiness:
-        """What receiving would find, without waiting."""
+        """Return what receiving would find, without waiting."""
 
 
 def poll(stream: trio.abc.Stream) -> Readiness:
-    """What receiving from a stream would find, or in the layers below; quiet is also what is not known."""
+    """Return what receiving from a stream, or from the layers below it, would find; QUIET if unknown."""
     match stream:
         case Pollable():
             return stream.peek()
         case trio.SSLStream() if _pollable_below(stream) is not None:
             readiness = poll(stream.transport_stream)
-            # What was received and not decrypted yet, Trio has no name for.
-            pending = readiness is Readiness.QUIET and stream._incoming.pending
+            pending = readiness is Readiness.QUIET and has_undecrypted(stream)
             return Readiness.READABLE if pending else readiness
     return Readiness.QUIET
 
 
 class Transport(Pollable):
-    """The stream that a connection runs on, with attempts that don't wait where it is a socket.
+    """The stream that a connection runs on, with non-blocking attempts if it is a socket.
 
     Args:
-        stream: What to send on and receive from.
-        bottom: The stream below it that is asked what has arrived, if that is another one.
-        unread: What was received already.
+        stream: The stream to send to and receive from.
+        bottom: The stream below `stream` to ask what has arrived; None for `stream` itself.
+        unread: Bytes that were received from the stream before, and that are received first.
 
     Attributes:
-        stream: The stream as it was dialled, or as a proxy handed it over.
-        probing: If not 0, receiving may not wait, nor be done so many times: a peer that always has more
-            to say would otherwise be listened to for ever.
-        below: The next transport below, if there is one.
-        bytes_sent: How many bytes the stream has accepted, at most.
+        stream: The stream from the connector, or from a proxy's tunnel.
+        probing: If not 0, `receive_some` does not wait, and fails when called this often. Without the
+            limit, a peer that never stops sending would keep the probe going for ever.
+        below: The next transport below, None if there is none.
+        bytes_sent: An upper bound of the number of bytes that the stream has accepted.
     """
 
     def __init__(
@@ -149,12 +149,12 @@ class Transport(Pollable):
         return f"<Transport over {self.stream!r}>"
 
     def __del__(self) -> None:
-        # Lest both socket objects close the same descriptor, which may be another's by then.
+        # Otherwise both socket objects close the descriptor, the second time perhaps another file's.
         self._forget_socket()
 
     @property
     def defer_errors(self) -> bool:
-        """Whether a failed send is kept in `send_error`, here and below."""
+        """Whether a failed send is kept in `send_error`, in this transport and those below."""
         return self._defer_errors
 
     @defer_errors.setter
@@ -165,18 +165,18 @@ class Transport(Pollable):
 
     @property
     def send_error(self) -> trio.BrokenResourceError | None:
-        """The first failure of a send, here or below, if it was kept."""
+        """The first deferred error of a send, of this transport or one below; None if there is none."""
         if self._send_error is None and self.below is not None:
             return self.below.send_error
         return self._send_error
 
     def take_unread(self) -> bytes:
-        """What was received by whoever had the stream before, and is still to be read."""
+        """Return the bytes that were received before this transport was made, and forget them."""
         unread, self._unread = self._unread, b""
         return unread
 
     def _open_socket(self) -> socket.socket:
-        """The second socket object, if its file descriptor still is what it was made for."""
+        """Return the second socket object, if its file descriptor is still open."""
         assert self._socket is not None
         if self._trio_socket.fileno() < 0:
             self._forget_socket()
@@ -188,14 +188,14 @@ class Transport(Pollable):
             self._socket.detach()
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """Send what can be sent at once.
+        """Send as much as the kernel accepts at once.
 
         Returns:
-            The number of bytes accepted, 0 if sending would have to wait.
+            The number of bytes accepted; 0 if sending would have to wait, or if the stream is not a socket.
 
         Raises:
             trio.BrokenResourceError: The connection is broken.
-            trio.ClosedResourceError: It was closed on this side.
+            trio.ClosedResourceError: The connection was closed on this side.
         """
         if self._socket is None:
             return 0
@@ -209,12 +209,19 @@ class Transport(Pollable):
         return sent
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything, waiting where necessary."""
+        """Send all of `data`, waiting only where the kernel does not accept it at once.
+
+        Raises:
+            trio.BrokenResourceError: The connection is broken, and `defer_errors` is not set.
+            trio.ClosedResourceError: The connection was closed on this side.
+
+        When it is cancelled, an unknown part of `data` has been sent.
+        """
         view = memoryview(data)
         try:
             rest = view[self.send_nowait(view) :]
             if rest:
-                # Should it fail, nobody knows how much of it was sent.
+                # Counted before, since a send that fails may have sent any part of it.
                 self.bytes_sent += len(rest)
                 await self.stream.send_all(rest)
         except trio.BrokenResourceError as exc:
@@ -227,12 +234,17 @@ class Transport(Pollable):
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive something, waiting where necessary and allowed. It is a checkpoint only if it waits.
+        """Receive some bytes, waiting if there are none and `probing` is not set.
+
+        It is a checkpoint only if it waits; a pending cancellation is always delivered.
+
+        Args:
+            max_bytes: The maximum number of bytes to return.
 
         Raises:
-            WouldBlock: It would have to wait while probing.
+            WouldBlock: Receiving would have to wait while `probing` is set.
             trio.BrokenResourceError: The connection is broken.
-            trio.ClosedResourceError: It was closed on this side.
+            trio.ClosedResourceError: The connection was closed on this side.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.probing:
@@ -248,12 +260,12 @@ class Transport(Pollable):
         return await self.receive_later(size)
 
     async def _probe_below(self, size: int) -> bytes:
-        # Of a stream that nothing is known of, receiving might wait.
+        # Receiving from a stream whose state is unknown might wait.
         if self._socket is not None or self._polled is None or poll(self._bottom) is Readiness.QUIET:
             raise WouldBlock
         if self.below is None:
             return bytes(await self.stream.receive_some(size))
-        # What has arrived there may be no data, or less than a record.
+        # The bytes that have arrived below may be less than a TLS record, or hold no data.
         self.below.probing = self.probing
         try:
             return bytes(await self.stream.receive_some(size))
@@ -261,11 +273,15 @@ class Transport(Pollable):
             self.below.probing = 0
 
     def receive_nowait(self, size: int) -> bytes | None:
-        """Receive what is there, `b""` at the end of the stream, None if nothing is there or known.
+        """Receive without waiting.
+
+        Returns:
+            The bytes; `b""` at the end of the stream; None if nothing has arrived, or if the stream is not
+            a socket.
 
         Raises:
             trio.BrokenResourceError: The connection is broken.
-            trio.ClosedResourceError: It was closed on this side.
+            trio.ClosedResourceError: The connection was closed on this side.
         """
         if self._unread:
             return self._read_unread(size)
@@ -279,7 +295,7 @@ class Transport(Pollable):
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
 
     async def receive_later(self, size: int) -> bytes:
-        """Receive, waiting before it is tried."""
+        """Receive after waiting for data, for a caller whose `receive_nowait` has just found none."""
         if self._unread:
             await trio.lowlevel.checkpoint()
             return self._read_unread(size)
@@ -297,14 +313,14 @@ class Transport(Pollable):
         return data
 
     def peek(self) -> Readiness:
-        """What the kernel knows of the connection, or the layers below."""
+        """Return what receiving would find: from the kernel for a socket, else from the layers below."""
         if self._unread:
             return Readiness.READABLE
         if self._socket is None:
             return poll(self._bottom)
         try:
             sock = self._open_socket()
-            # A poll that finds nothing is cheaper than a receive that is refused.
+            # Polling is cheaper than a `recv` that raises BlockingIOError.
             if self._poll is not None and not self._poll.poll(0):
                 return Readiness.QUIET
             data = sock.recv(1, socket.MSG_PEEK)
@@ -315,27 +331,28 @@ class Transport(Pollable):
         return Readiness.READABLE if data else Readiness.CLOSED
 
     async def aclose(self) -> None:
-        """Close the stream."""
+        """Close the stream, and so the connection."""
         self._forget_socket()
         await self.stream.aclose()
 
 
 def _pollable_below(stream: Any) -> Pollable | None:
-    """The nearest stream, this one or below, that knows what has arrived."""
+    """Return the first stream, from this one downwards, that can be polled; None if there is none."""
     while not (stream is None or isinstance(stream, Pollable)):
         stream = stream_below(stream)
     return stream
 
 
 def stream_below(stream: Any) -> Any:
-    """The stream that `stream` runs on, if it is one of those that run on another."""
+    """Return the stream that `stream` runs on, None if it runs on no other."""
     if isinstance(stream, Transport):
         return stream.stream
-    # As it is called by Trio's SSLStream, and by the tunnels of HTTP/2.
+    # The attribute's name in trio.SSLStream and in the tunnels of HTTP/2.
     return getattr(stream, "transport_stream", None)
 
 
 def poll_for_reading(descriptor: int) -> select.poll | None:
+    """Return a poll object that waits for a descriptor to be readable, None where there is no `poll`."""
     if not hasattr(select, "poll"):  # Windows
         return None
     poll = select.poll()

@@ -29,7 +29,7 @@ from typing import Any
 
 import trio
 
-from .._connect.attempt import Connection, Establish, close_forcefully
+from .._connect.attempt import Establish, Established, close_forcefully
 from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
 from .._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, copied
@@ -82,7 +82,7 @@ class Checkout:
         self,
         key: ConnectionKey,
         waiting: TimeBudget,
-        establish: Callable[[Establish], Awaitable[Connection]],
+        establish: Callable[[Establish], Awaitable[Established]],
         tracer: Tracer | None,
     ) -> None:
         self.key = key
@@ -344,7 +344,7 @@ class ConnectionManager:
         try:
             # The pool may have been closed after the grant.
             self._pool_nursery.check_open()
-            established: Connection | None = None
+            established: Established | None = None
             with scope:
                 established = await self._establish(checkout, connect)
             if established is None:
@@ -368,7 +368,7 @@ class ConnectionManager:
         self._has_connections.set()
         return connection
 
-    async def _establish(self, checkout: Checkout, connect: Establish) -> Connection:
+    async def _establish(self, checkout: Checkout, connect: Establish) -> Established:
         try:
             return await checkout.establish(connect)
         except ExchangeError as exc:
@@ -378,7 +378,7 @@ class ConnectionManager:
             raise
 
     def _kind(
-        self, key: ConnectionKey, factory: ConnectionFactory, established: Connection
+        self, key: ConnectionKey, factory: ConnectionFactory, established: Established
     ) -> type[BaseConnection]:
         if key.scheme == TCP:
             return RawConnection

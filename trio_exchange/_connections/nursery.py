@@ -241,14 +241,14 @@ class PoolNursery:
         self.stop()
         if self._nursery is not None and trio.lowlevel.current_task().parent_nursery is self._nursery:
             await trio.lowlevel.checkpoint()
-            return
-        with trio.CancelScope(shield=True):
-            try:
-                await self.wait_ended()
-            except BaseException:
-                # The shield does not stop a KeyboardInterrupt. A second one ends the waiting.
-                await self.wait_ended()
-                raise
+        else:
+            with trio.CancelScope(shield=True):
+                try:
+                    await self.wait_ended()
+                except BaseException:
+                    # The shield does not stop a KeyboardInterrupt. A second one ends the waiting.
+                    await self.wait_ended()
+                    raise
 
     def take_crash(self) -> BaseException | None:
         """Return the first crash, and forget it."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from .._connect.attempt import Connection
+from .._connect.attempt import Established
 from .._connect.network_stream import NOT_RAW, NetworkStream
 from .._connect.transport import Readiness, Transport
 from .._models import Response
@@ -91,14 +91,14 @@ class BaseConnection(abc.ABC):
 
     http_version: str
 
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
+    def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         self.origin: Origin = origin
         self.settings: Settings = settings
         self.requests: int = 0
         self.closed: trio.Event = trio.Event()
         self.owner: Owner = owner
-        self.transport: Transport = connection.transport
-        self.stream: trio.abc.Stream = connection.stream
+        self.transport: Transport = established.transport
+        self.stream: trio.abc.Stream = established.stream
         self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
         self.trio_token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         self._plain = self.stream is self.transport
@@ -196,8 +196,8 @@ class RawConnection(BaseConnection):
 class HTTPConnection(BaseConnection):
     """An established connection that carries exchanges."""
 
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
-        super().__init__(connection, origin, settings, owner)
+    def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
+        super().__init__(established, origin, settings, owner)
         # An answer may come after sending has failed.
         self.transport.defer_errors = True
 

@@ -21,10 +21,10 @@ from typing import Any
 import h11
 import trio
 
-from .._connect.attempt import Connection
+from .._connect.attempt import Established
 from .._connect.network_stream import NetworkStream
 from .._connect.transport import (
-    MOST_PROBES,
+    MAX_PROBES,
     RECEIVE_SIZE,
     TLS_ALERT,
     Readiness,
@@ -64,8 +64,8 @@ class HTTP11Connection(HTTPConnection):
 
     http_version = "HTTP/1.1"
 
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
-        super().__init__(connection, origin, settings, owner)
+    def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
+        super().__init__(established, origin, settings, owner)
         self.h11: h11.Connection = self._new_h11()
         self._exchange: HTTP11Exchange | None = None
         self._last_headers: HeaderList = []
@@ -184,7 +184,7 @@ class HTTP11Connection(HTTPConnection):
             WouldBlock: Nothing is there.
             ReadError: The connection broke, or was closed.
         """
-        self.transport.probing = MOST_PROBES
+        self.transport.probing = MAX_PROBES
         try:
             return bytes(await self.stream.receive_some(RECEIVE_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:

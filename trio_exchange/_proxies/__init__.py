@@ -1,5 +1,5 @@
-"""Dialling through proxies: tunnels by CONNECT, SOCKS, chains of them, and requests that a proxy forwards.
+"""Dialling through proxies: CONNECT tunnels, SOCKS and chains of both, and requests that a proxy forwards.
 
-Knows proxies as dialers, each built on the dialer that leads to it.
+Each proxy is a `Dialer`, made with the dialer that connects to the proxy.
 Imports the modules at the top of the package, `_connect`, `_http` and `_connections`.
 """

@@ -1,4 +1,8 @@
-"""TODO _proxies.chain."""
+"""Building the dialer of a pool from the sequence of its proxies.
+
+Each proxy in the sequence is reached through those before it. Only the last one can forward requests: the
+others just connect to the next proxy.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from .http import Forwarding, NewManager, TunnelDialer
 
 @dataclass(frozen=True)
 class Chain:
-    """A pool's proxies.
+    """What a pool needs to use its proxies.
 
     Attributes:
-        way: Through all of them.
-        forwarding: To the last, if it forwards requests.
-        dispatchers: Of the connections to proxies, the last proxy's first.
+        dialer: Connects through all of them.
+        forwarding: How to send requests to the last proxy, None if it does not forward.
+        managers: The managers of the connections to HTTP proxies, that of the last proxy first.
     """
 
     dialer: Dialer
@@ -27,22 +31,27 @@ class Chain:
     managers: list[ConnectionManager]
 
 
-def chain(proxies: Sequence[Proxy], direct: Dialer, new_manager: NewManager) -> Chain:
-    """Build the way through proxies, first hop first.
+def chain(proxies: Sequence[Proxy], direct_dialer: Dialer, new_manager: NewManager) -> Chain:
+    """Build the dialer that connects through proxies.
+
+    Args:
+        proxies: The proxies, the first hop first.
+        direct_dialer: Connects to the first proxy, or to origins if there is none.
+        new_manager: Makes the manager of the connections to an HTTP proxy.
 
     Raises:
-        ImportError: A proxy needs socksio, which is not installed.
+        ImportError: There is a SOCKS proxy, and socksio is not installed.
     """
-    result = Chain(direct, None, [])
+    result = Chain(direct_dialer, None, [])
     for proxy in proxies:
-        result = _with_hop(result, proxy, new_manager)
+        result = _add_hop(result, proxy, new_manager)
     return result
 
 
-def _with_hop(before: Chain, proxy: Proxy, new_manager: NewManager) -> Chain:
-    before.dialer.proxy = f"the proxy {proxy.url.origin}"
+def _add_hop(before: Chain, proxy: Proxy, new_manager: NewManager) -> Chain:
+    before.dialer.proxy_name = f"the proxy {proxy.url.origin}"
     if proxy.url.scheme.startswith(b"socks"):
-        return Chain(_socks(before.dialer, proxy), None, before.managers)
+        return Chain(_socks_dialer(before.dialer, proxy), None, before.managers)
     factory = ConnectionFactory(
         before.dialer, proxy.ssl_context, http2=proxy.http2, tls_trace_point="proxy.start_tls"
     )
@@ -50,7 +59,7 @@ def _with_hop(before: Chain, proxy: Proxy, new_manager: NewManager) -> Chain:
     return Chain(tunnels, Forwarding(proxy, factory), [tunnels.manager, *before.managers])
 
 
-def _socks(dialer: Dialer, proxy: Proxy) -> Dialer:
+def _socks_dialer(dialer: Dialer, proxy: Proxy) -> Dialer:
     try:
         from .socks import SOCKSDialer
     except ImportError as exc:

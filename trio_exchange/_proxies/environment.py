@@ -1,9 +1,10 @@
-"""The proxy that the environment names for a URL, by the conventions of `http_proxy` and `no_proxy`.
+"""The proxy for a URL from environment variables: `http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`.
 
-No standard says what these variables mean. This follows what most programs agree on; where they differ,
-it follows `urllib.request` in which variable counts, and is as generous as any in what `no_proxy` may list.
+No standard defines these variables. This module follows the behaviour that most programs share. Where they
+differ, it follows `urllib.request` for the choice of the variable, and accepts in `no_proxy` every form of
+entry that any of them accepts.
 
-It is for callers who want it: a pool reads no environment.
+A pool reads no environment variables: only a program that calls `proxy_from_environment` uses them.
 """
 
 from __future__ import annotations
@@ -19,44 +20,43 @@ from .._urls import URL
 
 _VARIABLES = {b"http": "http_proxy", b"ws": "http_proxy", b"https": "https_proxy", b"wss": "https_proxy"}
 
-# An IPv6 address has a port only after brackets, and is otherwise left whole.
+# Only a bracketed IPv6 address can have a port; the colons of any other are part of the address.
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})")
 _BRACKETS = re.compile(r"[\[\]]")
 _ALL_OF_DOMAIN = re.compile(r"^\*?\.")
 
 
 def proxy_from_environment(url: URL | bytes | str) -> Proxy | None:
-    """The proxy that the environment names for a URL.
+    """Return the proxy that the environment variables name for a URL.
 
-    It is the value of `http_proxy` for http and ws URLs, of `https_proxy` for https and wss, and of
-    `all_proxy` where that is not set or empty. Without a scheme of its own, it is that of an http proxy.
+    The variable is `http_proxy` for http and ws URLs, and `https_proxy` for https and wss URLs; if it is
+    unset or empty, `all_proxy`. A value without a scheme is the address of an http proxy.
 
-    All variables may be in upper case too. One in lower case goes before, even if it is empty, which
-    undoes the other. HTTP_PROXY is ignored in a CGI program (where REQUEST_METHOD is set): there it is
-    a header sent by the client.
+    Variable names may also be in upper case. The lower-case variable takes precedence, even if it is empty,
+    which cancels the other. HTTP_PROXY is ignored in a CGI program (REQUEST_METHOD is set), since the client
+    can set it there by the header `Proxy`.
 
-    `no_proxy` lists hosts that are reached directly, separated by commas or white space:
+    `no_proxy` lists the hosts to connect to directly, separated by commas or white space:
 
-    - `example.com`, `.example.com` or `*.example.com`: the host of that name and all its subdomains;
-    - `192.0.2.1`, `2001:db8::1` or `[2001:db8::1]`: the host whose address that is in the URL,
-      however it is spelled; names are not resolved;
-    - `192.0.2.0/24` or `2001:db8::/32`: the hosts with such an address in the URL;
-    - `example.com:8080`, `192.0.2.1:8080` or `[2001:db8::1]:8080`: the same, at that port alone;
+    - `example.com`, `.example.com` or `*.example.com`: this host and all its subdomains;
+    - `192.0.2.1`, `2001:db8::1` or `[2001:db8::1]`: URLs with this address, in any spelling; names are not
+      resolved;
+    - `192.0.2.0/24` or `2001:db8::/32`: URLs with an address in this network;
+    - `example.com:8080`, `192.0.2.1:8080` or `[2001:db8::1]:8080`: the same, at this port only;
     - `*`: all hosts.
 
-    Case, a dot at the end, and an IPv6 address's zone don't matter. What is none of these is ignored.
+    Case, a trailing dot and the zone of an IPv6 address are ignored. An entry in any other form is ignored.
 
     Args:
-        url: What will be requested.
+        url: The URL to be requested.
 
     Returns:
-        The proxy, or None where the environment names none: also for schemes other than these four,
-        which a pool refuses.
+        The proxy; None if the environment names none, or if the URL has another scheme than these four.
 
     Raises:
-        TypeError, InvalidURL: It is not a URL, see `URL`.
-        InvalidURL: The variable's value is not a proxy's URL, or is one that `Proxy` refuses.
-            So is `socks:`, which some take for version 4, others for 5.
+        TypeError, InvalidURL: `url` is not a URL, see `URL`.
+        InvalidURL: The variable's value is not the URL of a proxy, or is one that `Proxy` refuses. A `socks:`
+            URL is refused, since programs disagree whether it means version 4 or 5.
     """
     if not isinstance(url, URL):
         url = URL(url)
@@ -70,8 +70,8 @@ def proxy_from_environment(url: URL | bytes | str) -> Proxy | None:
 
 
 def _lookup(name: str) -> tuple[str, str]:
-    """The variable's name as it is spelled in the environment, and its value, empty if there is none."""
-    # Windows' own mapping finds a name in any case, and would find HTTP_PROXY for http_proxy.
+    """Return the variable's name as spelled in the environment, and its value, empty if it is unset."""
+    # A plain dict: on Windows os.environ ignores case, and would return HTTP_PROXY for http_proxy.
     environ = dict(os.environ)
     if name not in environ and not (name == "http_proxy" and "REQUEST_METHOD" in environ):
         name = name.upper()
@@ -83,7 +83,7 @@ def _to_proxy(name: str, value: str) -> Proxy:
     with contextlib.suppress(TypeError, ValueError, LocalProtocolError):
         proxy = Proxy(value if "://" in value else f"http://{value}")
     if proxy is None:
-        # Neither the value nor an error about it is shown, as credentials may be anywhere in it.
+        # Neither the value nor the error about it is shown: the value may contain credentials anywhere.
         raise InvalidURL(
             f"the environment variable {name} must be a proxy's URL, [SCHEME://][USER:PASSWORD@]HOST[:PORT], "
             "with the scheme http, https, socks4, socks4a, socks5 or socks5h, and credentials that fit it"
@@ -114,7 +114,7 @@ def _covers(entry: str, url: URL) -> bool:
 
 def _covers_address(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     try:
-        # Zones don't count in this comparison.
+        # This comparison ignores zones.
         return address in ipaddress.ip_network(_BRACKETS.sub("", entry), strict=False)
     except ValueError:
         return False

@@ -1,16 +1,16 @@
-"""Ways through proxies, and requests that a proxy forwards.
+"""HTTP proxies: tunnels by CONNECT, and requests that the proxy forwards.
 
-Theory of operation. A proxy is no kind of connection, it is a `Way`: given a host and a port it comes back
-with a stream to there, and what is spoken on that is none of its business. Each way uses the one before it
-to get to its proxy, so that any proxies make a chain, and whatever can be spoken can be spoken at its end.
+Theory of operation. `TunnelDialer` is a `Dialer`: it returns a byte stream to a host and port, on which any
+protocol may be spoken, including that of a further proxy.
 
-A tunnel through an HTTP proxy is a request's answer (RFC 9110, 9.3.6): CONNECT is sent on a connection to the
-proxy, by a dispatcher like the one that sends the pool's own requests. Over HTTP/1.1 every tunnel takes a
-connection of its own, over HTTP/2 they share. These connections don't count among the pool's: each of the
-pool's needs no more than one of them, and if they waited for one another they might wait for ever.
+The tunnel is the stream of a 2xx response to CONNECT (RFC 9110, section 9.3.6). CONNECT is sent by a
+connection manager of the same class as the one that sends the pool's requests. Over HTTP/1.1 each tunnel
+takes a connection of its own; over HTTP/2 tunnels share connections. These connections are not counted in the
+pool's limit: each connection of the pool needs at most one of them, and a common limit could deadlock, with
+tunnels waiting for connections that wait for tunnels.
 
-A request to an `http` origin needs no tunnel where the last proxy speaks HTTP: it is *forwarded*, sent to the
-proxy itself, with its target in absolute form.
+A request to an `http` origin needs no tunnel if the last proxy speaks HTTP: it is *forwarded*, that is, sent
+to the proxy itself with its target in absolute form (RFC 9112, section 3.2.2).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import trio
 
 from .._connect.attempt import Attempt, establish_once
 from .._connect.dialers import Dialer
-from .._connect.factory import ConnectionFactory, ConnectionKey, key_to_proxy
+from .._connect.factory import ConnectionFactory, ConnectionKey
 from .._connect.transport import Transport
 from .._connections.manager import Checkout, ConnectionManager
 from .._exceptions import ExchangeError, ProxyError
@@ -37,38 +37,38 @@ from .._timeouts import Timeouts
 from .._trace import Tracer, log_enabled, traced
 from .._urls import authority_of, bracketed
 
-#: Makes a dispatcher for routes that lead to certain endpoints.
+#: Makes a connection manager, given the function that returns the factory for a key.
 NewManager: TypeAlias = Callable[[Callable[[ConnectionKey], ConnectionFactory]], ConnectionManager]
 
-# How much of a refusal's body is kept, and how many seconds it may take to come.
-_MOST_OF_BODY = 64 * 1024
+# How many bytes of a refusal's body are kept, and for how many seconds they are waited for.
+_MAX_REFUSAL_BODY = 64 * 1024
 _BODY_GRACE = 2.0
 
 
 class Forwarding:
-    """How requests are sent to a proxy that forwards them.
+    """How to send requests to a proxy that forwards them.
 
     Args:
         proxy: The proxy.
-        endpoint: How to get there.
+        factory: Makes the connections to it.
 
     Attributes:
-        endpoint: As given.
-        route: Under which the connections are shared, whatever the requests' origins.
+        factory: As given.
+        key: The key of the connections to the proxy, which requests to all origins share.
     """
 
     def __init__(self, proxy: Proxy, factory: ConnectionFactory) -> None:
         self.factory = factory
-        self.key = key_to_proxy(proxy)
+        self.key = ConnectionKey.for_proxy(proxy)
         self._headers = proxy.headers[:]
 
     def rewrite(self, prepared: PreparedRequest) -> None:
-        """Give a request the form in which a proxy takes it (RFC 9112, 3.2.2), and the proxy's headers."""
+        """Put the target into absolute form (RFC 9112, section 3.2.2), and add the proxy's headers."""
         target = prepared.target
         if target.startswith(b"/"):
             prepared.target = self._origin_of(prepared) + target
         elif target == b"*":
-            # RFC 9112, 3.2.4.
+            # An OPTIONS request for the whole server has no path (RFC 9112, section 3.2.4).
             prepared.target = self._origin_of(prepared)
         if self._headers:
             prepared.headers = merged(prepared.headers, self._headers)
@@ -79,37 +79,37 @@ class Forwarding:
 
 
 def merged(headers: HeaderList, more: HeaderList) -> HeaderList:
-    """Headers, with those of `more` whose names they don't have."""
+    """Return `headers`, followed by those of `more` whose names are not in `headers`."""
     names = {name.lower() for name, _ in headers}
     return [*headers, *(pair for pair in more if pair[0].lower() not in names)]
 
 
 class TunnelDialer(Dialer):
-    """The way through an HTTP proxy, by CONNECT.
+    """Connects through an HTTP proxy, by CONNECT.
 
     Args:
         proxy: The proxy.
-        endpoint: How to get there.
-        new_manager: Makes the manager of the connections to it.
+            factory: Makes the connections to it.
+        new_manager: Makes the manager of these connections.
 
     Attributes:
-        dispatcher: Of the connections to the proxy.
+        manager: The manager of the connections to the proxy.
     """
 
     def __init__(self, proxy: Proxy, factory: ConnectionFactory, new_manager: NewManager) -> None:
         self._proxy = proxy
-        self._key = key_to_proxy(proxy)
+        self._key = ConnectionKey.for_proxy(proxy)
         self.manager: ConnectionManager = new_manager(lambda _: factory)
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
-        """Ask the proxy for a tunnel.
+        """Open a tunnel through the proxy. Arguments and errors are those of `Dialer.connect`.
 
         Raises:
-            ProxyError: The proxy refused, or broke HTTP.
+            ProxyError: The proxy refused, or violated HTTP.
         """
         target = b"%b:%d" % (bracketed(host.encode("ascii")), port)
-        what = target.decode("ascii") if self.proxy is None else self.proxy
-        tunnel = _TunnelRequest(self._proxy, target, what, attempt)
+        peer_name = target.decode("ascii") if self.proxy_name is None else self.proxy_name
+        tunnel = _TunnelRequest(self._proxy, target, peer_name, attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
         checkout = Checkout(self._key, attempt.budget, establish, attempt.tracer)
         await self.manager.exchange(tunnel.prepared, checkout, tunnel.open)
@@ -190,18 +190,18 @@ class _TunnelRequest:
 
 
 async def _beginning_of_body(response: Response, seconds: float) -> bytes:
-    """What a proxy has to say, as far as it does so before long."""
+    """Return the beginning of a refusal's body, as much as arrives within `seconds`."""
     body = b""
     with trio.move_on_after(seconds), contextlib.suppress(ExchangeError):
         async for chunk in response.aiter_stream():
             body += chunk
-            if len(body) >= _MOST_OF_BODY:
+            if len(body) >= _MAX_REFUSAL_BODY:
                 break
-    return body[:_MOST_OF_BODY]
+    return body[:_MAX_REFUSAL_BODY]
 
 
 def _head(response: Response) -> Any:
-    """What a trace point tells of an answer."""
+    """Return the result of the trace event `proxy.connect`: the head of the response."""
     extensions = response.extensions
     return (
         extensions["http_version"],

@@ -1,12 +1,12 @@
-"""The way through a SOCKS proxy (RFC 1928 and 1929; SOCKS4 and 4A have no RFC).
+"""SOCKS proxies (RFC 1928 and RFC 1929; SOCKS4 and SOCKS4A have no RFC).
 
-Theory of operation. socksio makes the messages and takes the replies apart, but a reply has to be given to
-it whole. So exactly as many bytes are received as a reply still lacks: however it is split, it is whole in
-the end, and no byte is taken of what follows it. Of a refusal only the code counts; what follows it some
-proxies send short.
+Theory of operation. socksio makes the messages and parses the replies, but it needs each reply whole. So
+`_Negotiation` receives exactly the bytes that a reply still lacks: however the network splits it, the reply
+becomes complete, and no byte of the stream that follows it is consumed. Of a refusal only the code is
+received, since some proxies truncate the rest.
 
-A `socks4` or `socks5` proxy is given an address. Where a name has several, they are tried one after the
-other, each on a connection of its own, since a SOCKS proxy ends a connection that it has refused to use.
+A `socks4` or `socks5` proxy is given an IP address, which is looked up here. If a name has several addresses,
+they are tried in order, each on a new connection: a SOCKS proxy closes the connection after a refusal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SOCKS4_MEANINGS = {
     0x5C: "the client's identd cannot be reached",
     0x5D: "the client's identd reports another user",
 }
-# RFC 1928, 6.
+# RFC 1928, section 6.
 _SOCKS5_MEANINGS = {
     1: "general SOCKS server failure",
     2: "connection not allowed by ruleset",
@@ -43,15 +43,16 @@ _SOCKS5_MEANINGS = {
     7: "command not supported",
     8: "address type not supported",
 }
+# Address types (RFC 1928, section 5), with the length of an address.
 _ADDRESS_LENGTHS = {1: 4, 4: 16}
-_NAME = 3
+_DOMAIN_NAME = 3
 
 
 class SOCKSDialer(Dialer):
-    """The way through a SOCKS proxy.
+    """Connects through a SOCKS proxy.
 
     Args:
-        way: To the proxy.
+        dialer: Connects to the proxy.
         proxy: The proxy.
     """
 
@@ -59,34 +60,34 @@ class SOCKSDialer(Dialer):
         self._dialer = dialer
         self._proxy = proxy
         origin = proxy.url.origin
-        self._where = str(origin)
+        self._origin = str(origin)
         self._host = origin.host.decode("ascii")
         self._port = origin.port
         self._version = 4 if origin.scheme.startswith(b"socks4") else 5
-        self._looks_up = origin.scheme in (b"socks4", b"socks5")
+        self._resolves_locally = origin.scheme in (b"socks4", b"socks5")
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
-        """Connect to the proxy, and let it connect to the host.
+        """Have the proxy connect to the host. Arguments and errors are those of `Dialer.connect`.
 
         Raises:
-            ProxyError: The proxy refused, or did not speak SOCKS.
+            ProxyError: The proxy refused, or does not speak this version of SOCKS.
         """
         refusal: ProxyError | None = None
-        # A zone means something on this machine only.
+        # A zone is meaningful on this machine only (RFC 4007, section 6).
         for address in await self._addresses(host.partition("%")[0], port, attempt):
             result = await self._connect(address, port, attempt)
             if isinstance(result, Transport):
                 return result
             refusal = result
         assert refusal is not None, "there was an address"
-        # A copy, since the traceback of what is raised leads to this frame.
+        # A copy: the traceback of a raised error refers to this frame, which refers to `refusal`.
         raise copied(refusal)
 
     async def _addresses(self, host: str, port: int, attempt: Attempt) -> list[str]:
-        """What may be asked for."""
+        """Return the addresses to ask the proxy for, in order; a name if the proxy looks it up."""
         if _is_address(host):
             return [self._check_address(host)]
-        if not self._looks_up:
+        if not self._resolves_locally:
             if len(host) > 255:
                 raise ConnectError(f"a name for SOCKS can't be longer than 255 bytes: {host[:50]!r}...")
             return [host]
@@ -96,8 +97,8 @@ class SOCKSDialer(Dialer):
             addresses.extend(await self._look_up(host, port))
             return addresses
 
-        what = f"looking up {host}"
-        await attempt.step(what, "socks.getaddrinfo", {"host": host, "port": port}, look_up)
+        info = {"host": host, "port": port}
+        await attempt.step(f"looking up {host}", "socks.getaddrinfo", info, look_up)
         return addresses
 
     def _check_address(self, address: str) -> str:
@@ -115,27 +116,27 @@ class SOCKSDialer(Dialer):
             raise ConnectError(f"could not look up {host}: {reason_of(exc)}") from exc
         if not found:
             raise ConnectError(f"could not look up {host}: it has no address")
-        # The same address may be there several times, and an IPv6 address has its zone beside it.
+        # getaddrinfo may return an address several times, and an IPv6 address with its zone.
         return list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))
 
     async def _connect(self, host: str, port: int, attempt: Attempt) -> Transport | ProxyError:
-        """Ask for one address. A refusal is returned, as another address may do."""
+        """Ask for one address. A refusal is returned, not raised, since another address may be accepted."""
         transport = await self._dialer.connect(self._host, self._port, attempt)
-        conversation = _Conversation(transport, self._proxy, self._where, self.name_of(host, port))
+        negotiation = _Negotiation(transport, self._proxy, self.peer_name(host, port))
 
         async def ask() -> NetworkStream:
             if self._version == 4:
-                await conversation.connect_4(host, port)
+                await negotiation.connect_4(host, port)
             else:
-                await conversation.connect_5(host, port)
+                await negotiation.connect_5(host, port)
             return NetworkStream(transport, refusal=NOT_RAW)
 
         info = {"proxy": self._proxy, "host": host, "port": port}
         try:
-            await attempt.step(f"waiting for the proxy {self._where}", "socks.connect", info, ask)
+            await attempt.step(f"waiting for the proxy {self._origin}", "socks.connect", info, ask)
         except ProxyError as exc:
             await close_forcefully(transport)
-            refused, conversation.refusal = exc is conversation.refusal, None
+            refused, negotiation.refusal = exc is negotiation.refusal, None
             if refused:
                 return without_frames(exc)
             raise
@@ -150,23 +151,28 @@ def _is_address(host: str) -> bool:
     return True
 
 
-class _Conversation:
-    """What is said to a proxy on one connection, and its replies.
+class _Negotiation:
+    """The messages to and from a SOCKS proxy on one connection, until the proxy has connected to a host.
+
+    Args:
+        transport: The connection to the proxy.
+        proxy: The proxy.
+        peer_name: The name of the host, for error messages.
 
     Attributes:
-        refusal: How the address was refused, if it was.
+        refusal: The error for an address that the proxy refused, as opposed to other errors.
     """
 
-    def __init__(self, transport: Transport, proxy: Proxy, where: str, destination: str) -> None:
+    def __init__(self, transport: Transport, proxy: Proxy, peer_name: str) -> None:
         self.refusal: ProxyError | None = None
         self._transport = transport
         self._auth = proxy.auth
-        self._where = where
-        self._destination = destination
+        self._origin = str(proxy.url.origin)
+        self._peer_name = peer_name
 
     async def connect_4(self, host: str, port: int) -> None:
+        """Ask for a connection by SOCKS4, or by SOCKS4A if `host` is a name."""
         user = self._auth[0] if self._auth is not None else b""
-        # 4A is for names only.
         kind = socks4.SOCKS4Request if _is_address(host) else socks4.SOCKS4ARequest
         protocol = socks4.SOCKS4Connection(user)
         protocol.send(kind.from_address(socks4.SOCKS4Command.CONNECT, (host, port), user))
@@ -174,9 +180,10 @@ class _Conversation:
         reply = await self._receive_code(version=0)
         if reply[1] != 0x5A:
             self._refuse_address(reply[1], _SOCKS4_MEANINGS)
-        self._take(protocol, reply + await self._receive(6))
+        self._parse(protocol, reply + await self._receive(6))
 
     async def connect_5(self, host: str, port: int) -> None:
+        """Ask for a connection by SOCKS5, after the authentication."""
         protocol: Any = socks5.SOCKS5Connection()
         await self._authenticate(protocol)
         address: Any = (host, port)
@@ -186,7 +193,7 @@ class _Conversation:
         if reply[1] != 0:
             self._refuse_address(reply[1], _SOCKS5_MEANINGS)
         reply += await self._receive(2)
-        if reply[3] == _NAME:
+        if reply[3] == _DOMAIN_NAME:
             reply += await self._receive(1)
             length = reply[4]
         else:
@@ -194,8 +201,8 @@ class _Conversation:
         if not length:
             self._not_socks(reply)
         reply += await self._receive(length + 2)
-        if reply[3] != _NAME:
-            self._take(protocol, reply)
+        if reply[3] != _DOMAIN_NAME:
+            self._parse(protocol, reply)
 
     async def _authenticate(self, protocol: Any) -> None:
         methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]
@@ -204,30 +211,30 @@ class _Conversation:
         protocol.send(socks5.SOCKS5AuthMethodsRequest(methods))
         await self._send(protocol)
         reply = await self._receive_code(version=5)
-        method = self._take(protocol, reply).method
+        method = self._parse(protocol, reply).method
         if method not in methods:
             wanted = "a user name and a password" if self._auth is None else "another authentication"
             raise ProxyError(
-                f"the proxy {self._where} wants {wanted}",
+                f"the proxy {self._origin} wants {wanted}",
                 reply_code=reply[1],
                 meaning="no acceptable methods",
             )
         if method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD and self._auth is not None:
             protocol.send(socks5.SOCKS5UsernamePasswordRequest(*self._auth))
             await self._send(protocol)
-            # This negotiation has a version of its own (RFC 1929, 2).
+            # The reply has the version of this subnegotiation (RFC 1929, section 2).
             reply = await self._receive_code(version=1)
-            if not self._take(protocol, reply).success:
+            if not self._parse(protocol, reply).success:
                 raise self._refusal("authenticate", reply[1], "wrong user name or password")
 
     async def _send(self, protocol: Any) -> None:
         try:
             await self._transport.send_all(protocol.data_to_send())
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ProxyError(f"the proxy {self._where} failed: {explain(exc)}") from exc
+            raise ProxyError(f"the proxy {self._origin} failed: {explain(exc)}") from exc
 
     async def _receive_code(self, *, version: int) -> bytes:
-        """What every reply begins with: the version of its format, and a code."""
+        """Receive the two bytes that begin every reply: a version, which is checked, and a code."""
         reply = await self._receive(2)
         if reply[0] != version:
             self._not_socks(reply)
@@ -239,29 +246,29 @@ class _Conversation:
             try:
                 received = await self._transport.receive_some(size - len(data))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                raise ProxyError(f"the proxy {self._where} failed: {explain(exc)}") from exc
+                raise ProxyError(f"the proxy {self._origin} failed: {explain(exc)}") from exc
             if not received:
-                raise ProxyError(f"the proxy {self._where} closed the connection without a whole reply")
+                raise ProxyError(f"the proxy {self._origin} closed the connection without a whole reply")
             data += received
         return data
 
-    def _take(self, protocol: Any, reply: bytes) -> Any:
+    def _parse(self, protocol: Any, reply: bytes) -> Any:
         try:
             return protocol.receive_data(reply)
         except socksio.ProtocolError:
             self._not_socks(reply)
 
     def _not_socks(self, reply: bytes) -> NoReturn:
-        raise ProxyError(f"the proxy {self._where} does not speak this version of SOCKS: it sent {reply!r}")
+        raise ProxyError(f"the proxy {self._origin} does not speak this version of SOCKS: it sent {reply!r}")
 
     def _refuse_address(self, code: int, meanings: dict[int, str]) -> NoReturn:
-        what = f"connect to {self._destination}"
-        self.refusal = self._refusal(what, code, meanings.get(code, "unassigned"))
+        action = f"connect to {self._peer_name}"
+        self.refusal = self._refusal(action, code, meanings.get(code, "unassigned"))
         raise self.refusal
 
-    def _refusal(self, what: str, code: int, meaning: str) -> ProxyError:
+    def _refusal(self, action: str, code: int, meaning: str) -> ProxyError:
         return ProxyError(
-            f"the proxy {self._where} refused to {what}: {meaning} ({code})",
+            f"the proxy {self._origin} refused to {action}: {meaning} ({code})",
             reply_code=code,
             meaning=meaning,
         )

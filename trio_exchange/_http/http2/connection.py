@@ -47,7 +47,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from h2.stream import StreamClosedBy, StreamInputs
 
-from ..._connect.attempt import Connection
+from ..._connect.attempt import Established
 from ..._connect.transport import RECEIVE_SIZE, Readiness, explain
 from ..._exceptions import (
     ExchangeError,
@@ -117,8 +117,8 @@ class HTTP2Connection(HTTPConnection):
 
     http_version = "HTTP/2"
 
-    def __init__(self, connection: Connection, origin: Origin, settings: Settings, owner: Owner) -> None:
-        super().__init__(connection, origin, settings, owner)
+    def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
+        super().__init__(established, origin, settings, owner)
         self._h2 = _new_h2(settings)
         self._exchanges = 0
         self._streams: dict[int, HTTP2Exchange] = {}

@@ -6,28 +6,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ..._conflicts import ConflictDetector
 from ..._connect.network_stream import check_max_bytes, to_octets
 from ..._connect.transport import Pollable, Readiness
 from ..._exceptions import ExchangeError, WriteError
 
 if TYPE_CHECKING:
     from .stream import HTTP2Exchange
-
-
-class _OneAtATime:
-    """Refuses the second of two tasks that do the same at once."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._busy = False
-
-    def __enter__(self) -> None:
-        if self._busy:
-            raise trio.BusyResourceError(f"another task is {self._what} this stream")
-        self._busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self._busy = False
 
 
 class Tunnel(Pollable, trio.abc.HalfCloseableStream):
@@ -40,8 +25,8 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
     def __init__(self, exchange: HTTP2Exchange, transport_stream: trio.abc.Stream) -> None:
         self.transport_stream: trio.abc.Stream = transport_stream
         self._exchange = exchange
-        self._receiving = _OneAtATime("receiving from")
-        self._sending = _OneAtATime("sending to")
+        self._receiving = ConflictDetector("another task is receiving from this stream")
+        self._sending = ConflictDetector("another task is sending to this stream")
 
     def __repr__(self) -> str:
         return f"<Tunnel on stream {self._exchange.stream_id} over {self.transport_stream!r}>"
