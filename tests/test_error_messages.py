@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 import trio_exchange
+from tests.harness.peers import respond
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -28,8 +29,6 @@ from trio_exchange import (
     Request,
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import respond
 
 URL = "http://example.com/"
 

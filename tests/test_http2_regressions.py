@@ -9,9 +9,8 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from tests.harness.h2peer import H2Peer, h2_pool
 from trio_exchange import ReadError, Request, Response
-
-from .h2peer import H2Peer, h2_pool
 
 
 async def serve(peer: H2Peer) -> None:

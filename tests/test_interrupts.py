@@ -17,16 +17,15 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from tests.harness.h2peer import h2_pool
+from tests.harness.peers import assert_unharmed, background_nursery, respond
+from tests.harness.sweep import forgiving
+from tests.test_pool import mute
 from trio_exchange import ConnectionPool, ExchangeError
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .h2peer import h2_pool
-from .peers import assert_unharmed, background_nursery, respond
-from .sweep import forgiving
-from .test_pool import mute
-
 URL = "http://example.com/"
-BUSY_PROGRAM = Path(__file__).parent / "busy_program.py"
+BUSY_PROGRAM = Path(__file__).parent / "harness" / "busy_program.py"
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

@@ -11,11 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.peers import assert_unharmed, background_nursery, open_sockets, respond, serve_tcp
+from tests.test_pool import Crash, Crashing, WrappingConnector, mute
 from trio_exchange import ConnectionNotAvailable, ConnectionPool, ReadError, RemoteProtocolError
 from trio_exchange.testing import MemoryConnector
-
-from .peers import assert_unharmed, background_nursery, open_sockets, respond, serve_tcp
-from .test_pool import Crash, Crashing, WrappingConnector, mute
 
 URL = "http://example.com/"
 

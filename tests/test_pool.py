@@ -24,6 +24,17 @@ import trio.testing
 import trustme
 
 import trio_exchange
+from tests.harness.peers import (
+    assert_unharmed,
+    background_nursery,
+    internals,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    serve_unix,
+)
+from tests.harness.peers import client_context as new_client_context
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -42,18 +53,6 @@ from trio_exchange import (
 from trio_exchange._connect.transport import Readiness
 from trio_exchange._http.connection import HTTPConnection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import (
-    assert_unharmed,
-    background_nursery,
-    internals,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    serve_unix,
-)
-from .peers import client_context as new_client_context
 
 URL = "http://example.com/"
 

@@ -9,6 +9,18 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.peers import (
+    assert_unharmed,
+    client_context,
+    internals,
+    make_tls,
+    open_sockets,
+    respond,
+    serve_tcp,
+)
+from tests.proxies.test_cancellation import ServerStream
+from tests.proxies.test_http import Net, proxied, secure_proxy, secured
+from tests.proxies.test_http2 import H2Proxy, tunnel
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -20,11 +32,6 @@ from trio_exchange import (
     ReadTimeout,
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import assert_unharmed, client_context, internals, make_tls, open_sockets, respond, serve_tcp
-from .test_http2_proxies import H2Proxy, tunnel
-from .test_proxies import Net, proxied, secure_proxy, secured
-from .test_proxy_cancellation import ServerStream
 
 URL = "https://0.origin.example/"
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.peers import TLS, assert_unharmed, make_tls, respond, serve_tcp
 from trio_exchange import (
     ConnectionPool,
     Connector,
@@ -23,8 +24,6 @@ from trio_exchange import (
 )
 from trio_exchange._connect.transport import Transport
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import TLS, assert_unharmed, make_tls, respond, serve_tcp
 
 URL = "http://origin.example/"
 

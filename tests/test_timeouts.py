@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints
 
 import trio_exchange
+from tests.harness.peers import respond, serve_tcp
 from trio_exchange import (
     ConnectionPool,
     ConnectTimeout,
@@ -20,8 +21,6 @@ from trio_exchange import (
 )
 from trio_exchange._timeouts import TimeBudget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import respond, serve_tcp
 
 URL = "http://example.com/"
 

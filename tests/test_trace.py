@@ -9,11 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.harness.peers import Events, assert_unharmed, respond
 from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProtocolError, WriteError
 from trio_exchange._trace import Tracer, call_async, log_enabled, traced, tracer_for
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import Events, assert_unharmed, respond
 
 LOGGERS = ("trio_exchange", "trio_exchange.connection", "trio_exchange.http11")
 

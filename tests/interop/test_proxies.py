@@ -15,9 +15,9 @@ import trio
 import wsproto
 import wsproto.events
 
+from tests.harness.peers import assert_unharmed, open_sockets
 from trio_exchange import ConnectError, ConnectionPool, ExchangeError, Proxy, ProxyError, Response
 
-from ..peers import assert_unharmed, open_sockets
 from .nginx import KIB, MIB, Nginx, free_ports
 from .process import running_again
 from .proxies import (

@@ -13,6 +13,18 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.peers import (
+    BUFFERS,
+    DELIVERIES,
+    Script,
+    client_context,
+    make_tls,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    serve_unix,
+)
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -29,19 +41,6 @@ from trio_exchange import (
 )
 from trio_exchange._connect.transport import Readiness, Transport, WouldBlock
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import (
-    BUFFERS,
-    DELIVERIES,
-    Script,
-    client_context,
-    make_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    serve_unix,
-)
 
 URL = "http://example.com/"
 UPGRADE = [("Connection", "upgrade"), ("Upgrade", "echo")]

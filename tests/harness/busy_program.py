@@ -1,6 +1,6 @@
 """A busy program that is interrupted (SIGINT) at random moments, and has to end each time.
 
-    python tests/busy_program.py {http1|http2} {plain|tls} TIMES
+    python tests/harness/busy_program.py {http1|http2} {plain|tls} TIMES
 
 Its server runs in another thread, where no interrupt arrives. It prints what `trio.run` raised.
 """
@@ -21,8 +21,8 @@ from typing import Any
 import trio
 import trio.lowlevel
 
-from tests.h2peer import H2Peer
-from tests.peers import make_tls
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import make_tls
 from trio_exchange import ConnectionPool
 from trio_exchange.testing import ScriptedPeer
 

@@ -16,6 +16,19 @@ import trio
 import trio.testing
 import trustme
 
+from tests.harness.peers import (
+    DELIVERIES,
+    Script,
+    Server,
+    assert_unharmed,
+    client_context,
+    demanding_context,
+    fail_handshake,
+    make_tls,
+    open_sockets,
+    respond,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -30,20 +43,6 @@ from trio_exchange import (
 from trio_exchange._connect.tls import TLSSettings, _make_context, default_context_for, start_tls
 from trio_exchange._connect.transport import Transport
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import (
-    DELIVERIES,
-    Script,
-    Server,
-    assert_unharmed,
-    client_context,
-    demanding_context,
-    fail_handshake,
-    make_tls,
-    open_sockets,
-    respond,
-    serve_tcp,
-)
 
 
 @pytest.fixture(autouse=True)

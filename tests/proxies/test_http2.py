@@ -16,6 +16,8 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
+from tests.harness.peers import client_context, make_tls
+from tests.proxies.test_cancellation import Multiplexer, ServerStream
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -29,9 +31,6 @@ from trio_exchange import (
     Request,
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import client_context, make_tls
-from .test_proxy_cancellation import Multiplexer, ServerStream
 
 Script = Callable[[ServerStream], Awaitable[object]]
 

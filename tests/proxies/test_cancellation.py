@@ -1,4 +1,4 @@
-"""As `test_cancellation`, for every kind of tunnel: whatever step it is interrupted at, nothing is left."""
+"""As `tests.http.test_cancellation`, for every kind of tunnel: at any step, an interruption leaves nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ import h2.exceptions
 import pytest
 import trio
 
-from trio_exchange import Proxy, ProxyError
-from trio_exchange.testing import ScriptedPeer
-
-from .h2peer import PREFACE, H2Peer, Headers
-from .peers import client_context, make_tls
-from .sweep import Interruption, Run, Scenario, World, forgiving, sweep
-from .test_cancellation import (
+from tests.harness.h2peer import PREFACE, H2Peer, Headers
+from tests.harness.peers import client_context, make_tls
+from tests.harness.sweep import Interruption, Run, Scenario, World, forgiving, sweep
+from tests.http.test_cancellation import (
     DOWNLOAD,
     Handler,
     another_leads,
@@ -33,6 +30,8 @@ from .test_cancellation import (
     others_behind,
     upload,
 )
+from trio_exchange import Proxy, ProxyError
+from trio_exchange.testing import ScriptedPeer
 
 pytestmark = pytest.mark.sweep
 

@@ -13,6 +13,19 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.peers import (
+    BUFFERS,
+    DELIVERIES,
+    Script,
+    assert_unharmed,
+    internals,
+    make_tls,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+    transcript,
+)
 from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
@@ -26,20 +39,6 @@ from trio_exchange import (
 )
 from trio_exchange._http.http11_errors import explain_received, explain_sent
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import (
-    BUFFERS,
-    DELIVERIES,
-    Script,
-    assert_unharmed,
-    internals,
-    make_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    transcript,
-)
 
 URL = "http://example.com/"
 LIMIT = 100 * 1024

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.harness.peers import assert_unharmed, open_sockets, respond, serve_tcp, serve_unix
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -25,8 +26,6 @@ from trio_exchange._connect.dialers import DirectDialer
 from trio_exchange._timeouts import TimeBudget
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import Dialled, MemoryConnector, ScriptedPeer
-
-from .peers import assert_unharmed, open_sockets, respond, serve_tcp, serve_unix
 
 URL = "http://example.com/"
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

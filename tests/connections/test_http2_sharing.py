@@ -15,6 +15,8 @@ import trio.testing
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame
 
+from tests.harness.h2peer import H2Peer, h2_pool
+from tests.harness.peers import Events, assert_unharmed, make_tls, open_sockets, respond, serve_tcp
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -28,9 +30,6 @@ from trio_exchange import (
 from trio_exchange._connect.transport import Readiness
 from trio_exchange._http.http2.connection import HTTP2Connection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer, h2_pool
-from .peers import Events, assert_unharmed, make_tls, open_sockets, respond, serve_tcp
 
 URL = "http://example.com/"
 TLS_URL = "https://example.com/"

@@ -21,6 +21,16 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
 from trio.testing import MockClock
 
+from tests.harness.h2peer import H2Peer, h2_pool
+from tests.harness.peers import (
+    BUFFERS,
+    assert_unharmed,
+    client_context,
+    internals,
+    make_tls,
+    respond,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -37,9 +47,6 @@ from trio_exchange import (
 )
 from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
-
-from .h2peer import H2Peer, h2_pool
-from .peers import BUFFERS, assert_unharmed, client_context, internals, make_tls, respond, serve_tcp
 
 URL = "http://proxy.example/"
 TARGET = {"target": "example.com:443"}

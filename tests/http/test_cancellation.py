@@ -13,11 +13,10 @@ import h2.events
 import pytest
 import trio
 
+from tests.harness.h2peer import PREFACE, H2Peer
+from tests.harness.peers import make_tls
+from tests.harness.sweep import Interruption, Run, Scenario, World, forgiving, sweep
 from trio_exchange.testing import ScriptedPeer
-
-from .h2peer import PREFACE, H2Peer
-from .peers import make_tls
-from .sweep import Interruption, Run, Scenario, World, forgiving, sweep
 
 pytestmark = pytest.mark.sweep
 

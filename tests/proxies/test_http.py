@@ -16,6 +16,20 @@ import trio.testing
 import trustme
 from trio.testing import MockClock
 
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import (
+    DELIVERIES,
+    TLS,
+    Events,
+    Script,
+    assert_unharmed,
+    make_tls,
+    new_tls,
+    open_sockets,
+    reset,
+    respond,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -31,21 +45,6 @@ from trio_exchange import (
     Response,
 )
 from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import (
-    DELIVERIES,
-    TLS,
-    Events,
-    Script,
-    assert_unharmed,
-    make_tls,
-    new_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-)
 
 PROXY = "http://proxy.example:3128"
 SECURE_PROXY = "https://proxy.example:3129"

@@ -36,6 +36,18 @@ from hyperframe.frame import (
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.harness.h2peer import H2Peer, Headers, h2_pool
+from tests.harness.peers import (
+    BUFFERS,
+    DELIVERIES,
+    TLS,
+    Events,
+    assert_unharmed,
+    client_context,
+    make_tls,
+    reset,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
@@ -53,19 +65,6 @@ from trio_exchange import (
 from trio_exchange._http.http2 import connection as http2_connection
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer, Headers, h2_pool
-from .peers import (
-    BUFFERS,
-    DELIVERIES,
-    TLS,
-    Events,
-    assert_unharmed,
-    client_context,
-    make_tls,
-    reset,
-    serve_tcp,
-)
 
 URL = "http://example.com/"
 KILOBYTE = 1024

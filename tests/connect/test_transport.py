@@ -16,6 +16,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import (
+    assert_unharmed,
+    client_context,
+    internals,
+    make_tls,
+    open_sockets,
+    respond,
+    serve_tcp,
+)
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -33,9 +43,6 @@ from trio_exchange._connect.network_stream import transport_over
 from trio_exchange._connect.tls import TLSSettings, start_tls
 from trio_exchange._connect.transport import Pollable, Readiness, Transport, WouldBlock, poll
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import assert_unharmed, client_context, internals, make_tls, open_sockets, respond, serve_tcp
 
 QUIET, READABLE, CLOSED = Readiness.QUIET, Readiness.READABLE, Readiness.CLOSED
 

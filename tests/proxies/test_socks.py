@@ -16,6 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import DELIVERIES, Script, assert_unharmed, make_tls, respond
+from tests.harness.sweep import TrackedStream
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -26,10 +29,6 @@ from trio_exchange import (
     ProxyError,
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import DELIVERIES, Script, assert_unharmed, make_tls, respond
-from .sweep import TrackedStream
 
 URL = "http://example.com/"
 ADDRESS = "http://192.0.2.7/"

@@ -26,8 +26,8 @@ from hyperframe.frame import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.h2peer import H2Peer, h2_pool
-from tests.peers import (
+from tests.harness.h2peer import H2Peer, h2_pool
+from tests.harness.peers import (
     DELIVERIES,
     Events,
     assert_unharmed,

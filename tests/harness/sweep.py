@@ -21,10 +21,9 @@ import h11
 import trio
 import trio.testing
 
+from tests.harness.peers import open_sockets
 from trio_exchange import ConnectionPool, Connector, ExchangeError
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import open_sockets
 
 # No scenario has as many steps; one that never ends fails.
 _MOST_STEPS = 1000

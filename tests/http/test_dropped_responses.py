@@ -13,11 +13,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import assert_unharmed, internals
 from trio_exchange import ConnectionPool, ReadTimeout, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import assert_unharmed, internals
 
 URL = "http://example.com/path"
 LEAKED = "was neither read to its end nor closed"
