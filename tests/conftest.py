@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.harness.peers import make_tls
+from tests.harness.certificates import make_tls
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.harness.peers import assert_unharmed, background_nursery, open_sockets, respond, serve_tcp
-from tests.test_pool import Crash, Crashing, WrappingConnector, mute
+from tests.harness.checks import assert_unharmed, open_sockets
+from tests.harness.peers import mute, respond
+from tests.harness.servers import background_nursery, serve_tcp
+from tests.harness.streams import Crash, Crashing, WrappingConnector
 from trio_exchange import ConnectionNotAvailable, ConnectionPool, ReadError, RemoteProtocolError
 from trio_exchange.testing import MemoryConnector
 

@@ -14,8 +14,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.certificates import TLS, new_tls
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import TLS, Server, new_tls, reset, serve_tcp
+from tests.harness.peers import reset
+from tests.harness.servers import Server, serve_tcp
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,

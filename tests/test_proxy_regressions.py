@@ -9,18 +9,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.harness.peers import (
-    assert_unharmed,
-    client_context,
-    internals,
-    make_tls,
-    open_sockets,
-    respond,
-    serve_tcp,
-)
-from tests.proxies.test_cancellation import ServerStream
-from tests.proxies.test_http import Net, proxied, secure_proxy, secured
-from tests.proxies.test_http2 import H2Proxy, tunnel
+from tests.harness.certificates import client_context, make_tls
+from tests.harness.checks import assert_unharmed, internals, open_sockets
+from tests.harness.h2proxy import H2Proxy, accept_tunnel
+from tests.harness.h2server import ServerStream
+from tests.harness.peers import respond
+from tests.harness.proxies import Net, proxied, secure_proxy, secured
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import Wrapped
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -53,11 +49,11 @@ class TLSConnector(Connector):
         return tls
 
 
-class Held(trio.abc.Stream):
+class Held(Wrapped):
     """A stream whose sending can be held back."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
+        super().__init__(stream)
         self.held: bytes | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -65,15 +61,6 @@ class Held(trio.abc.Stream):
             await self.stream.send_all(data)
         else:
             self.held += bytes(data)
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
 
 
 @pytest.mark.parametrize("idle", [0, 10])
@@ -108,7 +95,7 @@ async def test_less_than_a_record_of_a_connectors_tls_is_not_waited_for(
 async def test_closing_that_is_cancelled_goes_on_for_connections_to_proxies(
     nursery: trio.Nursery, autojump_clock: MockClock, tunnels: int
 ) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     async with proxy.pool(max_keepalive_connections=None) as pool:
         await pool.request("GET", URL)
         if not tunnels:
@@ -129,7 +116,7 @@ async def test_a_pool_that_a_handler_closes_while_connecting_closes_connections_
         if name == event:
             await pool.aclose()
 
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     async with proxy.pool() as pool:
         with pytest.raises(ConnectionNotAvailable):
             await pool.request("GET", URL, extensions={"trace": trace})

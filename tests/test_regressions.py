@@ -11,7 +11,11 @@ import pytest
 import trio
 import trio.testing
 
-from tests.harness.peers import TLS, assert_unharmed, make_tls, respond, serve_tcp
+from tests.harness.certificates import TLS, make_tls
+from tests.harness.checks import assert_unharmed
+from tests.harness.peers import respond
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import Wrapped
 from trio_exchange import (
     ConnectionPool,
     Connector,
@@ -136,11 +140,8 @@ async def test_a_connection_is_not_reused_before_the_bodys_last_chunk_was_sent(
 
 
 async def test_a_connection_on_which_sending_failed_is_not_reused(nursery: trio.Nursery) -> None:
-    class Deaf(trio.abc.Stream):
+    class Deaf(Wrapped):
         """It accepts nothing, but has an answer."""
-
-        def __init__(self, inner: trio.abc.Stream) -> None:
-            self._inner = inner
 
         async def send_all(self, data: bytes | bytearray | memoryview) -> None:
             await trio.lowlevel.checkpoint()
@@ -148,12 +149,6 @@ async def test_a_connection_on_which_sending_failed_is_not_reused(nursery: trio.
 
         async def wait_send_all_might_not_block(self) -> None:
             raise NotImplementedError
-
-        async def receive_some(self, max_bytes: int | None = None) -> bytes:
-            return bytes(await self._inner.receive_some(max_bytes))
-
-        async def aclose(self) -> None:
-            await self._inner.aclose()
 
     async def serve(peer: ScriptedPeer) -> None:
         await peer.send_response(408)

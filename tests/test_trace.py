@@ -9,7 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.harness.peers import Events, assert_unharmed, respond
+from tests.harness.checks import assert_unharmed
+from tests.harness.peers import respond, stall
+from tests.harness.traces import Events, both_ends
 from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProtocolError, WriteError
 from trio_exchange._trace import Tracer, call_async, log_enabled, traced, tracer_for
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
@@ -169,10 +171,6 @@ async def get(pool: ConnectionPool, handler: Any = None, **more: Any) -> Any:
     return await pool.request("GET", "http://example.com/", extensions={"trace": handler, **more})
 
 
-def both_ends(*names: str) -> list[str]:
-    return [f"{name}.{end}" for name in names for end in ("started", "complete")]
-
-
 EXCHANGE = both_ends(
     "http11.send_request_headers",
     "http11.send_request_body",
@@ -298,12 +296,9 @@ async def test_a_handler_runs_in_the_requesters_task(nursery: trio.Nursery) -> N
 
 
 async def test_a_read_timeout_is_shown_as_failed(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async def mute(peer: ScriptedPeer) -> None:
-        await trio.sleep_forever()
-
     events = Events()
     async with trio.open_nursery() as peers:
-        async with ConnectionPool(connector=MemoryConnector(peers, mute)) as pool:
+        async with ConnectionPool(connector=MemoryConnector(peers, stall)) as pool:
             with pytest.raises(ReadTimeout) as raised:
                 await get(pool, events, timeout={"read": 3})
         peers.cancel_scope.cancel()

@@ -11,7 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.harness.peers import assert_unharmed, open_sockets, respond, serve_tcp, serve_unix
+from tests.harness.checks import assert_unharmed, open_sockets
+from tests.harness.peers import respond
+from tests.harness.servers import serve_tcp, serve_unix
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -221,22 +224,18 @@ async def test_trying_again_can_be_cancelled(nursery: trio.Nursery, autojump_clo
 
 
 async def test_trying_again_is_traced(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    seen: list[tuple[str, dict[str, Any]]] = []
-
-    async def handler(event: str, info: dict[str, Any]) -> None:
-        seen.append((event, info))
-
+    trace = Events()
     connector = MemoryConnector(nursery, respond)
     connector.failures += [OSError("first"), OSError("second")]
     async with ConnectionPool(connector=connector, retries=2) as pool:
-        await pool.request("GET", URL, extensions={"trace": handler})
-    retries = [info for event, info in seen if event == "connection.retry.started"]
-    failed = [info["exception"] for event, info in seen if event == "connection.connect_tcp.failed"]
+        await pool.request("GET", URL, extensions={"trace": trace})
+    retries = trace.infos("connection.retry.started")
+    failed = [info["exception"] for info in trace.infos("connection.connect_tcp.failed")]
     assert retries == [
         {"attempt": 1, "delay": 0, "exception": failed[0]},
         {"attempt": 2, "delay": 0.5, "exception": failed[1]},
     ]
-    assert ("connection.retry.complete", {"return_value": None}) in seen
+    assert ("connection.retry.complete", {"return_value": None}) in trace.seen
 
 
 @pytest.mark.parametrize("retries", [-1, True, 1.0, "1", None])
@@ -386,18 +385,14 @@ async def test_a_unix_socket_stands_for_every_host(nursery: trio.Nursery, tmp_pa
             await peer.send_response()
 
     server = await serve_unix(nursery, serve, tmp_path / "socket")
-    seen = []
-
-    async def handler(event: str, info: dict[str, Any]) -> None:
-        seen.append((event, info))
-
+    trace = Events()
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     async with ConnectionPool(uds=server.uds, socket_options=options) as pool:
-        await pool.request("GET", "http://example.com/", extensions={"trace": handler})
+        await pool.request("GET", "http://example.com/", extensions={"trace": trace})
         await pool.request("GET", "http://other.example:81/")
         assert len(pool.connections) == 2
     assert hosts == [b"example.com", b"other.example:81"]
-    assert seen[0] == (
+    assert trace.seen[0] == (
         "connection.connect_unix_socket.started",
         {"path": server.uds, "timeout": None, "socket_options": tuple(options)},
     )

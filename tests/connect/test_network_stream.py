@@ -13,18 +13,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.harness.peers import (
-    BUFFERS,
-    DELIVERIES,
-    Script,
-    client_context,
-    make_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    serve_unix,
-)
+from tests.harness.certificates import client_context, make_tls
+from tests.harness.checks import open_sockets
+from tests.harness.peers import BUFFERS, DELIVERIES, Script, reset, respond, stall
+from tests.harness.servers import serve_tcp, serve_unix
+from tests.harness.streams import Wrapped
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -60,10 +53,6 @@ async def echo(peer: ScriptedPeer) -> None:
         await peer.send(data)
     if isinstance(peer.stream, trio.abc.HalfCloseableStream):
         await peer.send_eof()
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    await trio.sleep_forever()
 
 
 def switching(then: Script = echo, *, along: bytes = b"") -> Script:
@@ -287,24 +276,12 @@ async def test_an_upgrade_with_a_body(nursery: trio.Nursery, size: int) -> None:
         assert await network_stream(response).read() == b"abc"
 
 
-class Reluctant(trio.abc.Stream):
+class Reluctant(Wrapped):
     """A stream whose sending returns a while after everything has been sent, as that of TLS may."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.stream.send_all(data)
         await trio.testing.wait_all_tasks_blocked()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
 
 
 async def test_a_switch_that_overtakes_the_end_of_sending(nursery: trio.Nursery) -> None:
@@ -395,7 +372,7 @@ async def test_one_task_reads_while_another_writes(nursery: trio.Nursery, tls: s
 async def test_two_readers_and_two_writers_are_told_apart(
     nursery: trio.Nursery, tls: ssl.SSLContext | None
 ) -> None:
-    server = await serve_tcp(nursery, switching(mute), tls=tls)
+    server = await serve_tcp(nursery, switching(stall), tls=tls)
     async with (
         ConnectionPool(ssl_context=make_tls().client) as pool,
         pool.stream("GET", server.url, headers=UPGRADE) as response,
@@ -474,7 +451,7 @@ async def test_start_tls_after_a_greeting_that_came_along(
 
 async def test_bytes_already_read_are_the_handshakes_beginning(nursery: trio.Nursery) -> None:
     async with (
-        await a_pool(nursery, switching(mute, along=b"this is no TLS")) as pool,
+        await a_pool(nursery, switching(stall, along=b"this is no TLS")) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
         with pytest.raises(
@@ -521,7 +498,7 @@ async def test_start_tls_that_fails_closes(
 
 async def test_start_tls_that_takes_too_long_closes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     async with (
-        await a_pool(nursery, switching(mute)) as pool,
+        await a_pool(nursery, switching(stall)) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
         began = trio.current_time()
@@ -534,7 +511,7 @@ async def test_start_tls_that_takes_too_long_closes(nursery: trio.Nursery, autoj
 
 async def test_start_tls_that_is_cancelled_closes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     async with (
-        await a_pool(nursery, switching(mute)) as pool,
+        await a_pool(nursery, switching(stall)) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
         with trio.move_on_after(3) as scope:
@@ -660,7 +637,7 @@ async def test_a_read_timeout_loses_no_data(nursery: trio.Nursery, autojump_cloc
 async def test_a_write_timeout(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     pair = trio.testing.lockstep_stream_pair
     async with (
-        await a_pool(nursery, switching(mute), stream_pair=pair) as pool,
+        await a_pool(nursery, switching(stall), stream_pair=pair) as pool,
         pool.stream("GET", URL, headers=UPGRADE) as response,
     ):
         began = trio.current_time()

@@ -16,19 +16,11 @@ import trio
 import trio.testing
 import trustme
 
-from tests.harness.peers import (
-    DELIVERIES,
-    Script,
-    Server,
-    assert_unharmed,
-    client_context,
-    demanding_context,
-    fail_handshake,
-    make_tls,
-    open_sockets,
-    respond,
-    serve_tcp,
-)
+from tests.harness.certificates import client_context, demanding_context, fail_handshake, make_tls
+from tests.harness.checks import assert_unharmed, open_sockets
+from tests.harness.peers import DELIVERIES, Script, respond, swallow
+from tests.harness.servers import Server, serve_tcp
+from tests.harness.streams import WrappedHalfCloseable
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -372,16 +364,10 @@ async def test_a_server_that_hangs_up_in_the_handshake(
         assert info.value.__cause__ is not None
 
 
-async def mute(peer: ScriptedPeer) -> None:
-    """Never answer; wait until the client has gone."""
-    while await peer.receive_some():
-        pass
-
-
 async def test_the_connect_timeout_covers_the_handshake(
     client_context: ssl.SSLContext, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, mute)
+    connector = MemoryConnector(nursery, swallow)
     async with ConnectionPool(client_context, connector=connector) as pool:
         with pytest.raises(ConnectTimeout, match="within 3 seconds"):
             await pool.request("GET", "https://h/", extensions={"timeout": {"connect": 3}})
@@ -401,7 +387,7 @@ async def test_a_handshake_that_ends_early_closes_its_socket(
         shaking.set()
         if how == "failed":
             await peer.send(b"no TLS at all")
-        await mute(peer)
+        await swallow(peer)
 
     async with trio.open_nursery() as servers:
         server = await serve_tcp(servers, serve)
@@ -444,11 +430,11 @@ def demanding_server(ca: trustme.CA, *alpn: str) -> Script:
     return serve
 
 
-class Breaks(trio.abc.HalfCloseableStream):
+class Breaks(WrappedHalfCloseable):
     """A stream whose sending fails after the two flights of the handshake, when the alert has come."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._sends = 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -457,19 +443,7 @@ class Breaks(trio.abc.HalfCloseableStream):
             await trio.testing.wait_all_tasks_blocked()
         if self._sends > 2:
             raise trio.BrokenResourceError("sending failed: Broken pipe")
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.stream.send_all(data)
 
 
 def breaking_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:

@@ -16,16 +16,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.certificates import client_context, make_tls
+from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import (
-    assert_unharmed,
-    client_context,
-    internals,
-    make_tls,
-    open_sockets,
-    respond,
-    serve_tcp,
-)
+from tests.harness.peers import respond
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import Wrapped
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -458,11 +455,11 @@ async def test_what_ends_an_idle_connection(kind: Kind, action: Action) -> None:
 # -- A send that fails.
 
 
-class Cuttable(trio.abc.Stream):
+class Cuttable(Wrapped):
     """A stream whose sending a test lets fail."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
+        super().__init__(stream)
         self.is_cut = False
         self.has_failed = trio.Event()
 
@@ -471,15 +468,6 @@ class Cuttable(trio.abc.Stream):
             self.has_failed.set()
             raise trio.BrokenResourceError("the cable was cut")
         await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
 
 
 # With a connection to an HTTP/2 proxy that can't be sent on, all its tunnels fail.
@@ -1201,24 +1189,20 @@ async def test_closing_the_pool_ends_the_opening(nursery: trio.Nursery) -> None:
 
 
 async def test_opening_is_traced(nursery: trio.Nursery) -> None:
-    seen: list[tuple[str, dict[str, Any]]] = []
-
-    async def handler(event: str, info: dict[str, Any]) -> None:
-        seen.append((event, info))
-
+    trace = Events()
     kind = KINDS["through http"]
     connector = Network(nursery, kind, echo)
     async with pool_through(kind, connector) as pool:
-        extensions = {"trace": handler, "timeout": {"connect": 5}}
+        extensions = {"trace": trace, "timeout": {"connect": 5}}
         await pool.open_tcp_stream("example.com", 443, extensions=extensions)
-    assert [event for event, _ in seen] == [
+    assert trace.names == [
         "connection.connect_tcp.started",
         "connection.connect_tcp.complete",
         "proxy.connect.started",
         "proxy.connect.complete",
     ]
-    assert seen[2][1]["target"] == b"example.com:443"
-    assert seen[2][1]["timeout"] == 5
+    assert trace.seen[2][1]["target"] == b"example.com:443"
+    assert trace.seen[2][1]["timeout"] == 5
     nursery.cancel_scope.cancel()
 
 

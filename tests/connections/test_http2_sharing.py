@@ -15,8 +15,12 @@ import trio.testing
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame
 
+from tests.harness.certificates import alpn_server, make_tls
+from tests.harness.checks import assert_unharmed, open_sockets
 from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import Events, assert_unharmed, make_tls, open_sockets, respond, serve_tcp
+from tests.harness.peers import respond, swallow
+from tests.harness.servers import serve_tcp
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -117,14 +121,6 @@ class Origin:
         assert peer.h2.local_settings.max_concurrent_streams == limit
 
 
-def alpn_context(*protocols: str) -> ssl.SSLContext:
-    """A server's context that chooses the first of these that the client offers."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("127.0.0.1", "example.com").configure_cert(context)
-    context.set_alpn_protocols(list(protocols))
-    return context
-
-
 def chosen(peer: ScriptedPeer) -> str | None:
     assert isinstance(peer.stream, trio.SSLStream)
     protocol: str | None = peer.stream.selected_alpn_protocol()
@@ -147,7 +143,7 @@ def tls_connector(
     nursery: trio.Nursery, origin: Origin, *protocols: str
 ) -> tuple[MemoryConnector, ssl.SSLContext]:
     """As `serve_tcp` of `by_alpn`, in memory."""
-    context = alpn_context(*protocols)
+    context = alpn_server(*protocols)
 
     async def serve(peer: ScriptedPeer) -> None:
         await peer.start_tls(context)
@@ -251,7 +247,7 @@ async def test_a_burst_over_sockets(protocol: str) -> None:
     before = open_sockets()
     origin = Origin()
     async with trio.open_nursery() as nursery:
-        server = await serve_tcp(nursery, by_alpn(origin), tls=alpn_context(protocol))
+        server = await serve_tcp(nursery, by_alpn(origin), tls=alpn_server(protocol))
         async with ConnectionPool(make_tls().client, http2=True, max_connections=5) as pool:
             for _ in range(2):
                 assert len(set(await burst(pool, server.url))) == 1
@@ -663,7 +659,7 @@ async def test_if_the_leader_is_cancelled_another_leads(
     origin = Origin(hold=True, settings=stage != "before settings")
     go = trio.Event()
     async with trio.open_nursery() as nursery:
-        context = alpn_context("h2")
+        context = alpn_server("h2")
 
         async def serve(peer: ScriptedPeer) -> None:
             if stage == "handshake":
@@ -965,7 +961,7 @@ async def test_the_schemes_of_websockets_are_those_of_http(
 
     async def serve(scripted: ScriptedPeer) -> None:
         if scheme == "wss":
-            await scripted.start_tls(alpn_context("h2"))
+            await scripted.start_tls(alpn_server("h2"))
         peer = H2Peer(scripted.stream)
         await peer.start()
         stream_id, headers, _ = await peer.request()
@@ -1139,18 +1135,13 @@ async def test_a_crash_of_a_connections_task_is_reported_at_the_end(
             return stream
 
     async with trio.open_nursery() as nursery:
-        connector = Crashing(nursery, mute)
+        connector = Crashing(nursery, swallow)
         with pytest.raises(RuntimeError, match="no stream raises this"):  # noqa: PT012 - of the whole block
             async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
                 with pytest.raises(ReadError):
                     await pool.request("GET", URL)
                 await trio.testing.wait_all_tasks_blocked()
                 assert_unharmed(pool)
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    while await peer.receive_some():
-        pass
 
 
 # -- Resets that the server has not read.

@@ -21,8 +21,8 @@ from typing import Any
 import trio
 import trio.lowlevel
 
+from tests.harness.certificates import make_tls
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import make_tls
 from trio_exchange import ConnectionPool
 from trio_exchange.testing import ScriptedPeer
 

@@ -21,7 +21,8 @@ import h11
 import trio
 import trio.testing
 
-from tests.harness.peers import open_sockets
+from tests.harness.checks import open_sockets
+from tests.harness.streams import WrappedHalfCloseable
 from trio_exchange import ConnectionPool, Connector, ExchangeError
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -61,25 +62,16 @@ class Trigger(trio.abc.Instrument):
             self._act()
 
 
-class TrackedStream(trio.abc.HalfCloseableStream):
+class TrackedStream(WrappedHalfCloseable):
     """A stream that knows whether it was closed."""
 
     def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
-        self.stream = stream
+        super().__init__(stream)
         self.closed = False
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         data: bytes | bytearray = await self.stream.receive_some(max_bytes)
         return data
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
 
     async def aclose(self) -> None:
         self.closed = True

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,16 +11,25 @@ import h2.events
 import pytest
 import trio
 
+from tests.harness.certificates import alpn_server, make_tls
 from tests.harness.h2peer import PREFACE, H2Peer
-from tests.harness.peers import make_tls
+from tests.harness.peers import begins_with
+from tests.harness.scenarios import (
+    DOWNLOAD,
+    PIECE,
+    Body,
+    Handler,
+    another_leads,
+    full_duplex,
+    get,
+    others_behind,
+    upload,
+)
 from tests.harness.sweep import Interruption, Run, Scenario, World, forgiving, sweep
 from trio_exchange.testing import ScriptedPeer
 
 pytestmark = pytest.mark.sweep
 
-PIECE = b"x" * 20_000
-# More than a stream's window at first.
-DOWNLOAD = bytes(range(256)) * 1600
 TLS_RECORD = b"\x16"
 
 
@@ -31,7 +38,7 @@ async def origin(peer: ScriptedPeer) -> None:
     """The server of all scenarios; the target says what it does."""
     first = await begins_with(peer)
     if first[:1] == TLS_RECORD:
-        await peer.start_tls(server_context())
+        await peer.start_tls(alpn_server("h2", "http/1.1"))
         first = await begins_with(peer)
     if first[:3] == PREFACE[:3]:
         await MultiplexingOrigin(H2Peer(peer.stream)).serve()
@@ -62,22 +69,6 @@ async def origin(peer: ScriptedPeer) -> None:
                 await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
                 await trio.lowlevel.checkpoint()
                 await peer.send(b"0123456789")
-
-
-@functools.cache
-def server_context() -> ssl.SSLContext:
-    """A context that agrees to whatever HTTP the client offers."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("example.com").configure_cert(context)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
-
-
-async def begins_with(peer: ScriptedPeer) -> bytes:
-    """What the client sent first; it goes back to the stream."""
-    first = await peer.receive_some()
-    peer.stream = Prefixed(peer.stream, first)
-    return first
 
 
 class MultiplexingOrigin:
@@ -173,33 +164,6 @@ class MultiplexingOrigin:
         self.ended.discard(stream_id)
 
 
-class Prefixed(trio.abc.HalfCloseableStream):
-    """A stream with something before what is received from it."""
-
-    def __init__(self, stream: trio.abc.Stream, first: bytes) -> None:
-        self.stream = stream
-        self.first = first
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self.first:
-            return await self.stream.receive_some(max_bytes)
-        await trio.lowlevel.checkpoint()
-        data, self.first = self.first[:max_bytes], self.first[max_bytes or len(self.first) :]
-        return data
-
-    async def send_eof(self) -> None:
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
 async def tunnel(peer: ScriptedPeer) -> None:
     """Answer CONNECT, then play an echoing server behind the tunnel, with TLS if it is asked for."""
     await peer.send_response(200, [(b"Content-Length", b"0")])
@@ -209,51 +173,12 @@ async def tunnel(peer: ScriptedPeer) -> None:
         await peer.send(bytes(data))
 
 
-class Body:
-    """A body in pieces, each of which takes a checkpoint to come."""
-
-    def __init__(self, pieces: int = 3) -> None:
-        self.pieces = pieces
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        await trio.lowlevel.checkpoint()
-        if not self.pieces:
-            raise StopAsyncIteration
-        self.pieces -= 1
-        return PIECE
-
-
 # -- What is done.
-
-
-async def get(world: World) -> None:
-    response = await world.pool.request("GET", f"{world.origin}/", extensions=world.extensions)
-    assert response.content == b"0123456789"
 
 
 async def get_tls(world: World) -> None:
     response = await world.pool.request("GET", "https://example.com/", extensions=world.extensions)
     assert response.content == b"0123456789"
-
-
-async def upload(world: World) -> None:
-    response = await world.pool.request(
-        "POST", f"{world.origin}/", content=Body(), extensions=world.extensions
-    )
-    assert response.content == b"0123456789"
-
-
-async def full_duplex(world: World) -> None:
-    async with world.pool.stream(
-        "POST", f"{world.origin}/echo", content=Body(), extensions=world.extensions
-    ) as response:
-        received = 0
-        async for chunk in response.aiter_stream():
-            received += len(chunk)
-        assert received == 3 * len(PIECE)
 
 
 async def half_read(world: World) -> None:
@@ -392,45 +317,6 @@ async def other_streams(world: World) -> AsyncIterator[None]:
         assert world.pool.statistics().connections_opened == 1
 
 
-@contextlib.asynccontextmanager
-async def others_behind(world: World) -> AsyncIterator[None]:
-    """The request leads, and others wait for what becomes of its connection."""
-    served = [trio.Event(), trio.Event()]
-
-    async def follow(done: trio.Event) -> None:
-        await trio.lowlevel.checkpoint()
-        with contextlib.suppress(*world.tolerated):
-            response = await world.pool.request("GET", f"{world.origin}/follower")
-            assert response.status == 200
-        done.set()
-
-    for done in served:
-        world.outside.start_soon(follow, done)
-    yield
-    if not world.tolerated:
-        for done in served:
-            await done.wait()
-
-
-@contextlib.asynccontextmanager
-async def another_leads(world: World) -> AsyncIterator[None]:
-    """The request waits for what becomes of the connection that another one dials."""
-    served = trio.Event()
-
-    async def lead() -> None:
-        with contextlib.suppress(*world.tolerated):
-            response = await world.pool.request("GET", f"{world.origin}/leader")
-            assert response.status == 200
-        served.set()
-
-    world.outside.start_soon(lead)
-    while not (world.pool.statistics().connecting or world.pool.connections):
-        await trio.lowlevel.checkpoint()
-    yield
-    if not world.tolerated:
-        await served.wait()
-
-
 HTTP1_SCENARIOS = {
     "get": Scenario(get),
     "get reused": Scenario(get, an_idle_connection),
@@ -466,25 +352,6 @@ HTTP2_SCENARIOS = {
     "h2 behind, tls": Scenario(get, another_leads, **HTTP2_TLS),
 }
 SCENARIOS = HTTP1_SCENARIOS | HTTP2_SCENARIOS
-
-
-class Handler:
-    """A trace handler, or informational callback, that waits; the call with a given number it fails."""
-
-    def __init__(self, failing: int = 0) -> None:
-        self.failing = failing
-        self.error = Mine()
-        self.calls: list[object] = []
-
-    async def __call__(self, *args: object) -> None:
-        self.calls.append(args[0])
-        await trio.lowlevel.checkpoint()
-        if len(self.calls) == self.failing:
-            raise self.error
-
-
-class Mine(Exception):
-    pass
 
 
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)

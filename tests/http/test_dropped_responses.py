@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import assert_unharmed, internals
 from trio_exchange import ConnectionPool, ReadTimeout, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 

@@ -13,19 +13,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.harness.peers import (
-    BUFFERS,
-    DELIVERIES,
-    Script,
-    assert_unharmed,
-    internals,
-    make_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    transcript,
-)
+from tests.harness.certificates import make_tls
+from tests.harness.checks import assert_unharmed, internals, open_sockets
+from tests.harness.peers import BUFFERS, DELIVERIES, Script, reset, respond, stall, transcript
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import WrappedHalfCloseable
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
@@ -1302,11 +1295,7 @@ async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
         await peer.send_response(status, body=b"no")
         received.append(await drain(peer))
 
-    events: list[str] = []
-
-    async def trace(event: str, info: dict[str, Any]) -> None:
-        events.append(event)
-
+    trace = Events()
     content = Pieces(b"abc")
     async with memory_pool(nursery, script) as pool:
         began = trio.current_time()
@@ -1318,7 +1307,7 @@ async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
     await trio.testing.wait_all_tasks_blocked()
     assert received == [b""]
     assert content.taken == 0
-    assert ("http11.send_request_body.failed" in events) is traced
+    assert ("http11.send_request_body.failed" in trace.names) is traced
 
 
 @pytest.mark.parametrize("timeout", [None, 0.25, 0])
@@ -1386,16 +1375,12 @@ async def test_what_the_informational_callback_raises_comes_out(nursery: trio.Nu
 # -- Timeouts.
 
 
-async def mute(peer: ScriptedPeer) -> None:
-    await trio.sleep_forever()
-
-
 def timeouts(**seconds: float) -> dict[str, Any]:
     return {"timeout": seconds}
 
 
 async def test_the_read_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with memory_pool(nursery, mute) as pool:
+    async with memory_pool(nursery, stall) as pool:
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await pool.request("GET", URL, extensions=timeouts(read=3))
@@ -1453,7 +1438,7 @@ async def test_the_read_timeout_runs_when_the_upload_has_ended(
     async def wait() -> None:
         await trio.sleep(10)
 
-    async with memory_pool(nursery, mute) as pool:
+    async with memory_pool(nursery, stall) as pool:
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await pool.request("POST", URL, content=Pieces(b"a", wait), extensions=timeouts(read=3))
@@ -1478,7 +1463,7 @@ async def test_the_read_timeout_runs_once_the_response_has_begun(
 
 
 async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with lockstep_pool(nursery, mute) as pool:
+    async with lockstep_pool(nursery, stall) as pool:
         began = trio.current_time()
         with pytest.raises(WriteTimeout):
             await pool.request("GET", URL, extensions=timeouts(write=3))
@@ -1601,7 +1586,7 @@ async def test_an_answer_is_read_though_the_head_could_not_be_sent(nursery: trio
 
 
 async def test_cancelling_an_upload_leaves_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with lockstep_pool(nursery, mute) as pool:
+    async with lockstep_pool(nursery, stall) as pool:
         for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
             with trio.move_on_after(1) as scope:
                 await pool.request("POST", URL, content=content)
@@ -1614,7 +1599,7 @@ async def test_closing_the_pool_ends_an_upload(nursery: trio.Nursery) -> None:
         await trio.testing.wait_all_tasks_blocked()
         await pool.aclose()
 
-    async with memory_pool(nursery, mute) as pool:
+    async with memory_pool(nursery, stall) as pool:
         nursery.start_soon(close)
         with pytest.raises(WriteError):
             await pool.request("POST", URL, content=Pieces(b"x", trio.sleep_forever))
@@ -1653,24 +1638,12 @@ async def test_a_connection_says_what_it_does(nursery: trio.Nursery) -> None:
         assert connection.state == "closed"
 
 
-class MuteTLS(trio.abc.HalfCloseableStream):
+class MuteTLS(WrappedHalfCloseable):
     """A stream whose closing waits for its peer for ever, until it is forced."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        super().__init__(stream)
         self.closed = False
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return bytes(await self.stream.receive_some(max_bytes))
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
 
     async def aclose(self) -> None:
         try:
@@ -1888,21 +1861,11 @@ async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl
 # -- Traces of an exchange.
 
 
-class Events:
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.infos: dict[str, dict[str, Any]] = {}
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        self.names.append(event.removeprefix("http11."))
-        self.infos[event] = info
-
-
 async def test_the_order_of_an_upload_and_its_response(nursery: trio.Nursery) -> None:
     events = Events()
     async with memory_pool(nursery, respond) as pool:
         await pool.request("POST", URL, content=Pieces(b"a", b"b"), extensions={"trace": events})
-    assert events.names[2:] == [
+    assert [name.removeprefix("http11.") for name in events.names[2:]] == [
         "send_request_headers.started",
         "send_request_headers.complete",
         "send_request_body.started",
@@ -1927,7 +1890,7 @@ async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
     async with memory_pool(nursery, script) as pool:
         content = Pieces(b"a", trio.sleep_forever)
         await pool.request("POST", URL, content=content, extensions={"trace": events})
-        assert events.names[2:] == [
+        assert [name.removeprefix("http11.") for name in events.names[2:]] == [
             "send_request_headers.started",
             "send_request_headers.complete",
             "send_request_body.started",
@@ -1943,13 +1906,13 @@ async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
             "connection.close.started",
             "connection.close.complete",
         ]
-    assert events.infos["http11.receive_informational_response.complete"]["return_value"] == (
+    assert events.info("http11.receive_informational_response.complete")["return_value"] == (
         b"HTTP/1.1",
         103,
         b"X",
         [(b"A", b"b")],
     )
-    assert isinstance(events.infos["http11.send_request_body.failed"]["exception"], WriteError)
+    assert isinstance(events.info("http11.send_request_body.failed")["exception"], WriteError)
 
 
 async def test_the_iterators_error_is_in_the_trace(nursery: trio.Nursery) -> None:
@@ -1958,7 +1921,7 @@ async def test_the_iterators_error_is_in_the_trace(nursery: trio.Nursery) -> Non
     async with memory_pool(nursery, tolerate) as pool:
         with pytest.raises(KeyError):
             await pool.request("POST", URL, content=Pieces(error), extensions={"trace": events})
-    assert events.infos["http11.send_request_body.failed"]["exception"] is error
+    assert events.info("http11.send_request_body.failed")["exception"] is error
 
 
 async def test_a_body_that_fails_is_in_the_trace(nursery: trio.Nursery) -> None:
@@ -1967,7 +1930,7 @@ async def test_a_body_that_fails_is_in_the_trace(nursery: trio.Nursery) -> None:
     async with memory_pool(nursery, script) as pool:
         with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL, extensions={"trace": events})
-    assert events.names[-6:] == [
+    assert [name.removeprefix("http11.") for name in events.names[-6:]] == [
         "receive_response_body.started",
         "receive_response_body.failed",
         "response_closed.started",
@@ -1975,4 +1938,4 @@ async def test_a_body_that_fails_is_in_the_trace(nursery: trio.Nursery) -> None:
         "connection.close.started",
         "connection.close.complete",
     ]
-    assert events.infos["http11.receive_response_body.failed"]["exception"] is info.value
+    assert events.info("http11.receive_response_body.failed")["exception"] is info.value

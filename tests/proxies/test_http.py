@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -16,20 +15,23 @@ import trio.testing
 import trustme
 from trio.testing import MockClock
 
+from tests.harness.certificates import alpn_server, make_tls
+from tests.harness.checks import assert_unharmed, open_sockets
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import (
-    DELIVERIES,
-    TLS,
-    Events,
-    Script,
-    assert_unharmed,
-    make_tls,
-    new_tls,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
+from tests.harness.peers import DELIVERIES, Script, reset, respond, swallow
+from tests.harness.proxies import (
+    ESTABLISHED,
+    PROXY,
+    SECURE_PROXY,
+    Net,
+    proxied,
+    proxy_tls,
+    secure_proxy,
+    secured,
 )
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import Wrapped
+from tests.harness.traces import Events, both_ends
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -46,54 +48,13 @@ from trio_exchange import (
 )
 from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
 
-PROXY = "http://proxy.example:3128"
-SECURE_PROXY = "https://proxy.example:3129"
 ORIGIN = "https://example.com/"
-ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 USER, PASSWORD = "aladdin", "hunter2"
 CREDENTIALS = base64.b64encode(b"aladdin:hunter2")
 AUTHORIZATION = b"Proxy-Authorization: Basic " + CREDENTIALS + b"\r\n"
 
 
 # -- Proxies and origins, in memory.
-
-
-@functools.cache
-def proxy_tls() -> TLS:
-    """Certificates of proxies, by an authority that no origin's is trusted for."""
-    return new_tls("proxy.example", "second.example", "127.0.0.1")
-
-
-def secure_proxy(url: str = SECURE_PROXY, **more: Any) -> Proxy:
-    return Proxy(url, ssl_context=proxy_tls().client, **more)
-
-
-def proxied(then: Script, *, seen: list[PeerRequest] | None = None, tls: bool = False) -> Script:
-    """A proxy that grants every tunnel, in which `then` is played, and answers everything else itself."""
-
-    async def script(peer: ScriptedPeer) -> None:
-        if tls:
-            await peer.start_tls(proxy_tls().server)
-        async for request in peer:
-            if seen is not None:
-                seen.append(request)
-            if request.method == b"CONNECT":
-                await peer.send(ESTABLISHED)
-                await then(peer)
-                return
-            await peer.send_response(200, body=request.target + request.body)
-
-    return script
-
-
-def secured(then: Script) -> Script:
-    """An origin with TLS."""
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.start_tls(make_tls().server)
-        await then(peer)
-
-    return script
 
 
 def noting(seen: list[PeerRequest]) -> Script:
@@ -105,40 +66,6 @@ def noting(seen: list[PeerRequest]) -> Script:
             await peer.send_response(200, body=request.body)
 
     return script
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    """Never answer; wait until the client has gone."""
-    while await peer.receive_some():
-        pass
-
-
-class Net:
-    """Connections in memory that lead to a script, and how many of them the client has open."""
-
-    def __init__(self, nursery: trio.Nursery, script: Script) -> None:
-        self.connector = MemoryConnector(nursery, script, stream_pair=self._pair)
-        self._open: set[object] = set()
-
-    @property
-    def open(self) -> int:
-        return len(self._open)
-
-    def _pair(self) -> tuple[trio.abc.Stream, trio.abc.Stream]:
-        client, server = trio.testing.memory_stream_pair()
-        tell_peer: Any = client.send_stream.close_hook
-
-        def closed() -> None:
-            self._open.discard(client)
-            tell_peer()
-
-        client.send_stream.close_hook = closed
-        self._open.add(client)
-        return client, server
-
-    def pool(self, *proxies: Proxy | str, **options: Any) -> ConnectionPool:
-        chain = [Proxy(proxy) if isinstance(proxy, str) else proxy for proxy in proxies or (PROXY,)]
-        return ConnectionPool(make_tls().client, proxy=chain, connector=self.connector, **options)
 
 
 async def settled(net: Net, pool: ConnectionPool, *, tunnels: int = 0, forwarding: int = 0) -> None:
@@ -703,12 +630,8 @@ async def test_the_sni_name_is_about_the_origin_alone(nursery: trio.Nursery, url
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 async def test_http2_in_a_tunnel(nursery: trio.Nursery, tls: bool) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("example.com").configure_cert(context)
-    context.set_alpn_protocols(["h2"])
-
     async def serve(peer: ScriptedPeer) -> None:
-        await peer.start_tls(context)
+        await peer.start_tls(alpn_server("h2"))
         h2 = H2Peer(peer.stream)
         await h2.start()
         waiting = [(await h2.request())[0] for _ in range(3)]
@@ -731,25 +654,13 @@ async def test_http2_in_a_tunnel(nursery: trio.Nursery, tls: bool) -> None:
     assert len(net.connector.dialled) == 1
 
 
-class Trickle(trio.abc.Stream):
+class Trickle(Wrapped):
     """A stream that sends byte by byte, each worked on before the next."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         for index in range(len(data)):
-            await self._stream.send_all(data[index : index + 1])
+            await self.stream.send_all(data[index : index + 1])
             await trio.testing.wait_all_tasks_blocked()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
@@ -824,7 +735,7 @@ async def test_a_response_that_is_left_early_closes_the_tunnel(nursery: trio.Nur
     async def stop_midway(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        await mute(peer)
+        await swallow(peer)
 
     net = Net(nursery, proxied(secured(stop_midway), tls=True))
     async with net.pool(secure_proxy()) as pool:
@@ -856,7 +767,7 @@ async def hang_up(peer: ScriptedPeer) -> None:
 async def say_too_much(peer: ScriptedPeer) -> None:
     """Send what nobody asked for."""
     await peer.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-    await mute(peer)
+    await swallow(peer)
 
 
 @pytest.mark.parametrize(
@@ -898,33 +809,24 @@ async def test_what_befalls_an_idle_tunnel_is_noticed_before_a_request_is_sent(
     assert open_sockets() == before
 
 
-class Corked(trio.abc.Stream):
+class Corked(Wrapped):
     """A stream that keeps what it is to send while it is corked."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.corked = False
-        self._stream = stream
+        super().__init__(stream)
         self._kept = b""
 
     async def uncork(self, size: int | None = None) -> None:
         """Send what was kept, or the beginning of it."""
         data, self._kept = self._kept[:size], self._kept[size:] if size else b""
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.corked:
             self._kept += data
         else:
-            await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+            await self.stream.send_all(data)
 
 
 @pytest.mark.parametrize("layers", [layers for layers in LAYERS if layers != "plain through http"])
@@ -977,7 +879,7 @@ async def test_less_than_a_record_of_the_outer_tls_is_not_waited_for(nursery: tr
             # Until the client waits for the rest.
             await trio.testing.wait_all_tasks_blocked()
             await bottom.uncork()
-            await mute(peer)
+            await swallow(peer)
 
         await proxied(secured(origin), tls=True)(peer)
 
@@ -1061,7 +963,7 @@ async def test_a_user_starts_tls_on_a_stream(nursery: trio.Nursery) -> None:
 
 
 async def test_a_pool_that_closes_closes_its_streams(nursery: trio.Nursery) -> None:
-    net = Net(nursery, proxied(mute, tls=True))
+    net = Net(nursery, proxied(swallow, tls=True))
     async with net.pool(secure_proxy()) as pool:
         stream = await pool.open_tcp_stream("example.com", 443)
         await pool.aclose()
@@ -1303,7 +1205,7 @@ async def test_an_http_origin_that_speaks_before_it_is_asked(nursery: trio.Nurse
         await peer.send(ESTABLISHED + b"HTTP/1.1 200 OK\r\nContent-")
         await peer.receive_request()
         await peer.send(b"Length: 5\r\n\r\nhello")
-        await mute(peer)
+        await swallow(peer)
 
     net = Net(nursery, serve)
     async with net.pool() as pool:
@@ -1585,7 +1487,7 @@ async def test_an_origin_that_breaks_tls_in_the_tunnel(nursery: trio.Nursery) ->
     async def no_tls(peer: ScriptedPeer) -> None:
         await peer.receive_some()
         await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await mute(peer)
+        await swallow(peer)
 
     net = Net(nursery, proxied(no_tls, tls=True))
     async with net.pool(secure_proxy()) as pool:
@@ -1814,10 +1716,6 @@ async def test_a_refusal_is_final(nursery: trio.Nursery, name: str) -> None:
 # -- Traces.
 
 
-def both_ends(*names: str) -> list[str]:
-    return [f"{name}.{end}" for name in names for end in ("started", "complete")]
-
-
 EXCHANGE = both_ends(
     "http11.send_request_headers",
     "http11.send_request_body",
@@ -1945,7 +1843,7 @@ async def test_the_events_of_a_proxy_that_is_not_trusted(nursery: trio.Nursery) 
 
 async def test_the_events_of_a_stream(nursery: trio.Nursery) -> None:
     events = Events()
-    net = Net(nursery, proxied(mute, tls=True))
+    net = Net(nursery, proxied(swallow, tls=True))
     async with net.pool(secure_proxy()) as pool:
         stream = await pool.open_tcp_stream("mail.example", 25, extensions={"trace": events})
         await stream.aclose()
@@ -2081,7 +1979,7 @@ async def test_a_refusal_is_final_even_if_its_content_takes_too_long(
         asked.append(await peer.receive_request())
         await trio.sleep(1)
         await peer.send(b"HTTP/1.1 407 No\r\nContent-Length: 10\r\n\r\nhello")
-        await mute(peer)
+        await swallow(peer)
 
     async with Net(nursery, serve).pool(retries=2) as pool:
         started = trio.current_time()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import hpack
@@ -16,8 +13,17 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
-from tests.harness.peers import client_context, make_tls
-from tests.proxies.test_cancellation import Multiplexer, ServerStream
+from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.h2proxy import (
+    LARGE,
+    H2Proxy,
+    StreamScript,
+    accept_tunnel,
+    multiplexing,
+    naming_origin,
+    naming_origin2,
+)
+from tests.harness.h2server import Multiplexer, ServerStream
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -32,101 +38,6 @@ from trio_exchange import (
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-Script = Callable[[ServerStream], Awaitable[object]]
-
-LARGE = bytes(range(256)) * 4000
-
-
-@functools.cache
-def server_context(*alpn: str) -> ssl.SSLContext:
-    """For proxies and origins of any name, which agree to `alpn`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("proxy.example", "second.example", "*.origin.example").configure_cert(context)
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    return context
-
-
-class H2Proxy:
-    """A proxy that speaks HTTP/2 over TLS, and the network, which leads to nobody else.
-
-    Args:
-        nursery: In which it runs.
-        script: Plays each request.
-        settings: That its connections begin with.
-        then: Those that follow at once.
-
-    Attributes:
-        connector: For the pool.
-        script: As given.
-        connections: In the order of their beginning.
-    """
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        script: Script,
-        settings: dict[SettingCodes, int] | None = None,
-        then: dict[SettingCodes, int] | None = None,
-    ) -> None:
-        self.connector = MemoryConnector(nursery, self._serve)
-        self.script = script
-        self.connections: list[Multiplexer] = []
-        self._settings = settings
-        self._then = then
-
-    async def _serve(self, peer: ScriptedPeer) -> None:
-        await peer.start_tls(server_context("h2", "http/1.1"))
-        await self.serve(peer.stream)
-
-    async def serve(self, stream: trio.abc.Stream) -> None:
-        """Serve a connection whose TLS has been done."""
-        connection = Multiplexer(stream, lambda stream: self.script(stream))
-        self.connections.append(connection)
-        await connection.serve(self._settings, self._then)
-
-    @property
-    def streams(self) -> list[ServerStream]:
-        """All that were opened."""
-        return [stream for connection in self.connections for stream in connection.streams.values()]
-
-    def pool(self, **options: Any) -> ConnectionPool:
-        """A pool that has this proxy, if no other is given."""
-        options.setdefault("proxy", multiplexing())
-        return ConnectionPool(client_context(make_tls().ca), connector=self.connector, **options)
-
-
-def multiplexing(host: str = "proxy.example", **options: Any) -> Proxy:
-    return Proxy(f"https://{host}", ssl_context=client_context(make_tls().ca), http2=True, **options)
-
-
-async def tunnel(stream: ServerStream) -> None:
-    """Accept, and be the origin; one whose name begins with h2 speaks HTTP/2."""
-    await stream.respond(200)
-    peer = ScriptedPeer(stream)
-    http2 = stream.headers[b":authority"].startswith(b"h2")
-    await peer.start_tls(server_context("h2") if http2 else server_context())
-    if http2:
-        await Multiplexer(peer.stream, origin2).serve()
-    else:
-        await origin(peer, stream.headers[b":authority"])
-
-
-async def origin(peer: ScriptedPeer, name: bytes = b"") -> None:
-    """A server of HTTP/1.1, which tells its name, or how much it was sent."""
-    async for request in peer:
-        body = b"%d" % len(request.body) if request.body else name
-        await peer.send_response(body=LARGE if request.target == b"/large" else body)
-
-
-async def origin2(stream: ServerStream) -> None:
-    """The same in HTTP/2."""
-    size = 0
-    while data := await stream.receive_some():
-        size += len(data)
-    await stream.respond(200)
-    await stream.send_all(b"%d" % size if size else stream.headers[b":authority"] + b":443")
-
 
 async def echo(stream: ServerStream) -> None:
     await stream.respond(200)
@@ -138,7 +49,7 @@ async def forever(_: ServerStream) -> None:
     await trio.sleep_forever()
 
 
-def scripts(*several: Script) -> Script:
+def scripts(*several: StreamScript) -> StreamScript:
     """One script after the other, and the last for all others."""
     left = list(several)
 
@@ -198,11 +109,11 @@ async def test_a_proxy_without_tls_is_spoken_to_in_http1(nursery: trio.Nursery) 
 
 async def test_a_proxy_that_prefers_http1_works_the_same(nursery: trio.Nursery) -> None:
     async def serve(peer: ScriptedPeer) -> None:
-        await peer.start_tls(server_context("http/1.1"))
+        await peer.start_tls(alpn_server("http/1.1"))
         request = await peer.receive_request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
-        await peer.start_tls(server_context())
-        await origin(peer, request.target)
+        await peer.start_tls(alpn_server())
+        await naming_origin(peer, request.target)
 
     connector = MemoryConnector(nursery, serve)
     async with ConnectionPool(
@@ -217,7 +128,7 @@ async def test_a_proxy_that_prefers_http1_works_the_same(nursery: trio.Nursery) 
 
 
 async def test_tunnels_share_a_connection(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     hosts = [f"{'h2-' * (i % 2)}{i}.origin.example" for i in range(20)]
     answers = {}
 
@@ -239,7 +150,7 @@ async def test_tunnels_share_a_connection(nursery: trio.Nursery) -> None:
 
 
 async def test_connect_has_no_more_fields_than_it_may(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     given = multiplexing(auth=("user", "secret"), headers={"X-Who": "me"})
     async with proxy.pool(proxy=given) as pool:
         for host in ("a.origin.example", "b.origin.example"):
@@ -260,7 +171,7 @@ async def test_connect_has_no_more_fields_than_it_may(nursery: trio.Nursery) -> 
 
 
 async def test_what_is_forwarded_has_the_origin_in_its_pseudo_headers(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, origin2)
+    proxy = H2Proxy(nursery, naming_origin2)
     given = multiplexing(auth=("user", "secret"), headers={"X-Who": "me", "X-Both": "proxy"})
     async with proxy.pool(proxy=given) as pool:
         response = await pool.request(
@@ -330,7 +241,7 @@ class Crowd:
 
 
 async def test_one_establishes_the_connection_and_others_share_it(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     proxy.connector.gate = trio.Event()
     async with proxy.pool() as pool:
         async with trio.open_nursery() as requests:
@@ -344,7 +255,7 @@ async def test_one_establishes_the_connection_and_others_share_it(nursery: trio.
 
 
 async def test_when_the_leader_fails_the_next_one_leads(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     proxy.connector.gate = trio.Event()
     proxy.connector.failures = [OSError("no route")]
     async with proxy.pool() as pool:
@@ -358,7 +269,7 @@ async def test_when_the_leader_fails_the_next_one_leads(nursery: trio.Nursery) -
 
 
 async def test_when_the_leader_is_cancelled_the_next_one_leads(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     proxy.connector.gate = trio.Event()
     async with proxy.pool() as pool:
         async with trio.open_nursery() as requests:
@@ -376,7 +287,7 @@ async def test_when_the_leader_is_cancelled_the_next_one_leads(nursery: trio.Nur
 async def test_when_the_leader_times_out_the_next_one_leads(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     proxy.connector.gate = trio.Event()
     async with proxy.pool() as pool:
         async with trio.open_nursery() as requests:
@@ -393,7 +304,7 @@ async def test_when_the_leader_times_out_the_next_one_leads(
 async def test_the_connect_timeout_goes_on_behind_a_leader(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     proxy.connector.gate = trio.Event()
     async with proxy.pool() as pool:
         async with trio.open_nursery() as requests:
@@ -411,7 +322,7 @@ async def test_the_connect_timeout_goes_on_until_the_proxy_tells_its_limit(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def mute(peer: ScriptedPeer) -> None:
-        await peer.start_tls(server_context("h2"))
+        await peer.start_tls(alpn_server("h2"))
         async for _ in peer.stream:
             pass
 
@@ -433,7 +344,7 @@ async def test_the_connect_timeout_goes_on_until_the_proxy_tells_its_limit(
 async def test_the_connect_timeout_goes_on_until_the_proxy_answers(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    proxy = H2Proxy(nursery, scripts(forever, tunnel))
+    proxy = H2Proxy(nursery, scripts(forever, accept_tunnel))
     async with proxy.pool() as pool:
         start = trio.current_time()
         with pytest.raises(ConnectTimeout):
@@ -452,7 +363,7 @@ async def test_the_connect_timeout_goes_on_until_the_proxy_answers(
 async def test_a_proxy_says_how_many_tunnels_there_may_be_on_a_connection(
     nursery: trio.Nursery, limit: int, connections: list[int]
 ) -> None:
-    proxy = H2Proxy(nursery, tunnel, {SettingCodes.MAX_CONCURRENT_STREAMS: limit})
+    proxy = H2Proxy(nursery, accept_tunnel, {SettingCodes.MAX_CONCURRENT_STREAMS: limit})
     async with proxy.pool() as pool:
         async with trio.open_nursery() as requests:
             crowd = Crowd(pool, requests)
@@ -464,7 +375,7 @@ async def test_a_proxy_says_how_many_tunnels_there_may_be_on_a_connection(
 
 
 async def test_a_limit_that_is_lowered_to_nothing_ends_no_tunnel(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     async with proxy.pool() as pool:
         await pool.request("GET", URL)
         await proxy.connections[0].peer.send_frame(
@@ -501,9 +412,9 @@ async def reset_as_refused(stream: ServerStream) -> None:
 
 @pytest.mark.parametrize("refuse", [not_acted_on, reset_as_refused])
 async def test_a_tunnel_that_was_not_acted_on_is_asked_for_again_once(
-    nursery: trio.Nursery, refuse: Script
+    nursery: trio.Nursery, refuse: StreamScript
 ) -> None:
-    proxy = H2Proxy(nursery, scripts(refuse, tunnel))
+    proxy = H2Proxy(nursery, scripts(refuse, accept_tunnel))
     async with proxy.pool() as pool:
         assert (await pool.request("GET", URL)).content == b"a.origin.example:443"
     assert len(proxy.streams) == 2
@@ -515,7 +426,7 @@ async def test_tunnels_that_were_not_asked_for_yet_wait_for_another_place(
 ) -> None:
     """The proxy lowers its limit at once, when many tunnels have been granted a place."""
     limit = SettingCodes.MAX_CONCURRENT_STREAMS
-    proxy = H2Proxy(nursery, tunnel, {limit: 100}, {limit: 2})
+    proxy = H2Proxy(nursery, accept_tunnel, {limit: 100}, {limit: 2})
     answers: list[bytes | None] = []
 
     async def slowly(event: str, _: dict[str, Any]) -> None:
@@ -546,7 +457,7 @@ async def test_a_proxy_that_goes_away_again_and_again_refuses_no_tunnel(
             return
         if stream.id == 3:
             await goaway(stream, 3)
-        await tunnel(stream)
+        await accept_tunnel(stream)
 
     proxy = H2Proxy(nursery, twice)
     statuses: list[int] = []
@@ -562,9 +473,9 @@ async def test_a_proxy_that_goes_away_again_and_again_refuses_no_tunnel(
 
 @pytest.mark.parametrize("refuse", [not_acted_on, reset_as_refused])
 async def test_a_tunnel_that_is_refused_six_times_is_a_proxy_error(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, refuse: Script
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, refuse: StreamScript
 ) -> None:
-    proxy = H2Proxy(nursery, scripts(*[refuse] * 6, tunnel))
+    proxy = H2Proxy(nursery, scripts(*[refuse] * 6, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError, match=r"a\.origin\.example:443") as caught:
             await pool.request("GET", URL)
@@ -574,7 +485,7 @@ async def test_a_tunnel_that_is_refused_six_times_is_a_proxy_error(
 
 
 async def test_a_proxy_that_goes_away_without_an_answer_is_a_proxy_error(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, scripts(going_away, tunnel))
+    proxy = H2Proxy(nursery, scripts(going_away, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError):
             await pool.request("GET", URL)
@@ -586,7 +497,7 @@ async def test_a_proxy_that_goes_away_without_an_answer_is_a_proxy_error(nursery
 async def test_a_tunnel_without_an_answer_on_a_used_connection_is_asked_for_again(
     nursery: trio.Nursery,
 ) -> None:
-    proxy = H2Proxy(nursery, scripts(tunnel, going_away, tunnel))
+    proxy = H2Proxy(nursery, scripts(accept_tunnel, going_away, accept_tunnel))
     async with proxy.pool() as pool:
         await pool.request("GET", URL)
         response = await pool.request("GET", "https://b.origin.example/")
@@ -595,7 +506,7 @@ async def test_a_tunnel_without_an_answer_on_a_used_connection_is_asked_for_agai
 
 
 async def test_tunnels_outlive_the_announcement_that_the_proxy_goes_away(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     async with proxy.pool() as pool:
         await pool.request("GET", URL)
         await goaway(proxy.streams[0], 1)
@@ -614,7 +525,7 @@ async def test_a_reset_is_a_proxy_error_and_the_connection_goes_on(
     async def reset(stream: ServerStream) -> None:
         await stream.reset(code)
 
-    proxy = H2Proxy(nursery, scripts(reset, tunnel))
+    proxy = H2Proxy(nursery, scripts(reset, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError, match=code.name) as caught:
             await pool.request("GET", URL)
@@ -631,7 +542,7 @@ async def test_a_refusal_comes_with_its_response(nursery: trio.Nursery, status: 
         await stream.send_all(b"of that")
         await stream.trail([(b"x-trailer", b"1")])
 
-    proxy = H2Proxy(nursery, scripts(refuse, tunnel))
+    proxy = H2Proxy(nursery, scripts(refuse, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError, match=str(status)) as caught:
             await pool.request("GET", URL)
@@ -654,7 +565,7 @@ async def test_of_a_long_refusal_the_beginning_is_kept(nursery: trio.Nursery) ->
         for start in range(0, len(LARGE), 10_000):
             await stream.send_all(LARGE[start : start + 10_000])
 
-    proxy = H2Proxy(nursery, scripts(refuse, tunnel))
+    proxy = H2Proxy(nursery, scripts(refuse, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError) as caught:
             await pool.request("GET", URL)
@@ -672,7 +583,7 @@ async def test_a_refusal_whose_end_does_not_come_is_not_waited_for(
         await stream.send_all(b"because")
         await trio.sleep_forever()
 
-    proxy = H2Proxy(nursery, scripts(refuse, tunnel))
+    proxy = H2Proxy(nursery, scripts(refuse, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ProxyError) as caught:
             await pool.request("GET", URL)
@@ -686,7 +597,7 @@ async def test_informational_responses_come_before_the_tunnel(nursery: trio.Nurs
     async def inform(stream: ServerStream) -> None:
         for status in (102, 103):
             await stream.inform(status)
-        await tunnel(stream)
+        await accept_tunnel(stream)
 
     proxy = H2Proxy(nursery, inform)
     async with proxy.pool() as pool:
@@ -715,7 +626,7 @@ async def test_a_tunnel_that_ends_at_once_is_an_error_and_the_pool_goes_on(nurse
     async def end(stream: ServerStream) -> None:
         await stream.respond(200, end=True)
 
-    proxy = H2Proxy(nursery, scripts(end, end, tunnel))
+    proxy = H2Proxy(nursery, scripts(end, end, accept_tunnel))
     async with proxy.pool() as pool:
         with pytest.raises(ConnectError):
             await pool.request("GET", URL)
@@ -734,7 +645,7 @@ async def test_a_connection_that_dies_takes_its_own_tunnels_along(nursery: trio.
     async def serve(stream: ServerStream) -> None:
         await stream.respond(200)
         peer = ScriptedPeer(stream)
-        await peer.start_tls(server_context())
+        await peer.start_tls(alpn_server())
         async for _ in peer:
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
             await go_on.wait()
@@ -765,7 +676,7 @@ async def test_a_connection_that_dies_takes_its_own_tunnels_along(nursery: trio.
 async def test_a_tunnel_that_is_closed_leaves_the_connection_idle_until_it_expires(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    proxy = H2Proxy(nursery, scripts(echo, tunnel))
+    proxy = H2Proxy(nursery, scripts(echo, accept_tunnel))
     async with proxy.pool(keepalive_expiry=30) as pool:
         stream = await pool.open_tcp_stream("a.origin.example", 7)
         assert carriers(pool) == ["active"]
@@ -794,8 +705,8 @@ async def test_what_is_in_a_tunnel_says_goodbye_before_the_connection_ends(nurse
     async def serve(stream: ServerStream) -> None:
         await stream.respond(200)
         peer = ScriptedPeer(stream)
-        await peer.start_tls(server_context("h2"))
-        inner.append(Multiplexer(peer.stream, origin2))
+        await peer.start_tls(alpn_server("h2"))
+        inner.append(Multiplexer(peer.stream, naming_origin2))
         await inner[0].serve()
 
     proxy = H2Proxy(nursery, serve)
@@ -817,7 +728,7 @@ async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
     async def end_when_told(stream: ServerStream) -> None:
         await stream.respond(200)
         peer = ScriptedPeer(stream)
-        await peer.start_tls(server_context())
+        await peer.start_tls(alpn_server())
         await peer.receive_request()
         await peer.send_response()
         await ends.wait()
@@ -829,7 +740,7 @@ async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
             case _:
                 await peer.aclose()
 
-    proxy = H2Proxy(nursery, scripts(end_when_told, tunnel))
+    proxy = H2Proxy(nursery, scripts(end_when_told, accept_tunnel))
     async with proxy.pool() as pool:
         await pool.request("GET", URL)
         ends.set()
@@ -842,7 +753,7 @@ async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
 
 
 async def test_http2_in_a_tunnel_that_has_ended_is_gone_at_once(nursery: trio.Nursery) -> None:
-    proxy = H2Proxy(nursery, tunnel)
+    proxy = H2Proxy(nursery, accept_tunnel)
     async with proxy.pool(http2=True) as pool:
         await pool.request("GET", "https://h2.origin.example/")
         await proxy.streams[0].reset(ErrorCodes.CONNECT_ERROR)
@@ -858,7 +769,7 @@ async def test_http2_without_tls_is_spoken_in_a_tunnel(nursery: trio.Nursery) ->
     async def serve(stream: ServerStream) -> None:
         assert stream.headers[b":method"] == b"CONNECT"
         await stream.respond(200)
-        await Multiplexer(stream, origin2).serve()
+        await Multiplexer(stream, naming_origin2).serve()
 
     proxy = H2Proxy(nursery, serve)
     async with proxy.pool(http1=False, http2=True) as pool:
@@ -873,7 +784,7 @@ async def test_http2_without_tls_is_spoken_in_a_tunnel(nursery: trio.Nursery) ->
 
 @pytest.mark.parametrize("window", [100, 16384])
 async def test_large_bodies_go_both_ways_through_tunnels_at_once(nursery: trio.Nursery, window: int) -> None:
-    proxy = H2Proxy(nursery, tunnel, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+    proxy = H2Proxy(nursery, accept_tunnel, {SettingCodes.INITIAL_WINDOW_SIZE: window})
     size = len(LARGE) if window > 1000 else 50_000
     results: Counter[str] = Counter()
 
@@ -903,7 +814,7 @@ async def test_an_unread_tunnel_does_not_block_another(nursery: trio.Nursery) ->
         await stream.send_all(LARGE)
         blocked.set()
 
-    proxy = H2Proxy(nursery, scripts(flood, tunnel))
+    proxy = H2Proxy(nursery, scripts(flood, accept_tunnel))
     async with proxy.pool() as pool:
         stream = await pool.open_tcp_stream("flood.origin.example", 7)
         await trio.testing.wait_all_tasks_blocked()
@@ -961,14 +872,14 @@ async def read_all(stream: NetworkStream | ServerStream) -> bytes:
 
 
 async def test_an_http2_proxy_behind_socks(nursery: trio.Nursery) -> None:
-    second = H2Proxy(nursery, tunnel)
+    second = H2Proxy(nursery, accept_tunnel)
 
     async def socks(peer: ScriptedPeer) -> None:
         assert await peer.receive_some() == b"\x05\x01\x00"
         await peer.send(b"\x05\x00")
         assert await peer.receive_some() == b"\x05\x01\x00\x03\x0dproxy.example\x01\xbb"
         await peer.send(b"\x05\x00\x00\x01" + bytes(6))
-        await peer.start_tls(server_context("h2"))
+        await peer.start_tls(alpn_server("h2"))
         await second.serve(peer.stream)
 
     connector = MemoryConnector(nursery, socks)
@@ -987,10 +898,10 @@ async def test_an_http2_proxy_behind_another(nursery: trio.Nursery) -> None:
         assert stream.headers[b":authority"] == b"second.example:443"
         await stream.respond(200)
         peer = ScriptedPeer(stream)
-        await peer.start_tls(server_context("h2"))
+        await peer.start_tls(alpn_server("h2"))
         await second.serve(peer.stream)
 
-    second = H2Proxy(nursery, tunnel)
+    second = H2Proxy(nursery, accept_tunnel)
     first = H2Proxy(nursery, relay)
     proxies = [multiplexing(), multiplexing("second.example")]
     hosts = [f"{kind}{i}.origin.example" for i in range(3) for kind in ("h2-", "")]

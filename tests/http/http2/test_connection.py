@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import math
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,18 +35,12 @@ from hyperframe.frame import (
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.harness.certificates import TLS, alpn_server, client_context, make_tls
+from tests.harness.checks import assert_unharmed
 from tests.harness.h2peer import H2Peer, Headers, h2_pool
-from tests.harness.peers import (
-    BUFFERS,
-    DELIVERIES,
-    TLS,
-    Events,
-    assert_unharmed,
-    client_context,
-    make_tls,
-    reset,
-    serve_tcp,
-)
+from tests.harness.peers import BUFFERS, DELIVERIES, reset
+from tests.harness.servers import serve_tcp
+from tests.harness.traces import Events, both_ends
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
@@ -1385,10 +1378,7 @@ both_schemes = pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls
 def h2_tls() -> TLS:
     """As the other tests' TLS, with a server that chooses HTTP/2."""
     tls = make_tls()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.set_alpn_protocols(["h2"])
-    tls.ca.issue_cert("127.0.0.1").configure_cert(server)
-    return TLS(tls.ca, server, client_context(tls.ca))
+    return TLS(tls.ca, alpn_server("h2"), client_context(tls.ca))
 
 
 async def serve_h2(
@@ -2598,10 +2588,6 @@ async def test_connections_and_statistics(nursery: trio.Nursery, autojump_clock:
 
 
 # -- Trace.
-
-
-def both_ends(*names: str) -> list[str]:
-    return [f"{name}.{end}" for name in names for end in ("started", "complete")]
 
 
 EXCHANGE = both_ends(

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
@@ -26,16 +25,12 @@ from hyperframe.frame import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import (
-    DELIVERIES,
-    Events,
-    assert_unharmed,
-    client_context,
-    internals,
-    make_tls,
-    serve_tcp,
-)
+from tests.harness.peers import DELIVERIES
+from tests.harness.servers import serve_tcp
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectionPool,
     Connector,
@@ -79,14 +74,6 @@ def in_turn(*scripts: Serve) -> Serve:
     return serve
 
 
-@functools.cache
-def tls_with_alpn() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("127.0.0.1").configure_cert(context)
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
 @contextlib.asynccontextmanager
 async def linked(link: str, serve: Serve, **options: Any) -> AsyncIterator[tuple[ConnectionPool, str]]:
     """A pool and the URL of a server, over memory, plain TCP or TLS. All scripts are played to the end."""
@@ -109,7 +96,7 @@ async def linked(link: str, serve: Serve, **options: Any) -> AsyncIterator[tuple
                 if not playing:
                     quiet.set()
 
-        server = await serve_tcp(nursery, play, tls=tls_with_alpn() if link == "tls" else None)
+        server = await serve_tcp(nursery, play, tls=alpn_server("h2") if link == "tls" else None)
         context = client_context(make_tls().ca)
         async with ConnectionPool(context, http1=False, http2=True, **options) as pool:
             yield pool, server.url
@@ -1565,7 +1552,7 @@ async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
         raise trio.BrokenResourceError("the cable was cut")
 
     async def serve(scripted: ScriptedPeer) -> None:
-        await scripted.start_tls(tls_with_alpn())
+        await scripted.start_tls(alpn_server("h2"))
         peer = H2Peer(scripted.stream)
         await peer.start()
         stream_id, _, _ = await peer.request()

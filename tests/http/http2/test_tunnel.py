@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
@@ -21,16 +20,11 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
 from trio.testing import MockClock
 
+from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import (
-    BUFFERS,
-    assert_unharmed,
-    client_context,
-    internals,
-    make_tls,
-    respond,
-    serve_tcp,
-)
+from tests.harness.peers import BUFFERS, respond
+from tests.harness.servers import serve_tcp
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -216,14 +210,6 @@ async def answer(peer: H2Peer, bodies: dict[int, bytes]) -> None:
 # -- Ways to reach them.
 
 
-@functools.cache
-def h2_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    make_tls().ca.issue_cert("127.0.0.1", "example.com").configure_cert(context)
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
 @contextlib.asynccontextmanager
 async def a_pool(via: str, serve: Serve, **options: Any) -> AsyncIterator[tuple[ConnectionPool, str, H2Peer]]:
     """A pool, the URL to ask it for, and the only peer that it may connect to."""
@@ -249,7 +235,7 @@ async def a_pool(via: str, serve: Serve, **options: Any) -> AsyncIterator[tuple[
             pool, _ = h2_pool(nursery, note, **options)
             url = URL
         else:
-            server = await serve_tcp(nursery, play, tls=h2_context() if via == "tls" else None)
+            server = await serve_tcp(nursery, play, tls=alpn_server("h2") if via == "tls" else None)
             context = client_context(make_tls().ca) if via == "tls" else None
             pool = ConnectionPool(context, http1=via == "tls", http2=True, **options)
             url = server.url
