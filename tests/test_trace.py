@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.harness.checks import assert_unharmed
@@ -233,6 +234,34 @@ async def test_a_failed_dialling_shows_its_exception(nursery: trio.Nursery) -> N
             await get(pool, events)
     assert events.names == ["connection.connect_tcp.started", "connection.connect_tcp.failed"]
     assert events.info("connection.connect_tcp.failed") == {"exception": raised.value}
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_trace_handlers_network_error_does_not_repeat_the_request(
+    nursery: trio.Nursery, method: str
+) -> None:
+    seen = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            if request.target == b"/dies":
+                return
+            seen.append(request.method)
+            await peer.send_response()
+
+    async def handler(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.receive_response_headers.started":
+            await pool.request("GET", "http://other.example/dies")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        await pool.request("GET", "http://origin.example/")
+        with pytest.raises(RemoteProtocolError, match="without sending a response"):
+            await pool.request(
+                method, "http://origin.example/", content=b"once", extensions={"trace": handler}
+            )
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+    assert seen.count(method.encode()) <= 1
 
 
 ALL_EVENTS = both_ends("connection.connect_tcp") + EXCHANGE

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import socket
@@ -981,3 +982,20 @@ async def test_a_transport_never_touches_a_descriptor_that_is_not_its_own_any_mo
     for sock in (one, two):
         sock.close()
     await other.aclose()
+
+
+def test_a_transport_left_to_garbage_collection_closes_its_descriptor_once() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+            transport = Transport(stream)
+            assert "SocketStream" in repr(transport)
+            del transport
+            gc.collect()
+            await stream.send_all(b"still open")
+            assert theirs.recv(100) == b"still open"
+            await stream.aclose()
+
+    trio.run(main)

@@ -27,6 +27,7 @@ from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
     ConnectionPool,
+    Connector,
     ConnectTimeout,
     LocalProtocolError,
     NetworkStream,
@@ -34,6 +35,7 @@ from trio_exchange import (
     Proxy,
     ProxyError,
     ReadError,
+    ReadTimeout,
     WriteError,
 )
 from trio_exchange._connect.network_stream import transport_over
@@ -1241,3 +1243,56 @@ async def test_a_raw_stream_over_tcp(nursery: trio.Nursery) -> None:
         assert await stream.read() == b""
         assert stream.get_extra_info("socket").family == socket.AF_INET
         assert stream.get_extra_info("ssl_object") is None
+
+
+class Held(Wrapped):
+    """A stream whose sending can be held back."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self.held: bytes | None = None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.held is None:
+            await self.stream.send_all(data)
+        else:
+            self.held += bytes(data)
+
+
+class TLSConnector(Connector):
+    """Dials, and starts a TLS of its own, as for a proxy."""
+
+    def __init__(self, below: Connector) -> None:
+        self.stream_below = below
+
+    async def connect_tcp(self, host: str, port: int, **options: Any) -> trio.abc.Stream:
+        stream = await self.stream_below.connect_tcp(host, port)
+        context = client_context(make_tls().ca)
+        tls = trio.SSLStream(stream, context, server_hostname="example.com", https_compatible=True)
+        await tls.do_handshake()
+        return tls
+
+
+@pytest.mark.parametrize("idle", [0, 10])
+async def test_less_than_a_record_of_a_connectors_tls_is_not_waited_for(
+    nursery: trio.Nursery, autojump_clock: MockClock, idle: float
+) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        peer.stream = bottom = Held(peer.stream)
+        await peer.start_tls(make_tls().server)
+        await peer.start_tls(make_tls().server)
+        async for _ in peer:
+            bottom.held = b""
+            await peer.send_response(200)
+            answer, bottom.held = bottom.held, None
+            # The beginning of another record comes along with the answer.
+            await bottom.stream.send_all(answer + b"\x17\x03\x03")
+
+    connector = TLSConnector(MemoryConnector(nursery, script))
+    timeouts = {"connect": 1, "read": 1, "write": 1, "pool": 1}
+    async with ConnectionPool(client_context(make_tls().ca), connector=connector, max_connections=1) as pool:
+        await pool.request("GET", "https://example.com/")
+        # While it is idle, it is the housekeeping that looks.
+        await trio.sleep(idle)
+        with trio.fail_after(1000), pytest.raises(ReadTimeout):
+            await pool.request("GET", "https://example.com/", extensions={"timeout": timeouts})

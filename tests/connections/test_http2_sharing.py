@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.harness.certificates import alpn_server, make_tls
 from tests.harness.checks import assert_unharmed, open_sockets
@@ -1249,3 +1250,27 @@ async def test_a_server_that_answers_no_ping_still_gets_one_request_at_a_time(
                     await pool.request("GET", URL)
                 assert len(peers[0].sent(HeadersFrame)) == count
             assert len(connector.dialled) == 1
+
+
+async def test_resets_before_the_first_settings_allow_no_more_at_once(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """After a dozen of them the connection took requests as if the server had set no limit."""
+    peers: list[H2Peer] = []
+
+    async def say_nothing(peer: H2Peer) -> None:
+        peers.append(peer)
+        while await peer.listen():
+            pass
+
+    pool, _ = h2_pool(nursery, say_nothing, max_connections=1)
+    async with pool:
+        for _ in range(15):
+            with trio.move_on_after(1):
+                await pool.request("GET", "http://a.example")
+        async with trio.open_nursery() as requests:
+            for _ in range(3):
+                requests.start_soon(pool.request, "GET", "http://a.example")
+            await wait_all_tasks_blocked()
+            assert len(peers[0].sent(HeadersFrame)) == 16
+            requests.cancel_scope.cancel()

@@ -533,6 +533,24 @@ async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -
         await settled(pool)
 
 
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+@pytest.mark.parametrize("informed", [b"", b"HTTP/1.1 102 Processing\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/2.0 200 OK\r\n", b"HELO", b"\x15\x03\x01\x00"]
+)
+async def test_what_is_not_http_is_refused_without_waiting_for_its_end(
+    nursery: trio.Nursery, answer: bytes, informed: bytes, byte_by_byte: bool
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(informed + answer, byte_by_byte=byte_by_byte)
+        await trio.sleep_forever()
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        with pytest.raises(RemoteProtocolError), trio.fail_after(10):
+            await pool.request("GET", URL)
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
 
 

@@ -214,6 +214,33 @@ async def test_one_proxy_is_a_chain_of_one(nursery: trio.Nursery, make: Callable
     assert connector.dialled == [Dialled(("proxy.example", 3128), {})]
 
 
+@pytest.mark.parametrize("value", ["", b"", bytearray()])
+def test_an_empty_text_is_not_no_proxy(value: Any) -> None:
+    with pytest.raises(TypeError, match="proxy must be a Proxy"):
+        ConnectionPool(proxy=value)
+
+
+@pytest.mark.parametrize("wrap", [lambda url: url, lambda url: [url], lambda url: {"https": url}])
+def test_an_error_about_a_pools_proxy_shows_no_credentials(wrap: Any) -> None:
+    with pytest.raises(TypeError, match="proxy must be a Proxy") as info:
+        ConnectionPool(proxy=wrap("http://aladdin:hunter2@proxy.example"))
+    assert "hunter2" not in str(info.value)
+
+
+@pytest.mark.parametrize("url", ["http://aladdin:hunter2/x@proxy", "http://aladdin:hunter2#x@proxy"])
+def test_an_error_about_a_proxys_url_shows_no_credentials(url: str) -> None:
+    with pytest.raises(ValueError, match="percent-encoded") as info:
+        Proxy(url)
+    assert "hunter2" not in str(info.value)
+
+
+@pytest.mark.parametrize("url", ["http://aladdin:1234/x@proxy", "http://proxy/path", "http://proxy?query"])
+def test_a_proxys_url_has_no_path(url: str) -> None:
+    # The first is sent, without a word, to a host called aladdin.
+    with pytest.raises(ValueError, match="path"):
+        Proxy(url)
+
+
 # -- Forwarding: what is sent.
 
 
@@ -2000,3 +2027,79 @@ async def test_a_refusal_is_final_even_if_its_content_takes_too_long(
 def test_headers_that_a_proxy_can_be_sent_only_once(auth: Any, headers: Any) -> None:
     with pytest.raises(LocalProtocolError, match="only one header"):
         Proxy("http://proxy", auth, headers)
+
+
+async def test_a_pool_that_was_closed_under_way_is_not_the_proxys_fault(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name == "proxy.connect.started":
+            with trio.CancelScope(shield=True):
+                await pool.aclose()
+
+    async with Net(nursery, proxied(secured(respond), tls=True)).pool(secure_proxy()) as pool:
+        with pytest.raises(ConnectionNotAvailable):
+            await pool.request("GET", "https://example.com/", extensions={"trace": trace})
+
+
+@pytest.mark.parametrize("error", [ConnectError("the handler's"), ConnectTimeout("the handler's")])
+async def test_a_handlers_own_connect_error_is_not_tried_again(
+    nursery: trio.Nursery, autojump_clock: MockClock, error: Exception
+) -> None:
+    calls = 0
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        nonlocal calls
+        if name == "proxy.connect.started":
+            calls += 1
+            raise error
+
+    async with Net(nursery, proxied(secured(respond))).pool(retries=2) as pool:
+        with pytest.raises(type(error)) as info:
+            await pool.request("GET", "https://example.com/", extensions={"trace": trace})
+    assert info.value is error
+    assert calls == 1
+
+
+# -- A proxy that ends its own direction and goes on reading (over sockets, where this is no closing).
+
+
+HALF_CLOSED_AFTER = {
+    "http": b"HTTP/1.1 200 OK\r\n\r\n",
+    "socks4a": b"\0\x5a" + bytes(6),
+    "socks5": b"\5\0\5\0\0\1",
+    "socks5h": b"\5\0\5\0\0\1",
+}
+
+
+@pytest.mark.parametrize("scheme", HALF_CLOSED_AFTER)
+@pytest.mark.parametrize("said", [0, 1, 3, 11])
+async def test_a_proxy_that_half_closes(nursery: trio.Nursery, scheme: str, said: int) -> None:
+    send_left, receive_left = trio.open_memory_channel[None](2)
+
+    async def serve(peer: ScriptedPeer) -> None:
+        try:
+            if said:
+                await peer.receive_some(1)
+                await peer.send(HALF_CLOSED_AFTER[scheme][:said])
+            await peer.send_eof()
+            while await peer.receive_some():
+                pass
+        finally:
+            send_left.send_nowait(None)
+
+    before = open_sockets()
+    async with trio.open_nursery() as servers:
+        server = await serve_tcp(servers, serve)
+        proxy = Proxy(f"{scheme}://127.0.0.1:{server.port}")
+        async with ConnectionPool(proxy=proxy, max_connections=1) as pool:
+            for _ in range(2):
+                # SOCKS4A is granted with eight bytes, and then it is the origin's TLS that ends early.
+                with pytest.raises((ProxyError, ConnectError)) as info:
+                    await pool.request("GET", "https://127.0.0.1/")
+                assert isinstance(info.value, ProxyError) or (scheme, said) == ("socks4a", 11)
+                # The pool has closed the connection without waiting for the proxy to do so.
+                await receive_left.receive()
+                assert_unharmed(pool)
+        servers.cancel_scope.cancel()
+    assert open_sockets() == before

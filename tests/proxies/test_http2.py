@@ -12,8 +12,10 @@ import trio.testing
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
+from trio.testing import MockClock
 
 from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.checks import internals
 from tests.harness.h2proxy import (
     LARGE,
     H2Proxy,
@@ -26,6 +28,7 @@ from tests.harness.h2proxy import (
 from tests.harness.h2server import Multiplexer, ServerStream
 from trio_exchange import (
     ConnectError,
+    ConnectionNotAvailable,
     ConnectionPool,
     ConnectTimeout,
     ExchangeError,
@@ -920,3 +923,77 @@ async def test_an_http2_proxy_behind_another(nursery: trio.Nursery) -> None:
     assert answers == {host: f"{host}:443".encode() for host in hosts}
     assert (len(first.connections), len(first.streams)) == (1, 1)
     assert (len(second.connections), len(second.streams)) == (1, 6)
+
+
+@pytest.mark.parametrize("tunnels", [1, 0])
+async def test_closing_that_is_cancelled_goes_on_for_connections_to_proxies(
+    nursery: trio.Nursery, autojump_clock: MockClock, tunnels: int
+) -> None:
+    proxy = H2Proxy(nursery, accept_tunnel)
+    async with proxy.pool(max_keepalive_connections=None) as pool:
+        await pool.request("GET", URL)
+        if not tunnels:
+            internals(pool)[0].close_soon()
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pool.aclose()
+        await trio.sleep(60)
+        assert [list(manager) for manager in pool._managers] == [[], []]
+
+
+@pytest.mark.parametrize("event", ["proxy.connect.complete", "connection.start_tls.started"])
+async def test_a_pool_that_a_handler_closes_while_connecting_closes_connections_to_proxies(
+    nursery: trio.Nursery, autojump_clock: MockClock, event: str
+) -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name == event:
+            await pool.aclose()
+
+    proxy = H2Proxy(nursery, accept_tunnel)
+    async with proxy.pool() as pool:
+        with pytest.raises(ConnectionNotAvailable):
+            await pool.request("GET", URL, extensions={"trace": trace})
+        await trio.sleep(60)
+        assert [list(manager) for manager in pool._managers] == [[], []]
+
+
+async def test_a_refusal_is_final_when_the_connection_can_not_be_sent_to(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    clients: list[trio.testing.MemorySendStream] = []
+
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        client, server = trio.testing.memory_stream_pair()
+        clients.append(client.send_stream)
+        return client, server
+
+    async def fail() -> None:
+        raise trio.BrokenResourceError("it broke")
+
+    async def refuse(stream: ServerStream) -> None:
+        await stream.respond(407)
+        clients[0].send_all_hook = fail
+        stream.server.peer.h2.ping(b"12345678")
+        await stream.server.peer.flush()
+        await trio.sleep_forever()
+
+    proxy = H2Proxy(nursery, refuse)
+    proxy.connector._stream_pair = pair
+    async with proxy.pool() as pool:
+        with pytest.raises(ProxyError) as info:
+            await pool.request("GET", URL)
+    assert info.value.response is not None
+    assert info.value.response.status == 407
+
+
+async def test_the_scheme_of_an_absolute_target_is_in_lower_case_over_http2(nursery: trio.Nursery) -> None:
+    schemes: list[bytes] = []
+
+    async def script(stream: ServerStream) -> None:
+        schemes.append(stream.headers[b":scheme"])
+        await stream.respond(200, end=True)
+
+    async with H2Proxy(nursery, script).pool() as pool:
+        await pool.request("GET", "http://example.com/", extensions={"target": "HTTP://example.com/"})
+    assert schemes == [b"http"]

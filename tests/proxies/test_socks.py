@@ -1234,3 +1234,47 @@ def test_socksio_is_missing(monkeypatch: pytest.MonkeyPatch, scheme: str) -> Non
     assert info.value.name == "socksio"
     # The others work without it.
     ConnectionPool(proxy=Proxy("http://proxy.example"))
+
+
+async def test_a_handlers_own_proxy_error_about_a_refused_address_comes_out(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return [(2, 1, 6, "", (f"192.0.2.{i}", 443)) for i in (1, 2)]
+
+    async def socks(peer: ScriptedPeer) -> None:
+        await peer.receive_some()
+        await peer.send(b"\x05\x00")
+        await peer.receive_some()
+        await peer.send(b"\x05\x05\x00\x01" + bytes(6))
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        events.append(name)
+        if name == "socks.connect.failed":
+            raise error
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    events: list[str] = []
+    error = ProxyError("of a request that the handler made")
+    connector = MemoryConnector(nursery, socks)
+    async with ConnectionPool(proxy=Proxy("socks5://socks.example"), connector=connector) as pool:
+        with pytest.raises(ProxyError) as info:
+            await pool.request("GET", "https://0.origin.example/", extensions={"trace": trace})
+    assert info.value is error
+    assert events.count("socks.connect.failed") == 1
+
+
+async def test_an_address_that_socks4a_has_another_use_for(nursery: trio.Nursery) -> None:
+    asked: list[bytes] = []
+
+    async def socks(peer: ScriptedPeer) -> None:
+        asked.append(bytes(await peer.receive_some()))
+        await peer.send(b"\0\x5a" + bytes(6))
+        await respond(peer)
+
+    connector = MemoryConnector(nursery, socks)
+    async with ConnectionPool(proxy=Proxy("socks4a://socks.example"), connector=connector) as pool:
+        with pytest.raises(ConnectError):
+            await pool.request("GET", "http://0.0.0.5/")
+    assert asked == []

@@ -33,7 +33,7 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from tests.harness.certificates import TLS, alpn_server, client_context, make_tls
 from tests.harness.checks import assert_unharmed
@@ -581,6 +581,36 @@ async def test_credentials_are_never_indexed(
     block = await sent_by(nursery, headers=[(name, "secret"), ("x", "y")])
     assert block[4:] == [secret, (b"x", b"y")]
     assert [pair for pair in block if isinstance(pair, hpack.NeverIndexedHeaderTuple)] == [secret]
+
+
+@pytest.mark.parametrize("sizes", [[2**32 - 1], [65536, 100, 0, 8192], [0], [100, 50], [100, 100], [4096]])
+async def test_the_table_of_sent_headers_is_bounded(
+    nursery: trio.Nursery, autojump_clock: MockClock, sizes: list[int]
+) -> None:
+    """A server that offered a large one got one, and every request became slower than the one before."""
+    updated: list[int] = []
+
+    async def change_and_serve(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        for size in sizes:
+            peer.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
+            await peer.flush()
+        await peer.respond(stream_id)
+        for _ in range(200):
+            stream_id, headers, _ = await peer.request()
+            assert headers[b"x-large"] == b"%d" % stream_id * 20
+            updated.append(peer.h2.decoder.header_table_size)
+            await peer.respond(stream_id)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, change_and_serve)
+    async with pool:
+        await pool.request("GET", "http://a.example")
+        for number in range(200):
+            stream_id = 2 * number + 3
+            await pool.request("GET", "http://a.example", headers={"x-large": b"%d" % stream_id * 20})
+    assert set(updated) == {min(sizes[-1], 4096)}
 
 
 async def test_cookies_stay_apart(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -1327,6 +1357,44 @@ async def test_data_for_a_stream_left_long_ago(
         assert [told.count(stream_id) for stream_id in ids] == [3, 3, 1, 1, 1]
 
 
+async def test_small_frames_in_flight_to_streams_that_were_left_are_no_flood(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A server that had not seen the resets, and kept to its windows, lost the connection."""
+    left = trio.Event()
+    peers: list[H2Peer] = []
+
+    async def send_and_serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start()
+        ids = [(await peer.head())[0] for _ in range(60)]
+        for stream_id in ids:
+            await peer.respond(stream_id, end=False)
+        await left.wait()
+        for stream_id in ids:
+            await peer.send_frame(*[DataFrame(stream_id, b"small") for _ in range(200)])
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, send_and_serve)
+    async with pool:
+        responses: list[Response] = []
+
+        async def request() -> None:
+            responses.append(await pool.handle_async_request(Request("GET", "http://a.example")))
+
+        async with trio.open_nursery() as requests:
+            for _ in range(60):
+                requests.start_soon(request)
+        for response in responses:
+            await response.aclose()
+        left.set()
+        assert (await pool.request("POST", "http://a.example")).status == 200
+        assert len(peers) == 1
+        assert not peers[0].sent(GoAwayFrame)
+
+
 async def serve_and_ignore(peer: H2Peer, *, served: bytes) -> None:
     """A server that answers requests for one path only."""
     await peer.start()
@@ -1978,6 +2046,37 @@ async def test_a_cancelled_read_can_be_taken_up_again(
         assert peer.sent(RstStreamFrame) == []
 
 
+async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A second read, after the iterator's error had come out of the first, waited for ever."""
+    answered = trio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"begin"
+        await answered.wait()
+        raise KeyError("the iterator's own")
+
+    async def answer_and_wait(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        await peer.until_closed()
+
+    pool, _ = h2_pool(nursery, answer_and_wait)
+    async with pool:
+        request = Request("POST", "http://a.example", content=content())
+        response = await pool.handle_async_request(request)
+        body = aiter(response.stream)
+        answered.set()
+        with pytest.raises(KeyError, match="the iterator's own"):
+            await anext(body)
+        with trio.fail_after(10):
+            with pytest.raises(ReadError, match="the stream was closed"):
+                await anext(body)
+        await response.aclose()
+
+
 # -- Expect: 100-continue.
 
 EXPECT = {"Expect": "100-continue"}
@@ -2261,6 +2360,38 @@ async def test_a_connection_that_breaks_gives_each_error_its_cause(
             assert isinstance(info.value.__cause__, trio.BrokenResourceError)
             errors.add(info.value)
         assert len(errors) == 3
+
+
+async def test_a_body_whose_connection_can_not_be_sent_on_is_a_read_error(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It was a WriteError, which nobody expects of reading."""
+    client: Any = None
+
+    async def begin(peer: H2Peer) -> None:
+        await peer.start()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"beginning", end=False)
+        client.send_stream.send_all_hook = fail
+        # What the client would answer to this it can't send.
+        peer.h2.ping(b"12345678")
+        await peer.flush()
+        await peer.until_closed()
+
+    async def fail() -> None:
+        raise trio.BrokenResourceError("it broke")
+
+    def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        nonlocal client
+        client, server = memory_stream_pair()
+        return client, server
+
+    pool, connector = h2_pool(nursery, begin)
+    connector._stream_pair = pair
+    async with pool, pool.stream("GET", "http://a.example") as response:
+        with pytest.raises(ReadError, match=r"it broke, in the middle of the response") as info:
+            await response.aread()
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
 
 
 async def test_a_get_on_a_reused_connection_is_sent_again(
