@@ -59,6 +59,7 @@ class Multiplexer:
             case h2.events.StreamEnded(stream_id=int(stream_id)):
                 self.streams[stream_id].end()
             case h2.events.StreamReset(stream_id=int(stream_id)):
+                self.streams[stream_id].reset_code = event.error_code
                 self.streams[stream_id].break_off()
             case h2.events.ConnectionTerminated():
                 open_tunnels = [stream for stream in self.streams.values() if stream.is_open_tunnel]
@@ -84,6 +85,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
         headers: The same, to look things up.
         received_end: Whether the client has ended its side.
         was_reset: Whether the client has reset it.
+        reset_code: What it was reset with.
         sent_end: Whether this side has ended.
     """
 
@@ -93,6 +95,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
         self.headers = dict(fields)
         self.received_end = False
         self.was_reset = False
+        self.reset_code: int | None = None
         self.sent_end = False
         self.server = server
         self._h2 = server.peer.h2
@@ -125,10 +128,10 @@ class ServerStream(trio.abc.HalfCloseableStream):
         self.sent_end = end
         await self.server.peer.flush()
 
-    async def inform(self, status: int) -> None:
+    async def inform(self, status: int, headers: Headers | None = None) -> None:
         """Send the head of an informational response."""
         self._check()
-        self._h2.send_headers(self.id, [(b":status", b"%d" % status)])
+        self._h2.send_headers(self.id, [(b":status", b"%d" % status), *(headers or [])])
         await self.server.peer.flush()
 
     async def trail(self, fields: Headers) -> None:

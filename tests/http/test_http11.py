@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from trio.testing import MockClock
 
 from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
-from tests.harness.peers import BUFFERS, DELIVERIES, Script, reset, respond, stall, transcript
+from tests.harness.contents import Pieces, stream_of
+from tests.harness.peers import DELIVERIES, Script, reset, respond, stall, transcript
 from tests.harness.servers import serve_tcp
 from tests.harness.streams import WrappedHalfCloseable
 from tests.harness.traces import Events
@@ -23,9 +24,7 @@ from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
     ReadError,
-    ReadTimeout,
     RemoteProtocolError,
-    Request,
     Response,
     WriteError,
     WriteTimeout,
@@ -62,27 +61,6 @@ async def settled(pool: ConnectionPool, *, idle: int = 0) -> None:
 
 async def until_readable(response: Response) -> None:
     await trio.lowlevel.wait_readable(response.extensions["network_stream"].get_extra_info("socket"))
-
-
-class Pieces:
-    """Content whose pieces are made one by one, and may be waited for, or raise."""
-
-    def __init__(self, *pieces: Any) -> None:
-        self._pieces: Iterator[Any] = iter(pieces)
-        self.taken = 0
-
-    def __aiter__(self) -> Pieces:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            self.taken += 1
-            if isinstance(piece, BaseException):
-                raise piece
-            if callable(piece):
-                piece = await piece()
-            return piece if piece is not None else b""
-        raise StopAsyncIteration
 
 
 async def tolerate(peer: ScriptedPeer) -> None:
@@ -456,18 +434,6 @@ async def test_what_does_not_end_is_ended(nursery: trio.Nursery, beginning: byte
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
         await settled(pool)
-
-
-@pytest.mark.parametrize(("count", "works"), [(100, True), (101, False)])
-async def test_the_number_of_informational_responses(nursery: trio.Nursery, count: int, works: bool) -> None:
-    script = transcript(b"HTTP/1.1 102 X\r\n\r\n" * count + b"HTTP/1.1 204 X\r\n\r\n")
-    async with memory_pool(nursery, script) as pool:
-        if works:
-            for _ in range(2):
-                assert (await pool.request("GET", URL)).status == 204
-        else:
-            with pytest.raises(RemoteProtocolError, match="more than 100 informational"):
-                await pool.request("GET", URL)
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -862,37 +828,6 @@ async def test_leaving_at_the_last_byte(
         assert pool.statistics().connections_opened == 1
 
 
-async def test_closing_twice_and_reading_after(nursery: trio.Nursery) -> None:
-    script, _ = in_two_parts(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"")
-    async with memory_pool(nursery, script) as pool:
-        response = await pool.handle_async_request(Request("GET", URL))
-        for _ in range(2):
-            with trio.testing.assert_checkpoints():
-                await response.aclose()
-        with pytest.raises(ReadError, match="closed before its body was read"):
-            await response.aread()
-
-
-async def test_a_cancelled_read_can_be_taken_up_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    for head, first, second in PARTS.values():
-        script, go = in_two_parts(head + first, second)
-        async with memory_pool(nursery, script) as pool:
-            async with pool.stream("GET", URL) as response:
-                chunks = response.aiter_stream()
-                with trio.CancelScope() as scope:
-                    scope.cancel()
-                    await anext(chunks)
-                assert await anext(chunks) == b"abc"
-                with trio.move_on_after(1) as scope:
-                    await anext(chunks)
-                assert scope.cancelled_caught
-                go.set()
-                assert [chunk async for chunk in chunks] == [b"def"]
-            await settled(pool, idle=1)
-
-
 async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> None:
     async def close() -> None:
         await trio.testing.wait_all_tasks_blocked()
@@ -906,12 +841,6 @@ async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> No
 
 
 # -- Uploads.
-
-
-async def stream_of(size: int, piece: int = 60_000) -> AsyncIterator[bytes]:
-    while size > 0:
-        yield b"x" * min(piece, size)
-        size -= piece
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 3 * MEGABYTE])
@@ -996,94 +925,6 @@ async def test_an_early_answer_with_a_long_body(nursery: trio.Nursery, tls: ssl.
         assert len(response.content) == 10 * MEGABYTE
 
 
-@both_schemes
-async def test_an_early_answer_to_a_client_that_waits(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None
-) -> None:
-    """The iterator has nothing to give, and never will."""
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send_response(200, body=b"enough")
-        await trio.sleep_forever()
-
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        content = Pieces(b"x", trio.sleep_forever)
-        assert (await pool.request("POST", server.url, content=content)).content == b"enough"
-        await settled(pool)
-
-
-@both_schemes
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_full_duplex(nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool) -> None:
-    async def echo(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(CHUNKED)
-        while chunk := await peer.receive_chunk():
-            await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        await peer.send(b"0\r\n\r\n")
-        await drain(peer)
-
-    server = await serve_tcp(nursery, echo, tls=tls)
-    size = 12 * MEGABYTE
-    async with tcp_pool() as pool:
-        with trio.fail_after(20):
-            content: Any = stream_of(size, 100_000) if streamed else b"x" * size
-            async with pool.stream("POST", server.url, content=content) as response:
-                received = 0
-                async for chunk in response.aiter_stream():
-                    received += len(chunk)
-        assert received == size
-        assert_unharmed(pool, idle=1)
-
-
-async def test_a_dialogue_within_one_exchange(nursery: trio.Nursery) -> None:
-    """Each piece of the request depends on the piece of the response before it."""
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(CHUNKED)
-        while chunk := await peer.receive_chunk():
-            await peer.send(b"%x\r\n%b\r\n" % (len(chunk), chunk.upper()))
-        await peer.send(b"0\r\n\r\n")
-        await respond(peer)
-
-    send, receive = trio.open_memory_channel[bytes](0)
-    async with memory_pool(nursery, script) as pool:
-        async with pool.stream("POST", URL, content=receive) as response:
-            chunks = response.aiter_stream()
-            for piece in (b"a", b"b", b"c"):
-                await send.send(piece)
-                assert await anext(chunks) == piece.upper()
-            await send.aclose()
-            assert [chunk async for chunk in chunks] == []
-        await settled(pool, idle=1)
-
-
-async def test_a_response_that_is_left_ends_the_upload(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-        await drain(peer)
-
-    async with memory_pool(nursery, script) as pool:
-        ended = trio.Event()
-
-        async def wait() -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                ended.set()
-
-        async with pool.stream("POST", URL, content=Pieces(b"x", wait)) as response:
-            assert response.status == 200
-        assert ended.is_set()
-        await settled(pool)
-
-
 @pytest.mark.parametrize(("delay", "kept"), [(0.01, True), (1, False)])
 async def test_a_complete_response_waits_a_moment_for_the_upload(
     nursery: trio.Nursery, autojump_clock: MockClock, delay: float, kept: bool
@@ -1103,132 +944,7 @@ async def test_a_complete_response_waits_a_moment_for_the_upload(
         await settled(pool, idle=int(kept))
 
 
-async def test_an_abandoned_generator_is_closed(nursery: trio.Nursery) -> None:
-    """Otherwise its clean-up would be left to the garbage collector, with a warning."""
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send_response(413)
-        await drain(peer)
-
-    closed = []
-
-    async def generate() -> AsyncIterator[bytes]:
-        try:
-            while True:
-                yield b"x" * 1000
-        finally:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            closed.append(True)
-
-    async with memory_pool(nursery, script) as pool:
-        await pool.request("POST", URL, content=generate())
-        assert closed == [True]
-
-
 # -- Content that is not what it should be.
-
-
-@pytest.mark.parametrize("declared", [0, 3, 5, 100])
-@pytest.mark.parametrize("framing", ["streamed", "huge"])
-async def test_content_of_another_length_than_declared(
-    nursery: trio.Nursery, declared: int, framing: str
-) -> None:
-    content = [b"ab", b"cd"] if framing == "streamed" else [b"x" * 100_000]
-    async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(LocalProtocolError) as info:
-            await pool.request(
-                "POST", URL, content=Pieces(*content), headers={"Content-Length": str(declared)}
-            )
-        relation = "longer" if declared < sum(map(len, content)) else "shorter"
-        assert str(info.value) == f"the content is {relation} than its Content-Length, {declared}"
-        assert isinstance(info.value.__cause__, h11.LocalProtocolError)
-        await settled(pool)
-        assert (await pool.request("PUT", URL, content=b"x")).content == b"x"
-
-
-@pytest.mark.parametrize("declared", [True, False])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("name", BUFFERS)
-async def test_pieces_are_counted_in_bytes(
-    nursery: trio.Nursery, name: str, method: str, declared: bool
-) -> None:
-    buffer: Any
-    buffer, content = BUFFERS[name]
-    headers = {"Content-Length": str(len(content) + 2)} if declared else {}
-    async with memory_pool(nursery, respond) as pool:
-        response = await pool.request(method, URL, content=[b"<", buffer, b">"], headers=headers)
-        assert response.content == b"<" + content + b">"
-        # As the first piece, and the only one.
-        assert (await pool.request(method, URL, content=[buffer])).content == content
-        assert (await pool.request(method, URL, content=buffer)).content == content
-    async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(LocalProtocolError):
-            await pool.request(
-                method, URL, content=[buffer], headers={"Content-Length": str(len(content) + 1)}
-            )
-
-
-async def test_the_iterators_own_error_before_the_response(nursery: trio.Nursery) -> None:
-    error = KeyError("user")
-    async with memory_pool(nursery, tolerate) as pool:
-        for content in (Pieces(error), Pieces(b"x", error), Pieces(b"x", trio.lowlevel.checkpoint, error)):
-            with pytest.raises(KeyError) as info:
-                await pool.request("POST", URL, content=content)
-            assert info.value is error
-            await settled(pool)
-        assert (await pool.request("GET", URL)).status == 200
-
-
-@pytest.mark.parametrize("reading", [True, False])
-async def test_the_iterators_own_error_during_the_response(nursery: trio.Nursery, reading: bool) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
-        await trio.sleep_forever()
-
-    go = trio.Event()
-    error = KeyError("user")
-    async with memory_pool(nursery, script) as pool:
-        request = Request("POST", URL, content=Pieces(b"x", go.wait, error))
-        response = await pool.handle_async_request(request)
-        chunks = response.aiter_stream()
-        assert await anext(chunks) == b"ab"
-        go.set()
-        await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(KeyError) as info:
-            await (anext(chunks) if reading else response.aclose())
-        assert info.value is error
-        await response.aclose()
-        await settled(pool)
-
-
-async def test_the_iterators_own_error_after_the_response(nursery: trio.Nursery) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send_response(200, body=b"abc")
-        await trio.sleep_forever()
-
-    go = trio.Event()
-    error = KeyError("user")
-    async with memory_pool(nursery, script) as pool:
-        request = Request("POST", URL, content=Pieces(b"x", go.wait, error))
-        response = await pool.handle_async_request(request)
-        assert b"".join([chunk async for chunk in response.aiter_stream()]) == b"abc"
-        go.set()
-        with pytest.raises(KeyError) as info:
-            await response.aclose()
-        assert info.value is error
-        await settled(pool)
-
-
-@pytest.mark.parametrize("method", ["POST", "GET"])
-@pytest.mark.parametrize("piece", ["text", 7, [b"x"], 0, ""])
-async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, piece: Any, method: str) -> None:
-    async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(LocalProtocolError, match=f"must give bytes, but gave {type(piece).__name__}"):
-            await pool.request(method, URL, content=Pieces(b"", piece, b"x"))
-        await settled(pool)
 
 
 async def test_a_generator_that_is_looked_into_is_ended_where_it_gives_what_is_not_bytes(
@@ -1272,212 +988,11 @@ async def test_headers_that_repeat_are_not_mixed_up(nursery: trio.Nursery, count
     assert seen == [b"1", b"1", b"2", b"1"]
 
 
-# -- Expect: 100-continue.
-
-EXPECT = {"Expect": "100-continue"}
-
-
-@pytest.mark.parametrize("content", [b"abc", Pieces(b"abc"), b"x" * 100_000])
-async def test_the_body_waits_for_100(nursery: trio.Nursery, autojump_clock: MockClock, content: Any) -> None:
-    sent_before = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        with trio.move_on_after(0.7):
-            sent_before.append(await peer.receive_chunk())
-        await peer.send_response(102)
-        with trio.move_on_after(0.2):
-            sent_before.append(await peer.receive_chunk())
-        await peer.send_response(100)
-        await peer.send_response(200, body=await peer.receive_body())
-        await respond(peer)
-
-    async with memory_pool(nursery, script) as pool:
-        began = trio.current_time()
-        response = await pool.request("POST", URL, content=content, headers=EXPECT)
-        assert trio.current_time() - began == pytest.approx(0.9)
-        assert response.content == (content if isinstance(content, bytes) else b"abc")
-        assert sent_before == []
-        await settled(pool, idle=1)
-
-
-@pytest.mark.parametrize("status", [417, 401, 200])
-@pytest.mark.parametrize("traced", [False, True])
-async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock, status: int, traced: bool
-) -> None:
-    received = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send_response(status, body=b"no")
-        received.append(await drain(peer))
-
-    trace = Events()
-    content = Pieces(b"abc")
-    async with memory_pool(nursery, script) as pool:
-        began = trio.current_time()
-        extensions = {"trace": trace} if traced else {}
-        response = await pool.request("POST", URL, content=content, headers=EXPECT, extensions=extensions)
-        assert (response.status, response.content) == (status, b"no")
-        assert trio.current_time() == began
-        await settled(pool)
-    await trio.testing.wait_all_tasks_blocked()
-    assert received == [b""]
-    assert content.taken == 0
-    assert ("http11.send_request_body.failed" in trace.names) is traced
-
-
-@pytest.mark.parametrize("timeout", [None, 0.25, 0])
-async def test_the_body_waits_no_longer_than_the_option_says(
-    nursery: trio.Nursery, autojump_clock: MockClock, timeout: float | None
-) -> None:
-    options = {} if timeout is None else {"expect_continue_timeout": timeout}
-    async with memory_pool(nursery, respond, **options) as pool:
-        began = trio.current_time()
-        response = await pool.request("POST", URL, content=b"abc", headers=EXPECT)
-        assert response.content == b"abc"
-        assert trio.current_time() - began == (1 if timeout is None else timeout)
-        await settled(pool, idle=1)
-
-
-async def test_without_a_body_nothing_waits(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with memory_pool(nursery, respond) as pool:
-        began = trio.current_time()
-        await pool.request("POST", URL, headers=EXPECT)
-        assert trio.current_time() == began
-
-
-# -- Informational responses.
-
-
-async def test_the_informational_callback_sees_each(nursery: trio.Nursery) -> None:
-    seen = []
-    order = []
-
-    async def callback(status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        order.append("called")
-        await trio.lowlevel.checkpoint()
-        seen.append((status, headers))
-
-    script = transcript(
-        b"HTTP/1.1 103 X\r\nLink: </a>\r\nlink: </b>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-    )
-    async with memory_pool(nursery, script) as pool:
-        response = await pool.request("GET", URL, extensions={"informational": callback})
-        await settled(pool, idle=1)
-    assert response.status == 200
-    assert seen == [(103, [(b"Link", b"</a>"), (b"link", b"</b>")]), (100, [])]
-
-
-async def test_what_the_informational_callback_raises_comes_out(nursery: trio.Nursery) -> None:
-    error = KeyError("user")
-
-    async def callback(status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        raise error
-
-    def not_async(status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        pass
-
-    script = transcript(b"HTTP/1.1 103 X\r\n\r\nHTTP/1.1 204 X\r\n\r\n")
-    async with memory_pool(nursery, script) as pool:
-        with pytest.raises(KeyError) as info:
-            await pool.request("GET", URL, extensions={"informational": callback})
-        assert info.value is error
-        with pytest.raises(TypeError, match="informational extension must be an async function"):
-            await pool.request("GET", URL, extensions={"informational": not_async})
-        await settled(pool)
-
-
 # -- Timeouts.
 
 
 def timeouts(**seconds: float) -> dict[str, Any]:
     return {"timeout": seconds}
-
-
-async def test_the_read_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with memory_pool(nursery, stall) as pool:
-        began = trio.current_time()
-        with pytest.raises(ReadTimeout):
-            await pool.request("GET", URL, extensions=timeouts(read=3))
-        assert trio.current_time() - began == 3
-        await settled(pool)
-
-
-@pytest.mark.parametrize("framing", PARTS)
-async def test_the_read_timeout_for_the_body_limits_each_wait(
-    nursery: trio.Nursery, autojump_clock: MockClock, framing: str
-) -> None:
-    head, first, _ = PARTS[framing]
-
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        for piece in (head, first):
-            await trio.sleep(2)
-            await peer.send(piece)
-        await trio.sleep_forever()
-
-    async with memory_pool(nursery, script) as pool:
-        began = trio.current_time()
-        async with pool.stream("GET", URL, extensions=timeouts(read=3)) as response:
-            chunks = response.aiter_stream()
-            assert await anext(chunks) == b"abc"
-            with pytest.raises(ReadTimeout):
-                await anext(chunks)
-        assert trio.current_time() - began == 2 + 2 + 3
-        await settled(pool)
-
-
-async def test_the_read_timeout_does_not_run_during_the_upload(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def wait() -> None:
-        await trio.sleep(10)
-
-    async with memory_pool(nursery, respond) as pool:
-        for traced in (False, True):
-            extensions = timeouts(read=3, write=3)
-            if traced:
-                extensions["trace"] = _ignore
-            content = Pieces(b"a", wait, b"b", wait, b"c")
-            response = await pool.request("POST", URL, content=content, extensions=extensions)
-            assert response.content == b"abc"
-
-
-async def _ignore(event: str, info: dict[str, Any]) -> None:
-    pass
-
-
-async def test_the_read_timeout_runs_when_the_upload_has_ended(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def wait() -> None:
-        await trio.sleep(10)
-
-    async with memory_pool(nursery, stall) as pool:
-        began = trio.current_time()
-        with pytest.raises(ReadTimeout):
-            await pool.request("POST", URL, content=Pieces(b"a", wait), extensions=timeouts(read=3))
-        assert trio.current_time() - began == 13
-        await settled(pool)
-
-
-async def test_the_read_timeout_runs_once_the_response_has_begun(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(PARTS["chunked"][0])
-        await trio.sleep_forever()
-
-    async with memory_pool(nursery, script) as pool:
-        began = trio.current_time()
-        with pytest.raises(ReadTimeout):
-            await pool.request("POST", URL, content=Pieces(trio.sleep_forever), extensions=timeouts(read=3))
-        assert trio.current_time() - began == 3
-        await settled(pool)
 
 
 async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -1879,24 +1394,6 @@ async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl
 # -- Traces of an exchange.
 
 
-async def test_the_order_of_an_upload_and_its_response(nursery: trio.Nursery) -> None:
-    events = Events()
-    async with memory_pool(nursery, respond) as pool:
-        await pool.request("POST", URL, content=Pieces(b"a", b"b"), extensions={"trace": events})
-    assert [name.removeprefix("http11.") for name in events.names[2:]] == [
-        "send_request_headers.started",
-        "send_request_headers.complete",
-        "send_request_body.started",
-        "send_request_body.complete",
-        "receive_response_headers.started",
-        "receive_response_headers.complete",
-        "receive_response_body.started",
-        "receive_response_body.complete",
-        "response_closed.started",
-        "response_closed.complete",
-    ]
-
-
 async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
@@ -1931,29 +1428,3 @@ async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
         [(b"A", b"b")],
     )
     assert isinstance(events.info("http11.send_request_body.failed")["exception"], WriteError)
-
-
-async def test_the_iterators_error_is_in_the_trace(nursery: trio.Nursery) -> None:
-    error = KeyError("user")
-    events = Events()
-    async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(KeyError):
-            await pool.request("POST", URL, content=Pieces(error), extensions={"trace": events})
-    assert events.info("http11.send_request_body.failed")["exception"] is error
-
-
-async def test_a_body_that_fails_is_in_the_trace(nursery: trio.Nursery) -> None:
-    events = Events()
-    script = transcript(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", then_close=True)
-    async with memory_pool(nursery, script) as pool:
-        with pytest.raises(RemoteProtocolError) as info:
-            await pool.request("GET", URL, extensions={"trace": events})
-    assert [name.removeprefix("http11.") for name in events.names[-6:]] == [
-        "receive_response_body.started",
-        "receive_response_body.failed",
-        "response_closed.started",
-        "response_closed.complete",
-        "connection.close.started",
-        "connection.close.complete",
-    ]
-    assert events.info("http11.receive_response_body.failed")["exception"] is info.value

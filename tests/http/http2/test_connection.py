@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -38,7 +38,7 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 from tests.harness.certificates import TLS, alpn_server, client_context, make_tls
 from tests.harness.checks import assert_unharmed
 from tests.harness.h2peer import H2Peer, Headers, h2_pool
-from tests.harness.peers import BUFFERS, DELIVERIES, reset
+from tests.harness.peers import DELIVERIES, reset
 from tests.harness.servers import serve_tcp
 from tests.harness.traces import Events, both_ends
 from trio_exchange import (
@@ -978,72 +978,6 @@ async def test_what_came_before_the_malformed_part_can_be_read(
         await client.is_served_on(peer)
 
 
-# -- Informational responses.
-
-
-async def test_the_informational_callback_sees_each(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    seen = []
-
-    async def callback(status: int, headers: Headers) -> None:
-        await trio.lowlevel.checkpoint()
-        seen.append((status, headers))
-
-    events = Events()
-    async with Client(nursery) as client:
-        request = client.request(extensions={"informational": callback, "trace": events})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        for block in ([(b":status", b"103"), (b"link", b"a")], [(b":status", b"199")], OK):
-            await peer.send_frame(head(peer, stream_id, block, *(["END_STREAM"] if block is OK else [])))
-        assert (await request.result()).status == 200
-    assert seen == [(103, [(b"link", b"a")]), (199, [])]
-    name = "http2.receive_informational_response"
-    shown = [info for event, info in events.seen if event == f"{name}.complete"]
-    assert shown == [{"return_value": (103, [(b"link", b"a")])}, {"return_value": (199, [])}]
-    started = [info for event, info in events.seen if event == f"{name}.started"]
-    assert [info["stream_id"] for info in started] == [1, 1]
-
-
-async def test_what_the_informational_callback_raises_comes_out(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def callback(status: int, headers: Headers) -> None:
-        raise LookupError("mine")
-
-    async with Client(nursery) as client:
-        request = client.request(extensions={"informational": callback})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.send_frame(head(peer, stream_id, [(b":status", b"103")]))
-        with pytest.raises(LookupError, match="mine"):
-            await request.result()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
-
-
-@pytest.mark.parametrize(("count", "works"), [(100, True), (101, False)])
-@pytest.mark.parametrize("slowly", [False, True])
-async def test_the_number_of_informational_responses(
-    nursery: trio.Nursery, autojump_clock: MockClock, count: int, works: bool, slowly: bool
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        for _ in range(count):
-            await peer.send_frame(head(peer, stream_id, [(b":status", b"103")]))
-            if slowly:
-                await wait_all_tasks_blocked()
-        if works:
-            await peer.respond(stream_id)
-            assert (await request.result()).status == 200
-        else:
-            with pytest.raises(RemoteProtocolError, match="more than 100 informational"):
-                await request.result()
-            assert await reset_of(peer, stream_id) is ErrorCodes.ENHANCE_YOUR_CALM
-        await client.is_served_on(peer)
-
-
 # -- Isolation.
 
 
@@ -1193,24 +1127,6 @@ async def test_the_iterators_error_concerns_its_stream_alone(
         await client.is_served_on(peer)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [([b"abc"], "2 bytes shorter"), ([b"abc", b"def"], "longer than its Content-Length")],
-)
-async def test_content_of_another_length_than_declared(
-    nursery: trio.Nursery, autojump_clock: MockClock, content: list[bytes], message: str
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request("POST", headers={"Content-Length": "5"}, content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        with pytest.raises(LocalProtocolError, match=message):
-            await request.result()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        assert b"".join(frame.data for frame in peer.sent(DataFrame)) == b"abc"
-        await client.is_served_on(peer)
-
-
 async def test_content_of_the_declared_length_ends_with_its_last_byte(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -1228,44 +1144,6 @@ async def test_content_of_the_declared_length_ends_with_its_last_byte(
             await request.result()
         await client.is_served_on(peer)
         assert stream_id == 1
-
-
-async def test_pieces_that_are_not_bytes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    content: Any = [b"some", "text"]
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        with pytest.raises(LocalProtocolError, match="must give bytes"):
-            await request.result()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
-
-
-@pytest.mark.parametrize("declared", [True, False])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("name", BUFFERS)
-async def test_pieces_are_counted_in_bytes(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, method: str, declared: bool
-) -> None:
-    buffer, content = BUFFERS[name]
-    headers = {"Content-Length": str(len(content) + 2)} if declared else {}
-    async with Client(nursery) as client:
-        request = client.request(method, content=[b"<", buffer, b">"], headers=headers)
-        peer = await client.peer()
-        stream_id, _, body = await peer.request()
-        assert body == b"<" + content + b">"
-        await peer.respond(stream_id, 200)
-        assert (await request.result()).status == 200
-        # As the first piece, and the only one.
-        request = client.request(method, content=[buffer])
-        stream_id, _, body = await peer.request()
-        assert body == content
-        await peer.respond(stream_id, 200)
-        assert (await request.result()).status == 200
-        wrong = client.request(method, content=[buffer], headers={"Content-Length": str(len(content) + 1)})
-        with pytest.raises(LocalProtocolError, match="shorter"):
-            await wrong.result()
 
 
 # -- What arrives for streams that were left.
@@ -1822,55 +1700,6 @@ async def test_padding_is_credited(nursery: trio.Nursery, autojump_clock: MockCl
 # -- Full duplex.
 
 
-async def test_a_dialogue_within_one_exchange(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    say, content = trio.open_memory_channel[bytes](0)
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        body = aiter(response.aiter_stream())
-        for word in (b"one", b"two", b"three"):
-            await say.send(word)
-            assert (await peer.event(h2.events.DataReceived, stream_id)).data == word
-            peer.h2.send_data(stream_id, word.upper())
-            await peer.flush()
-            assert await anext(body) == word.upper()
-        await say.aclose()
-        await peer.event(h2.events.StreamEnded, stream_id)
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        with pytest.raises(StopAsyncIteration):
-            await anext(body)
-        await response.aclose()
-        await client.is_served_on(peer)
-        assert peer.sent(RstStreamFrame) == []
-
-
-async def test_large_bodies_both_ways_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    content = pattern(MEGABYTE)
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        peer.h2.send_headers(stream_id, OK)
-        echoed = 0
-        while echoed < MEGABYTE:
-            event = await peer.event(h2.events.DataReceived, stream_id)
-            assert event.data is not None
-            assert event.flow_controlled_length is not None
-            while peer.h2.local_flow_control_window(stream_id) < len(event.data):
-                await peer.receive()
-            peer.h2.send_data(stream_id, event.data)
-            peer.h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
-            await peer.flush()
-            echoed += len(event.data)
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        assert (await request.result()).content == content
-
-
 @pytest.mark.parametrize("size", [0, 5, 200_000])
 @pytest.mark.parametrize("how", ["left open", "NO_ERROR", "NO_ERROR at once", "CANCEL"])
 async def test_an_early_answer_is_delivered_whole_and_ends_the_upload(
@@ -1930,21 +1759,6 @@ async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
         assert peer.sent(RstStreamFrame) == []
 
 
-async def test_a_response_that_is_left_ends_the_upload(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    content = Gated(b"first")
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"some", end=False)
-        await (await opened.result()).aclose()
-        assert content.closed
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
-
-
 async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -1963,87 +1777,7 @@ async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
         await client.is_served_on(peer)
 
 
-async def test_what_the_iterator_raises_comes_out_where_a_whole_response_is_left(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    error = KeyError("mine")
-    answered = trio.Event()
-
-    async def content() -> AsyncIterator[bytes]:
-        yield b"some"
-        await answered.wait()
-        raise error
-
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content())
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
-        response = await opened.result()
-        answered.set()
-        await wait_all_tasks_blocked()
-        with pytest.raises(KeyError) as info:
-            await response.aclose()
-        assert info.value is error
-        assert response.extensions["trailing_headers"] == [(b"a", b"b")]
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
-
-
 # -- Reading.
-
-
-async def test_after_the_end_there_is_nothing_more(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        await peer.respond((await peer.head())[0], body=b"body")
-        response = await opened.result()
-        stream: Any = response.stream
-        assert [chunk async for chunk in stream] == [b"body"]
-        with trio.testing.assert_checkpoints():
-            assert [chunk async for chunk in stream] == []
-        assert await stream.collect() == b""
-        await client.is_served_on(peer)
-
-
-async def test_two_tasks_can_t_read_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        stream: Any = response.stream
-        reading = Running(nursery, anext, stream)
-        await wait_all_tasks_blocked()
-        with pytest.raises(trio.BusyResourceError):
-            await anext(stream)
-        peer.h2.send_data(stream_id, b"a", end_stream=True)
-        await peer.flush()
-        assert await reading.result() == b"a"
-        await response.aclose()
-
-
-async def test_a_cancelled_read_can_be_taken_up_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"one, ", end=False)
-        response = await opened.result()
-        stream: Any = response.stream
-        assert await anext(stream) == b"one, "
-        with trio.move_on_after(1) as scope:
-            await anext(stream)
-        assert scope.cancelled_caught
-        peer.h2.send_data(stream_id, b"two", end_stream=True)
-        await peer.flush()
-        assert await stream.collect() == b"two"
-        await client.is_served_on(peer)
-        assert peer.sent(RstStreamFrame) == []
 
 
 async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
@@ -2077,102 +1811,7 @@ async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
         await response.aclose()
 
 
-# -- Expect: 100-continue.
-
-EXPECT = {"Expect": "100-continue"}
-
-
-@pytest.mark.parametrize("content", [b"body", [b"bo", b"dy"]], ids=["bytes", "pieces"])
-async def test_the_body_waits_for_100(nursery: trio.Nursery, autojump_clock: MockClock, content: Any) -> None:
-    async with Client(nursery, expect_continue_timeout=10) as client:
-        request = client.request("POST", headers=EXPECT, content=content)
-        peer = await client.peer()
-        stream_id, headers = await peer.head()
-        assert headers[b"expect"] == b"100-continue"
-        with trio.move_on_after(9):
-            await peer.event(h2.events.DataReceived)
-        assert peer.sent(DataFrame) == []
-        assert "END_STREAM" not in peer.sent(HeadersFrame)[0].flags
-        peer.h2.send_headers(stream_id, [(b":status", b"100")])
-        await peer.flush()
-        started = trio.current_time()
-        assert await peer.body(stream_id) == b"body"
-        assert trio.current_time() == started
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
-
-
-async def test_the_body_waits_no_longer_than_the_option_says(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery, expect_continue_timeout=10) as client:
-        request = client.request("POST", headers=EXPECT, content=b"body")
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        started = trio.current_time()
-        assert await peer.body(stream_id) == b"body"
-        assert trio.current_time() - started == pytest.approx(10)
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
-
-
-async def test_an_answer_instead_of_100_means_that_the_body_is_not_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request("POST", headers=EXPECT, content=b"body")
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, 417, body=b"no")
-        response = await request.result()
-        assert (response.status, response.content) == (417, b"no")
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        assert peer.sent(DataFrame) == []
-        await client.is_served_on(peer)
-
-
 # -- Timeouts. That a timed-out stream is reset, and others go on, is shown above.
-
-
-async def test_the_read_timeout_limits_each_wait(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        opened = client.open(extensions={"timeout": {"read": 5}})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await trio.sleep(4)
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        body = aiter(response.aiter_stream())
-        for _ in range(3):
-            reading = Running(nursery, anext, body)
-            await trio.sleep(4)
-            peer.h2.send_data(stream_id, b"x")
-            await peer.flush()
-            assert await reading.result() == b"x"
-        started = trio.current_time()
-        with pytest.raises(ReadTimeout, match="within 5 seconds"):
-            await anext(body)
-        assert trio.current_time() - started == pytest.approx(5)
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await response.aclose()
-        await client.is_served_on(peer)
-
-
-async def test_the_read_timeout_runs_when_the_upload_has_ended(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    content = Gated(b"x")
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content, extensions={"timeout": {"read": 5}})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await trio.sleep(100)
-        content.go.set()
-        started = trio.current_time()
-        with pytest.raises(ReadTimeout):
-            await request.result()
-        assert trio.current_time() - started == pytest.approx(5)
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
 
 
 async def test_the_write_timeout_while_the_window_is_closed(
@@ -2843,16 +2482,6 @@ async def test_the_connection_ends_while_a_handler_takes_its_time(
         assert_unharmed(client.pool)
 
 
-async def test_the_order_of_an_upload_and_its_response(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    events = Events()
-    pool, _ = h2_pool(nursery, serve_all)
-    async with pool:
-        await pool.request("POST", URL, content=[b"a", b"b"], extensions={"trace": events})
-    assert events.names == FIRST_EXCHANGE
-
-
 @pytest.mark.parametrize("stuck", [False, True])
 async def test_the_order_of_an_early_answer(
     nursery: trio.Nursery, autojump_clock: MockClock, stuck: bool
@@ -2906,25 +2535,6 @@ async def test_failures_are_in_the_trace(nursery: trio.Nursery, autojump_clock: 
             await request.result()
         assert events.info("http2.receive_response_body.failed") == {"exception": info.value}
         assert events.names[-2:] == both_ends("http2.response_closed")
-
-
-async def test_the_failure_of_an_upload_is_in_the_trace(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    events = Events()
-    error = KeyError("mine")
-
-    def content() -> Iterator[bytes]:
-        yield b"x"
-        raise error
-
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content(), extensions={"trace": events})
-        await client.peer()
-        with pytest.raises(KeyError) as info:
-            await request.result()
-        assert info.value is error
-    assert events.info("http2.send_request_body.failed") == {"exception": error}
 
 
 async def test_the_log_hides_secrets(
