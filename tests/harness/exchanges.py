@@ -29,7 +29,7 @@ class ServerExchange(abc.ABC):
 
     Attributes:
         method: The request's method.
-        target: Its target; in HTTP/2 its path.
+        target: Its target; in HTTP/2 its path, or of a CONNECT its authority.
         headers: Its headers, by their names in lower case.
     """
 
@@ -69,6 +69,10 @@ class ServerExchange(abc.ABC):
         """End the response's body."""
 
     @abc.abstractmethod
+    async def accept(self, status: int = 200, headers: Fields = ()) -> ScriptedPeer:
+        """Agree to a CONNECT; returns what is at the end of the tunnel."""
+
+    @abc.abstractmethod
     async def break_off(self) -> None:
         """End the response in the middle: close the connection, or reset the stream."""
 
@@ -79,6 +83,7 @@ class HTTP11Exchange(ServerExchange):
     def __init__(self, peer: ScriptedPeer, head: PeerRequest) -> None:
         self.method, self.target = head.method, head.target
         self.headers = {name.lower(): value for name, value in head.headers}
+        self.is_tunnel = False
         self._peer = peer
         self._chunked = False
 
@@ -106,6 +111,12 @@ class HTTP11Exchange(ServerExchange):
         if self._chunked:
             await self._peer.send(b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % field for field in trailers))
 
+    async def accept(self, status: int = 200, headers: Fields = ()) -> ScriptedPeer:
+        self.is_tunnel = True
+        fields = b"".join(b"%b: %b\r\n" % field for field in headers)
+        await self._peer.send(b"HTTP/1.1 %d Connected\r\n%b\r\n" % (status, fields))
+        return self._peer
+
     async def break_off(self) -> None:
         await self._peer.stream.aclose()
 
@@ -114,7 +125,8 @@ class HTTP2Exchange(ServerExchange):
     """The server's side in HTTP/2."""
 
     def __init__(self, stream: ServerStream) -> None:
-        self.method, self.target = stream.headers[b":method"], stream.headers[b":path"]
+        self.method = stream.headers[b":method"]
+        self.target = stream.headers.get(b":path", stream.headers[b":authority"])
         self.headers = stream.headers
         self.stream = stream
 
@@ -147,6 +159,10 @@ class HTTP2Exchange(ServerExchange):
             await self.stream.trail(list(trailers))
         else:
             await self.stream.send_eof()
+
+    async def accept(self, status: int = 200, headers: Fields = ()) -> ScriptedPeer:
+        await self.stream.respond(status, list(headers))
+        return ScriptedPeer(self.stream)
 
     async def break_off(self) -> None:
         await self.stream.reset(ErrorCodes.INTERNAL_ERROR)
@@ -202,7 +218,10 @@ class Client:
             ends = EOFError, h11.RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError
             with contextlib.suppress(*ends):
                 while True:
-                    await play(HTTP11Exchange(peer, await peer.receive_head()))
+                    exchange = HTTP11Exchange(peer, await peer.receive_head())
+                    await play(exchange)
+                    if exchange.is_tunnel:
+                        return
                     await peer.receive_body()
 
         async def serve_tls(peer: ScriptedPeer) -> None:

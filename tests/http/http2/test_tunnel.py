@@ -23,12 +23,10 @@ from trio.testing import MockClock
 from tests.harness.certificates import alpn_server, client_context, make_tls
 from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import BUFFERS, respond
+from tests.harness.peers import respond
 from tests.harness.servers import serve_tcp
 from trio_exchange import (
-    ConnectError,
     ConnectionPool,
-    ConnectTimeout,
     LocalProtocolError,
     NetworkStream,
     ReadError,
@@ -458,24 +456,6 @@ async def test_extended_connect_to_a_server_that_is_not_http2(nursery: trio.Nurs
 # -- The answer.
 
 
-@pytest.mark.parametrize("status", [200, 204, 299])
-async def test_any_2xx_makes_a_tunnel(nursery: trio.Nursery, status: int) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _ = await peer.head()
-        # A length has no meaning here (RFC 9110, 9.3.6).
-        await peer.respond(stream_id, 103, end=False)
-        await peer.respond(stream_id, status, [(b"content-length", b"3")], end=False)
-        await send(peer, stream_id, b"abcdef")
-        await peer.until_closed()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        assert response.status == status
-        assert await response.aread() == b""
-        assert await network_stream(response).read() == b"abcdef"
-
-
 @pytest.mark.parametrize("status", [300, 403, 502])
 @pytest.mark.parametrize("extensions", [TARGET, WEBSOCKET], ids=["connect", "extended"])
 async def test_any_other_answer_is_an_ordinary_response(status: int, extensions: dict[str, str]) -> None:
@@ -531,20 +511,6 @@ async def test_what_is_written_is_read(via: str) -> None:
             assert (await pool.request("GET", url)).content == b"hello"
         assert {frame.stream_id for frame in peer.sent(DataFrame)} == {1}
         assert_unharmed(pool, idle=1)
-
-
-@everywhere
-async def test_megabytes_both_ways_at_once(via: str) -> None:
-    """Far more than the windows hold, so that neither direction gets on without the other."""
-    content = bytes(range(256)) * 4096 * 3
-    async with a_pool(via, echo) as (pool, url, _), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        async with trio.open_nursery() as inner:
-            inner.start_soon(stream.write, content)
-            received = bytearray()
-            while len(received) < len(content):
-                received += await stream.read(timeout=10)
-        assert received == content
 
 
 @everywhere
@@ -646,24 +612,6 @@ async def test_a_tunnel_that_is_not_read_holds_one_window_and_no_other_stream(
         assert await stream.read() == b"z"
 
 
-async def test_reading_takes_pieces_of_what_came(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abcdef")
-        await peer.until_closed()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
-        for wrong in (0, -1):
-            with pytest.raises(ValueError, match="max_bytes"):
-                await stream.read(wrong)
-        assert await stream.read(1) == b"a"
-        assert await stream.receive_some(2) == b"bc"
-        assert await stream.receive_some() == b"def"
-
-
 @pytest.mark.parametrize("byte_by_byte", [False, True], ids=["whole", "bytewise"])
 async def test_data_that_comes_with_the_answer(nursery: trio.Nursery, byte_by_byte: bool) -> None:
     async def serve(peer: H2Peer) -> None:
@@ -746,32 +694,6 @@ async def test_closing_after_the_server_ended_ends_our_side_too(nursery: trio.Nu
         await (stream.aclose() if close == "stream" else response.aclose())
         assert_unharmed(pool, idle=1)
         await trio.testing.wait_all_tasks_blocked()
-
-
-@everywhere
-@pytest.mark.parametrize("name", BUFFERS)
-async def test_buffers_are_counted_in_bytes(via: str, name: str) -> None:
-    buffer, content = BUFFERS[name]
-    async with a_pool(via, echo) as (pool, url, peer), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        for send in (stream.write, stream.send_all):
-            async with trio.open_nursery() as writer:
-                writer.start_soon(send, buffer)
-                assert await read_exactly(stream, len(content)) == content
-        await stream.write(b"on")
-        assert await read_exactly(stream, 2) == b"on"
-        assert peer.sent(RstStreamFrame) == []
-
-
-async def test_what_is_no_buffer_does_a_tunnel_no_harm(nursery: trio.Nursery) -> None:
-    pool, _ = h2_pool(nursery, echo)
-    text: Any = "text"
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
-        with pytest.raises(TypeError, match="bytes-like"):
-            await stream.write(text)
-        await stream.write(b"on")
-        assert await read_exactly(stream, 2) == b"on"
 
 
 async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(
@@ -1082,65 +1004,6 @@ async def test_a_tunnel_goes_on_after_goaway(nursery: trio.Nursery) -> None:
 # -- One task at a time, cancellation, timeouts.
 
 
-async def test_two_readers_and_two_writers_are_told_apart(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        await accept(peer)
-        await peer.until_closed()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
-        reads: list[Callable[[], Awaitable[object]]] = [stream.read, stream.receive_some]
-        writes: list[Callable[[], Awaitable[object]]] = [
-            lambda: stream.write(b"x" * 100),
-            lambda: stream.send_all(b"x"),
-            stream.wait_send_all_might_not_block,
-            stream.send_eof,
-        ]
-        for operations in (reads, writes):
-            async with trio.open_nursery() as inner:
-                inner.start_soon(operations[0])
-                await trio.testing.wait_all_tasks_blocked()
-                for operation in operations:
-                    with pytest.raises(trio.BusyResourceError, match="another task is"):
-                        await operation()
-                inner.cancel_scope.cancel()
-
-
-@everywhere
-async def test_cancelled_reads_lose_no_data(via: str) -> None:
-    content = bytes(range(256)) * 500
-
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        for start in range(0, len(content), 700):
-            await send(peer, stream_id, content[start : start + 700])
-            await trio.testing.wait_all_tasks_blocked()
-        await send(peer, stream_id, b"", end=True)
-        await peer.until_closed()
-
-    async with a_pool(via, serve) as (pool, url, _), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        received, ended, count = b"", False, 0
-
-        async def cancel_after(steps: int, scope: trio.CancelScope) -> None:
-            for _ in range(steps):
-                await trio.lowlevel.checkpoint()
-            scope.cancel()
-
-        while not ended:
-            count += 1
-            async with trio.open_nursery() as inner:
-                if count % 2:
-                    inner.start_soon(cancel_after, count % 5, inner.cancel_scope)
-                data = await stream.read(100 if count % 3 else None)
-                received += data
-                ended = not data
-        assert received == content
-
-
 async def test_a_cancelled_write_tears_nothing(nursery: trio.Nursery) -> None:
     """What was sent is a beginning of the data, and the stream can be used and ended."""
     body = b""
@@ -1344,65 +1207,8 @@ async def test_http2_in_a_tunnel_of_http2(via: str) -> None:
             assert pool.statistics().connections_opened == 1
 
 
-async def no_tls(peer: ScriptedPeer) -> None:
-    await peer.receive_some()
-    await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
 async def nothing(peer: ScriptedPeer) -> None:
     await trio.sleep_forever()
-
-
-@pytest.mark.parametrize(
-    ("then", "depth", "message"),
-    [
-        (respond, 1, "certificate of wrong.example could not be verified"),
-        (no_tls, 0, "handshake with wrong.example failed"),
-    ],
-)
-async def test_start_tls_that_fails_resets_the_stream(
-    then: Callable[[ScriptedPeer], Awaitable[object]], depth: int, message: str
-) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await then(peer)
-
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await behind_a_proxy(script, depth=depth)(peer)
-        await peer.until_closed()
-
-    async with a_pool("memory", serve) as (pool, url, peer), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        with pytest.raises(ConnectError, match=message):
-            await stream.start_tls(client_context(make_tls().ca), "wrong.example")
-        with pytest.raises(ReadError):
-            await stream.read()
-        assert_unharmed(pool, idle=1)
-        await trio.testing.wait_all_tasks_blocked()
-        assert [frame.error_code for frame in peer.sent(RstStreamFrame)] == [ErrorCodes.CANCEL]
-
-
-@pytest.mark.parametrize("how", ["timeout", "cancelled"])
-async def test_start_tls_that_takes_too_long_resets_the_stream(autojump_clock: MockClock, how: str) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await accept(peer)
-        await peer.until_closed()
-
-    async with a_pool("memory", serve) as (pool, url, peer), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        began = trio.current_time()
-        if how == "timeout":
-            with pytest.raises(ConnectTimeout):
-                await stream.start_tls(make_tls().client, "example.com", timeout=3)
-        else:
-            with trio.move_on_after(3):
-                await stream.start_tls(make_tls().client, "example.com")
-        assert trio.current_time() - began == 3
-        assert_unharmed(pool, idle=1)
-        await trio.testing.wait_all_tasks_blocked()
-        assert [frame.error_code for frame in peer.sent(RstStreamFrame)] == [ErrorCodes.CANCEL]
 
 
 # -- WebSocket.
