@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 import select
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,7 +15,7 @@ from tests.harness.certificates import client_context, make_tls
 from tests.harness.checks import open_sockets
 from tests.harness.peers import DELIVERIES, Script, reset, respond, stall
 from tests.harness.servers import serve_tcp, serve_unix
-from tests.harness.streams import Wrapped
+from tests.harness.streams import Wrapped, clog, socket_streams
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -31,7 +28,6 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._connect.transport import Readiness, Transport, WouldBlock
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 URL = "http://example.com/"
@@ -590,17 +586,6 @@ async def test_trios_checks_in_memory(make: Callable[[], tuple[NetworkStream, Ne
     await trio.testing.check_half_closeable_stream(make_pair, None)
 
 
-def socket_streams() -> tuple[trio.SocketStream, trio.SocketStream]:
-    one, other = trio.socket.socketpair()
-    return trio.SocketStream(one), trio.SocketStream(other)
-
-
-def clog(sock: trio.socket.SocketType) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(sock.fileno(), b"x" * 65536)
-
-
 @pytest.mark.parametrize("along", [b"", b"x"], ids=["alone", "after a byte that came along"])
 async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, along: bytes) -> None:
     handed_over: list[trio.SocketStream] = []
@@ -628,182 +613,3 @@ async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, alo
             return stream, other
 
         await trio.testing.check_half_closeable_stream(make_pair, make_clogged_pair)
-
-
-# -- The transport.
-
-
-async def a_transport() -> tuple[Transport, trio.SocketStream]:
-    one, other = socket_streams()
-    return Transport(one), other
-
-
-async def test_a_transport_over_a_socket() -> None:
-    transport, other = await a_transport()
-    await transport.send_all(b"abc")
-    assert await other.receive_some() == b"abc"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.send_all, b"x" * 5_000_000)
-        received = 0
-        while received < 5_000_000:
-            received += len(await other.receive_some())
-    assert transport.bytes_sent == 5_000_003
-    with trio.testing.assert_checkpoints():
-        await transport.wait_send_all_might_not_block()
-    await other.send_all(b"abc")
-    assert await transport.receive_some(2) == b"ab"
-    assert await transport.receive_some() == b"c"
-    await other.aclose()
-    assert await transport.receive_some() == b""
-    await transport.aclose()
-    with pytest.raises(trio.ClosedResourceError):
-        await transport.receive_some()
-    with pytest.raises(trio.ClosedResourceError):
-        await transport.send_all(b"x")
-
-
-async def test_a_transport_waits_for_data_and_can_be_cancelled(autojump_clock: MockClock) -> None:
-    transport, other = await a_transport()
-    with trio.move_on_after(1) as scope:
-        await transport.receive_some()
-    assert scope.cancelled_caught
-    await other.send_all(b"abc")
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await transport.receive_some()
-    assert scope.cancelled_caught
-    assert await transport.receive_some() == b"abc"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other.send_all, b"def")
-        assert await transport.receive_some() == b"def"
-    await transport.aclose()
-    await other.aclose()
-
-
-async def test_probing_receives_what_is_there_and_never_waits() -> None:
-    transport, other = await a_transport()
-    transport.probing = 8
-    with pytest.raises(WouldBlock):
-        await transport.receive_some()
-    await other.send_all(b"abc")
-    assert await transport.receive_some() == b"abc"
-    with pytest.raises(WouldBlock):
-        await transport.receive_some()
-    await other.aclose()
-    assert await transport.receive_some() == b""
-    await transport.aclose()
-
-
-async def test_probing_is_not_done_for_ever() -> None:
-    transport, other = await a_transport()
-    await other.send_all(b"x" * 100)
-    transport.probing = 3
-    for _ in range(2):
-        assert await transport.receive_some(10) == b"x" * 10
-    with pytest.raises(trio.BrokenResourceError, match="nobody asked for"):
-        await transport.receive_some(10)
-    await transport.aclose()
-    await other.aclose()
-
-
-@pytest.mark.parametrize("poll", [True, False], ids=["poll", "none"])
-async def test_peeking(poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not poll:
-        monkeypatch.delattr(select, "poll")
-    transport, other = await a_transport()
-    assert transport.peek() is Readiness.QUIET
-    await other.send_all(b"a")
-    assert transport.peek() is Readiness.READABLE
-    assert transport.peek() is Readiness.READABLE
-    await transport.receive_some()
-    await other.aclose()
-    assert transport.peek() is Readiness.CLOSED
-    await transport.aclose()
-    assert transport.peek() is Readiness.CLOSED
-
-
-async def test_a_stream_that_is_no_socket() -> None:
-    stream, other = trio.testing.memory_stream_pair()
-    transport = Transport(stream)
-    await other.send_all(b"abc")
-    assert transport.peek() is Readiness.QUIET
-    assert transport.send_nowait(b"x") == 0
-    transport.probing = 8
-    with pytest.raises(WouldBlock):
-        await transport.receive_some()
-    transport.probing = 0
-    assert await transport.receive_some() == b"abc"
-    await transport.send_all(b"def")
-    assert await other.receive_some() == b"def"
-    await transport.aclose()
-
-
-async def test_a_transport_that_is_full_or_reset() -> None:
-    one, other = socket_streams()
-    transport = Transport(one)
-    clog(one.socket)
-    with trio.testing.assert_no_checkpoints():
-        assert transport.send_nowait(b"x") == 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.send_all, b"last")
-        received = b""
-        while not received.endswith(b"last"):
-            received = await other.receive_some()
-    # A unix socket that is closed with something left to read is reset.
-    await transport.send_all(b"unread")
-    await other.aclose()
-    with pytest.raises(trio.BrokenResourceError, match="receiving failed"):
-        await transport.receive_some()
-    with pytest.raises(trio.BrokenResourceError, match="sending failed"):
-        transport.send_nowait(b"x")
-    await transport.aclose()
-
-
-async def test_a_deferred_send_error_is_kept_once() -> None:
-    transport, other = await a_transport()
-    transport.defer_errors = True
-    await other.aclose()
-    await transport.send_all(b"a")
-    first = transport.send_error
-    assert isinstance(first, trio.BrokenResourceError)
-    await transport.send_all(b"a")
-    assert transport.send_error is first
-    await transport.aclose()
-
-
-async def test_a_transport_never_touches_a_descriptor_that_is_not_its_own_any_more() -> None:
-    transport, other = await a_transport()
-    await transport.stream.aclose()
-    # The kernel gives the lowest free number, which is the one just closed.
-    one, two = socket.socketpair()
-    for sock in (one, two):
-        sock.setblocking(False)
-    with pytest.raises(trio.ClosedResourceError):
-        transport.send_nowait(b"x")
-    with pytest.raises(trio.ClosedResourceError):
-        await transport.receive_some()
-    assert transport.peek() is Readiness.CLOSED
-    await transport.aclose()
-    del transport
-    one.send(b"still open")
-    assert two.recv(100) == b"still open"
-    for sock in (one, two):
-        sock.close()
-    await other.aclose()
-
-
-def test_a_transport_left_to_garbage_collection_closes_its_descriptor_once() -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-            transport = Transport(stream)
-            assert "SocketStream" in repr(transport)
-            del transport
-            gc.collect()
-            await stream.send_all(b"still open")
-            assert theirs.recv(100) == b"still open"
-            await stream.aclose()
-
-    trio.run(main)

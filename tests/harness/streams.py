@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -94,3 +96,14 @@ class OneSender(Wrapped):
         with trio.CancelScope(shield=True):
             async with self._lock:
                 await self.stream.send_all(data)
+
+
+def socket_streams() -> tuple[trio.SocketStream, trio.SocketStream]:
+    one, other = trio.socket.socketpair()
+    return trio.SocketStream(one), trio.SocketStream(other)
+
+
+def clog(sock: trio.socket.SocketType) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(sock.fileno(), b"x" * 65536)
