@@ -222,7 +222,8 @@ async def test_large_bodies_both_ways_at_once(client: Client, streamed: bool) ->
             await exchange.send(piece)
         await exchange.end()
 
-    size = 12 * MEGABYTE
+    # More than sockets' buffers hold in HTTP/1.1, and than the first windows in HTTP/2, whose peer is slow.
+    size = (4 if client.http2 else 12) * MEGABYTE
     whole = bytes(range(256)) * (size // 256)
     content: Any = stream_of(size, 100_000) if streamed else whole
     async with client.pool(script, sockets=True) as pool:
