@@ -57,8 +57,10 @@ class ServerExchange(abc.ABC):
         """Send an informational response."""
 
     @abc.abstractmethod
-    async def respond(self, status: int = 200, headers: Fields = (), body: bytes | None = b"") -> None:
-        """Send a response; without a body, that has to be sent piece by piece, and ended."""
+    async def respond(
+        self, status: int = 200, headers: Fields = (), body: bytes | None = b"", *, begin: bytes = b""
+    ) -> None:
+        """Send a response; without a body, that is sent piece by piece, `begin` with the head, and ended."""
 
     @abc.abstractmethod
     async def send(self, data: bytes) -> None:
@@ -99,13 +101,18 @@ class HTTP11Exchange(ServerExchange):
     async def inform(self, status: int, headers: Fields = ()) -> None:
         await self._peer.send_response(status, list(headers))
 
-    async def respond(self, status: int = 200, headers: Fields = (), body: bytes | None = b"") -> None:
+    async def respond(
+        self, status: int = 200, headers: Fields = (), body: bytes | None = b"", *, begin: bytes = b""
+    ) -> None:
         self._chunked = body is None and all(name.lower() != b"content-length" for name, _ in headers)
         framing = [(b"Transfer-Encoding", b"chunked")] if self._chunked else []
-        await self._peer.send_response(status, [*headers, *framing], body or b"")
+        await self._peer.send_response(status, [*headers, *framing], body or self._framed(begin))
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if data and self._chunked else data
 
     async def send(self, data: bytes) -> None:
-        await self._peer.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        await self._peer.send(self._framed(data))
 
     async def end(self, trailers: Fields = ()) -> None:
         if self._chunked:
@@ -145,8 +152,12 @@ class HTTP2Exchange(ServerExchange):
     async def inform(self, status: int, headers: Fields = ()) -> None:
         await self.stream.inform(status, list(headers))
 
-    async def respond(self, status: int = 200, headers: Fields = (), body: bytes | None = b"") -> None:
+    async def respond(
+        self, status: int = 200, headers: Fields = (), body: bytes | None = b"", *, begin: bytes = b""
+    ) -> None:
         await self.stream.respond(status, list(headers), end=body == b"")
+        if begin:
+            await self.stream.send_all(begin)
         if body:
             await self.stream.send_all(body)
             await self.stream.send_eof()

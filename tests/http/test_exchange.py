@@ -95,8 +95,7 @@ async def test_a_cancelled_read_can_be_taken_up_again(
     go = trio.Event()
 
     async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, framing, body=None)
-        await exchange.send(b"abc")
+        await exchange.respond(200, framing, body=None, begin=b"abc")
         await go.wait()
         await exchange.send(b"def")
         await exchange.end([] if framing else [(b"a", b"b")])
