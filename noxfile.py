@@ -35,10 +35,13 @@ SERVERS = {
 }
 # What the session `mutants` changes, and the tests that have to notice.
 MUTATED = {
-    "scheduler": ("_connections/scheduler.py", ["test_scheduler"]),
-    "exchange": ("_http/exchange.py", ["test_http11", "test_dropped_responses"]),
+    "scheduler": ("_connections/scheduler.py", ["connections/test_scheduler"]),
+    "exchange": (
+        "_http/exchange.py",
+        ["http/test_exchange", "http/test_http11", "http/test_dropped_responses"],
+    ),
     "fields": ("_fields.py", ["test_headers", "test_models"]),
-    "http2_headers": ("_http/http2/headers.py", ["test_http2_headers"]),
+    "http2_headers": ("_http/http2/headers.py", ["http/http2/test_headers"]),
 }
 WITHOUT_SERVERS = ("-m", "not interop")
 SIDE_BY_SIDE = ("-n", "auto")

@@ -5,9 +5,11 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
+import trio
 import trustme
 
-from .peers import make_tls
+from tests.harness.certificates import make_tls
+from tests.harness.exchanges import Client
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,10 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(params=["http11", "http11-tls", "http2", "http2-tls"])
+def client(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Client:
+    """For what holds in both versions of HTTP, without and with TLS."""
+    version, _, tls = request.param.partition("-")
+    return Client(nursery, http2=version == "http2", tls=bool(tls))

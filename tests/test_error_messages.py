@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 import trio_exchange
+from tests.harness.peers import respond, swallow
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -28,8 +29,6 @@ from trio_exchange import (
     Request,
 )
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import respond
 
 URL = "http://example.com/"
 
@@ -70,11 +69,6 @@ class Resolver(trio.abc.HostnameResolver):
 def frames_of(error: BaseException) -> list[str]:
     """The functions in a traceback, outermost first."""
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    async for _ in peer:
-        pass
 
 
 # -- Tracebacks.
@@ -217,10 +211,6 @@ async def test_so_does_what_a_body_raises(nursery: trio.Nursery) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"1"
         raise_mine()
-
-    async def swallow(peer: ScriptedPeer) -> None:
-        while await peer.receive_some():
-            pass
 
     async with ConnectionPool(connector=MemoryConnector(nursery, swallow)) as pool:
         with pytest.raises(Mine) as info:

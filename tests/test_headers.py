@@ -11,10 +11,9 @@ import pytest
 import trio
 from hypothesis import strategies as st
 
+from tests.harness.h2peer import H2Peer, h2_pool
 from trio_exchange import ConnectionPool, Headers, Proxy, ProxyError, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer, h2_pool
 
 PAIRS = [(b"Set-Cookie", b"a=1"), (b"content-type", b"text/plain"), (b"set-cookie", b"b=2")]
 

@@ -17,16 +17,17 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from tests.harness.checks import assert_unharmed
+from tests.harness.h2peer import h2_pool
+from tests.harness.peers import mute, respond
+from tests.harness.servers import background_nursery
+from tests.harness.streams import Wrapped
+from tests.harness.sweep import forgiving
 from trio_exchange import ConnectionPool, ExchangeError
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .h2peer import h2_pool
-from .peers import assert_unharmed, background_nursery, respond
-from .sweep import forgiving
-from .test_pool import mute
-
 URL = "http://example.com/"
-BUSY_PROGRAM = Path(__file__).parent / "busy_program.py"
+BUSY_PROGRAM = Path(__file__).parent / "harness" / "busy_program.py"
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -44,11 +45,11 @@ def interrupted(main: Callable[[], Awaitable[object]]) -> None:
 # -- In the tasks of a pool.
 
 
-class InterruptingStream(trio.abc.Stream):
+class InterruptingStream(Wrapped):
     """A stream in whose method `name` an interrupt comes, as if it came in the task that calls it."""
 
     def __init__(self, stream: trio.abc.Stream, name: str) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._name = name
 
     def _interrupt(self, name: str) -> None:
@@ -58,19 +59,16 @@ class InterruptingStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._interrupt("send_all")
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.stream.send_all(data)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self._stream.receive_some(max_bytes)
+        data = await self.stream.receive_some(max_bytes)
         self._interrupt("receive_some")
         return data
 
     async def aclose(self) -> None:
         self._interrupt("aclose")
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 class InterruptingConnector(MemoryConnector):
@@ -267,7 +265,7 @@ def test_twice_while_the_pool_closes() -> None:
                 await trio.sleep_forever()
             finally:
                 order.append("closed")
-                await trio.aclose_forcefully(self._stream)
+                await trio.aclose_forcefully(self.stream)
 
     class MuteConnector(MemoryConnector):
         async def connect_tcp(self, *args: Any, **kwargs: Any) -> trio.abc.Stream:

@@ -11,6 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.checks import assert_unharmed, internals, open_sockets
+from tests.harness.peers import mute, respond
+from tests.harness.servers import background_nursery, serve_tcp
+from tests.harness.streams import Crash, Crashing, WrappingConnector
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
@@ -21,9 +25,6 @@ from trio_exchange import (
 )
 from trio_exchange._connect.transport import Readiness
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import assert_unharmed, background_nursery, internals, open_sockets, respond, serve_tcp
-from .test_pool import Crash, Crashing, WrappingConnector, mute
 
 URL = "http://example.com/"
 

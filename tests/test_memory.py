@@ -14,6 +14,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.harness.certificates import TLS, new_tls
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import reset
+from tests.harness.servers import Server, serve_tcp
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
@@ -38,9 +42,6 @@ from trio_exchange._http.request import PreparedRequest
 from trio_exchange._http.upload import Upload
 from trio_exchange._timeouts import TimeBudget
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import TLS, Server, new_tls, reset, serve_tcp
 
 SIZE = 300_000
 

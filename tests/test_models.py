@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints
 
+from tests.harness.peers import respond
 from trio_exchange import (
     URL,
     ConnectionPool,
@@ -24,8 +25,6 @@ from trio_exchange import (
 from trio_exchange._content import ByteStream, CollectableStream
 from trio_exchange._http.request import PreparedRequest
 from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
-
-from .peers import respond
 
 
 class MyBytes(bytes):

@@ -24,6 +24,12 @@ import trio.testing
 import trustme
 
 import trio_exchange
+from tests.harness.certificates import client_context as new_client_context
+from tests.harness.checks import assert_settles, assert_unharmed, internals, open_sockets
+from tests.harness.peers import mute, reset, respond, swallow
+from tests.harness.servers import background_nursery, serve_tcp, serve_unix
+from tests.harness.streams import Crash, Crashing, Wrapped, WrappingConnector
+from tests.harness.traces import Events
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
@@ -43,85 +49,7 @@ from trio_exchange._connect.transport import Readiness
 from trio_exchange._http.connection import HTTPConnection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-from .peers import (
-    assert_unharmed,
-    background_nursery,
-    internals,
-    open_sockets,
-    reset,
-    respond,
-    serve_tcp,
-    serve_unix,
-)
-from .peers import client_context as new_client_context
-
 URL = "http://example.com/"
-
-
-class Wrapped(trio.abc.Stream):
-    """A stream to be derived from, for those that misbehave."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-class WrappingConnector(MemoryConnector):
-    """A memory connector whose streams are wrapped."""
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        serve: Callable[[ScriptedPeer], Awaitable[object]],
-        wrap: Callable[[trio.abc.Stream], trio.abc.Stream],
-    ) -> None:
-        super().__init__(nursery, serve)
-        self.wrap = wrap
-
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> trio.abc.Stream:
-        return self.wrap(await super().connect_tcp(*args, **kwargs))
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    """The script of a server that never answers."""
-    async for _ in peer:
-        pass
-
-
-async def assert_settles(pool: ConnectionPool, *, idle: int = 0) -> None:
-    """As `assert_unharmed`, after those connections that are to be closed had their time."""
-    await trio.testing.wait_all_tasks_blocked(0.005)
-    assert_unharmed(pool, idle=idle)
-
-
-async def swallow(peer: ScriptedPeer) -> None:
-    """The script of a server that receives whatever comes, and never answers."""
-    while await peer.receive_some():
-        pass
-
-
-class Recorder:
-    """A trace handler that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        self.events.append((event, info))
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        return [info for name, info in self.events if name == event]
 
 
 # -- Life.
@@ -219,16 +147,6 @@ def test_an_interrupt_while_closing_comes_out_as_itself() -> None:
     with pytest.raises(KeyboardInterrupt):
         trio.run(main)
     assert_unharmed(pools[0])
-
-
-class Crash(Exception):
-    pass
-
-
-class Crashing(Wrapped):
-    async def aclose(self) -> None:
-        await super().aclose()
-        raise Crash
 
 
 async def test_the_crash_of_a_connection_is_reported_at_the_end(nursery: trio.Nursery) -> None:
@@ -708,18 +626,18 @@ async def test_connecting_is_tried_again(
 ) -> None:
     connector = MemoryConnector(nursery, respond)
     connector.failures = [failure] * 4
-    trace = Recorder()
+    trace = Events()
     async with ConnectionPool(connector=connector, retries=4) as pool:
         started = trio.current_time()
         await pool.request("GET", URL, extensions={"trace": trace})
         assert trio.current_time() - started == 0 + 0.5 + 1 + 2
         assert pool.statistics().connections_opened == 1
-    told = trace.of("connection.retry.started")
+    told = trace.infos("connection.retry.started")
     assert [info["attempt"] for info in told] == [1, 2, 3, 4]
     assert [info["delay"] for info in told] == [0, 0.5, 1, 2]
     assert all(isinstance(info["exception"], ConnectError) for info in told)
-    assert len(trace.of("connection.connect_tcp.failed")) == 4
-    assert len(trace.of("connection.connect_tcp.complete")) == 1
+    assert len(trace.infos("connection.connect_tcp.failed")) == 4
+    assert len(trace.infos("connection.connect_tcp.complete")) == 1
 
 
 async def test_connecting_fails_in_the_end(
@@ -1096,7 +1014,7 @@ async def test_a_connection_that_ends_while_idle_is_not_used(
     event = trio.Event()
     script = functools.partial(after_first, event, action)
     server = await serve_tcp(nursery, script, tls=server_context if tls else None)
-    trace = Recorder()
+    trace = Events()
     async with ConnectionPool(client_context) as pool:
         await pool.request("POST", server.url, content=b"one")
         event.set()
@@ -1104,7 +1022,7 @@ async def test_a_connection_that_ends_while_idle_is_not_used(
         response = await pool.request("POST", server.url, content=b"two", extensions={"trace": trace})
         assert response.status == 200
         assert pool.statistics().connections_opened == 2
-        assert trace.of("connection.retry.started") == []
+        assert trace.infos("connection.retry.started") == []
 
 
 async def test_what_tls_says_during_a_trace_does_no_harm(nursery: trio.Nursery, ca: trustme.CA) -> None:
@@ -1229,17 +1147,17 @@ async def body() -> AsyncIterator[bytes]:
 async def test_an_idempotent_request_is_sent_again(
     nursery: trio.Nursery, method: str, content: bytes | list[bytes]
 ) -> None:
-    flaky, trace = Flaky(), Recorder()
+    flaky, trace = Flaky(), Events()
     async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
         await pool.request("GET", URL)
         response = await pool.request(method, URL, content=content, extensions={"trace": trace})
         assert response.status == 200
         assert flaky.bodies == [b"GET ", *[method.encode() + b" body"] * 2]
         assert_unharmed(pool, idle=1)
-        [told] = trace.of("connection.retry.started")
+        [told] = trace.infos("connection.retry.started")
         assert told["attempt"] == 1
         assert isinstance(told["exception"], RemoteProtocolError)
-        assert len(trace.of("connection.connect_tcp.complete")) == 1
+        assert len(trace.infos("connection.connect_tcp.complete")) == 1
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "FOO"])

@@ -11,11 +11,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.certificates import TLS, make_tls, new_tls
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import respond
 from trio_exchange import ConnectError, ConnectionPool, Headers, Proxy, ReadTimeout
 from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
-
-from .h2peer import H2Peer
-from .peers import TLS, make_tls, new_tls, respond
 
 URL = "http://example.com/"
 

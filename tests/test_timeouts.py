@@ -9,6 +9,8 @@ import trio
 from trio.testing import MockClock, assert_checkpoints
 
 import trio_exchange
+from tests.harness.peers import mute, respond
+from tests.harness.servers import serve_tcp
 from trio_exchange import (
     ConnectionPool,
     ConnectTimeout,
@@ -19,9 +21,7 @@ from trio_exchange import (
     WriteTimeout,
 )
 from trio_exchange._timeouts import TimeBudget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import respond, serve_tcp
+from trio_exchange.testing import MemoryConnector
 
 URL = "http://example.com/"
 
@@ -181,11 +181,6 @@ async def test_a_timeout_is_given_in_one_place(nursery: trio.Nursery) -> None:
         with pytest.raises(TypeError, match=one):
             trio_exchange.stream("GET", URL, extensions=extensions, timeout=1)
     assert connector.dialled == []
-
-
-async def mute(peer: ScriptedPeer) -> None:
-    async for _ in peer:
-        pass
 
 
 async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kwargs: Any) -> float:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
+from tests.harness.checks import assert_unharmed
+from tests.harness.peers import respond, stall
+from tests.harness.traces import Events, both_ends
 from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProtocolError, WriteError
 from trio_exchange._trace import Tracer, call_async, log_enabled, traced, tracer_for
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
-
-from .peers import Events, assert_unharmed, respond
 
 LOGGERS = ("trio_exchange", "trio_exchange.connection", "trio_exchange.http11")
 
@@ -170,10 +172,6 @@ async def get(pool: ConnectionPool, handler: Any = None, **more: Any) -> Any:
     return await pool.request("GET", "http://example.com/", extensions={"trace": handler, **more})
 
 
-def both_ends(*names: str) -> list[str]:
-    return [f"{name}.{end}" for name in names for end in ("started", "complete")]
-
-
 EXCHANGE = both_ends(
     "http11.send_request_headers",
     "http11.send_request_body",
@@ -238,6 +236,34 @@ async def test_a_failed_dialling_shows_its_exception(nursery: trio.Nursery) -> N
     assert events.info("connection.connect_tcp.failed") == {"exception": raised.value}
 
 
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_trace_handlers_network_error_does_not_repeat_the_request(
+    nursery: trio.Nursery, method: str
+) -> None:
+    seen = []
+
+    async def serve(peer: ScriptedPeer) -> None:
+        async for request in peer:
+            if request.target == b"/dies":
+                return
+            seen.append(request.method)
+            await peer.send_response()
+
+    async def handler(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.receive_response_headers.started":
+            await pool.request("GET", "http://other.example/dies")
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+        await pool.request("GET", "http://origin.example/")
+        with pytest.raises(RemoteProtocolError, match="without sending a response"):
+            await pool.request(
+                method, "http://origin.example/", content=b"once", extensions={"trace": handler}
+            )
+        await trio.testing.wait_all_tasks_blocked()
+        assert_unharmed(pool)
+    assert seen.count(method.encode()) <= 1
+
+
 ALL_EVENTS = both_ends("connection.connect_tcp") + EXCHANGE
 
 
@@ -299,12 +325,9 @@ async def test_a_handler_runs_in_the_requesters_task(nursery: trio.Nursery) -> N
 
 
 async def test_a_read_timeout_is_shown_as_failed(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async def mute(peer: ScriptedPeer) -> None:
-        await trio.sleep_forever()
-
     events = Events()
     async with trio.open_nursery() as peers:
-        async with ConnectionPool(connector=MemoryConnector(peers, mute)) as pool:
+        async with ConnectionPool(connector=MemoryConnector(peers, stall)) as pool:
             with pytest.raises(ReadTimeout) as raised:
                 await get(pool, events, timeout={"read": 3})
         peers.cancel_scope.cancel()

@@ -14,9 +14,9 @@ import wsproto.events
 
 from trio_exchange import ConnectionPool
 
+from .actions import TIMEOUTS, in_parallel, pieces, until_all_closed
 from .nginx import MIB
 from .process import Process, running_hypercorn
-from .test_nginx import TIMEOUTS, in_parallel, pieces, until_all_closed
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,9 +20,9 @@ from trio_exchange import ConnectionPool, ReadError, RemoteProtocolError, Reques
 from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
 
+from .actions import TIMEOUTS, in_parallel, next_text, pieces, read_exactly, serve, shout, until_all_closed
 from .nginx import MIB
 from .process import Process, running_nghttpd, running_nghttpx
-from .test_nginx import TIMEOUTS, in_parallel, pieces, read_exactly, until_all_closed
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
@@ -237,19 +237,6 @@ async def test_graceful_shutdown(nghttpx: Process, backend: Process) -> None:
 # Tunnels through nghttpx
 
 
-async def serve(nursery: trio.Nursery, play: Callable[[ScriptedPeer], Awaitable[None]]) -> int:
-    """A server on loopback that speaks HTTP/1.1, for nghttpx to connect to."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        async with ScriptedPeer(stream) as peer:
-            await play(peer)
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    nursery.start_soon(trio.serve_listeners, handle, listeners)
-    port: int = listeners[0].socket.getsockname()[1]
-    return port
-
-
 async def echo_until_its_end(peer: ScriptedPeer) -> None:
     request = await peer.receive_request()
     assert (request.method, request.target) == (b"CONNECT", b"example.test:443")
@@ -331,24 +318,6 @@ async def test_tls_in_a_tunnel(nursery: trio.Nursery, require: Require) -> None:
             assert outer.statistics().connections_opened == 1
 
 
-async def shout(peer: ScriptedPeer) -> None:
-    websocket = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
-    while data := await peer.receive_some():
-        websocket.receive_data(data)
-        for event in websocket.events():
-            match event:
-                case wsproto.events.Request():
-                    await peer.send(websocket.send(wsproto.events.AcceptConnection()))
-                case wsproto.events.TextMessage():
-                    answer = wsproto.events.TextMessage(
-                        event.data.upper(), message_finished=event.message_finished
-                    )
-                    await peer.send(websocket.send(answer))
-                case wsproto.events.CloseConnection():
-                    await peer.send(websocket.send(event.response()))
-                    return
-
-
 async def test_a_websocket(nursery: trio.Nursery, require: Require) -> None:
     """Extended CONNECT, which nghttpx makes an Upgrade of."""
     require("nghttpx")
@@ -377,17 +346,3 @@ async def test_a_websocket(nursery: trio.Nursery, require: Require) -> None:
         async with a_pool(server) as pool:
             await in_parallel(10, talk)
             assert pool.statistics().connections_opened == 1
-
-
-async def next_text(websocket: wsproto.connection.Connection, stream: Any) -> str:
-    return "".join([part async for part in _parts(websocket, stream)])
-
-
-async def _parts(websocket: wsproto.connection.Connection, stream: Any) -> AsyncIterator[str]:
-    while True:
-        for event in websocket.events():
-            assert isinstance(event, wsproto.events.TextMessage)
-            yield event.data
-            if event.message_finished:
-                return
-        websocket.receive_data(await stream.read(timeout=10))

@@ -8,7 +8,6 @@ import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,22 +16,19 @@ import trio
 import trio_exchange
 from trio_exchange import ConnectionPool
 
+from .actions import (
+    TIMEOUTS,
+    Transport,
+    header,
+    in_parallel,
+    pieces,
+    read_exactly,
+    served_by,
+    until_all_closed,
+)
 from .nginx import KIB, MIB, Nginx
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
-
-TIMEOUTS = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), 20.0)}
-
-
-@dataclass(frozen=True)
-class Transport:
-    """A way to reach the server."""
-
-    url: str
-    options: dict[str, Any]
-
-    def pool(self, **options: Any) -> ConnectionPool:
-        return ConnectionPool(**{**self.options, **options})
 
 
 TRANSPORTS: dict[str, Callable[[Nginx], Transport]] = {
@@ -45,37 +41,6 @@ TRANSPORTS: dict[str, Callable[[Nginx], Transport]] = {
 @pytest.fixture(params=TRANSPORTS)
 def via(request: pytest.FixtureRequest, nginx: Nginx) -> Transport:
     return TRANSPORTS[request.param](nginx)
-
-
-def header(response: trio_exchange.Response, name: bytes) -> bytes | None:
-    values = [value for key, value in response.headers if key.lower() == name.lower()]
-    return b", ".join(values) if values else None
-
-
-async def served_by(pool: ConnectionPool, url: str) -> tuple[bytes, bytes, int]:
-    """The server's worker, its name for the connection, and the count of requests on that."""
-    response = await pool.request("GET", url, extensions=TIMEOUTS)
-    assert response.status == 200
-    worker, connection, requests = response.content.split()
-    return worker, connection, int(requests)
-
-
-async def in_parallel(count: int, work: Callable[[int], Any]) -> None:
-    async with trio.open_nursery() as nursery:
-        for index in range(count):
-            nursery.start_soon(work, index)
-
-
-async def until_all_closed(pool: ConnectionPool, seconds: float) -> None:
-    """Without any traffic of ours: the pool has to notice by itself."""
-    with trio.fail_after(seconds):
-        while pool.connections:  # noqa: ASYNC110 - there is no event for it
-            await trio.sleep(0.01)
-
-
-async def pieces(content: bytes, size: int = 64 * KIB) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
 
 
 # Downloads
@@ -654,12 +619,3 @@ async def test_upgrade(nginx: Nginx, via: Transport) -> None:
             assert (await pool.request("GET", f"{via.url}/1k", extensions=TIMEOUTS)).status == 200
     finally:
         path.unlink()
-
-
-async def read_exactly(stream: trio_exchange.NetworkStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = await stream.read(size - len(data), timeout=10)
-        assert received
-        data += received
-    return data

@@ -14,8 +14,8 @@ import trio
 
 from trio_exchange import ConnectionPool, Response
 
+from .actions import TIMEOUTS, Transport, header, in_parallel, pieces, served_by, until_all_closed
 from .nginx import KIB, MIB, Nginx
-from .test_nginx import TIMEOUTS, Transport, header, in_parallel, pieces, served_by, until_all_closed
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 

@@ -15,9 +15,10 @@ import trio
 import wsproto
 import wsproto.events
 
+from tests.harness.checks import assert_unharmed, open_sockets
 from trio_exchange import ConnectError, ConnectionPool, ExchangeError, Proxy, ProxyError, Response
 
-from ..peers import assert_unharmed, open_sockets
+from .actions import TIMEOUTS, header, in_parallel, next_text, pieces, serve, served_by, shout
 from .nginx import KIB, MIB, Nginx, free_ports
 from .process import running_again
 from .proxies import (
@@ -37,8 +38,6 @@ from .proxies import (
     running_squid,
     running_tinyproxy,
 )
-from .test_nghttp2 import next_text, serve, shout
-from .test_nginx import TIMEOUTS, header, in_parallel, pieces, served_by
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from examples import _peers, proxy_server
-from tests.peers import client_context, make_tls
+from tests.harness.certificates import client_context, make_tls
 from trio_exchange import ConnectionPool, Proxy
 
 from . import measures

@@ -1,0 +1,48 @@
+"""The names of Trio that are not public and that `_connect/trio_internals.py` uses are still there."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+
+import pytest
+import trio
+import trio.testing
+
+from tests.harness.certificates import make_tls
+from trio_exchange._connect import trio_internals
+
+
+async def test_trio_keeps_the_ssl_object_and_what_it_has_not_decrypted() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    tls = make_tls()
+    client = trio.SSLStream(near, tls.client, server_hostname="localhost")
+    server = trio.SSLStream(far, tls.server, server_side=True)
+    for name in ("_ssl_object", "_incoming"):
+        assert hasattr(client, name), f"Trio {trio.__version__} has no SSLStream.{name} any more"
+    assert isinstance(trio_internals.ssl_object(client), ssl.SSLObject)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    for record in (b"one", b"two"):
+        await server.send_all(record)
+    assert await client.receive_some() == b"one"
+    assert trio_internals.has_undecrypted(client)
+    assert await client.receive_some() == b"two"
+    assert not trio_internals.has_undecrypted(client)
+
+
+async def test_trio_still_words_a_failed_attempt_as_before() -> None:
+    with trio.socket.socket() as unused:
+        await unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(OSError, match="all attempts to connect") as info:
+            await trio.open_tcp_stream("127.0.0.1", port)
+    group = info.value.__cause__
+    assert isinstance(group, ExceptionGroup)
+    (attempt,) = group.exceptions
+    assert isinstance(attempt, ConnectionRefusedError)
+    assert attempt.errno == errno.ECONNREFUSED
+    match = trio_internals.FAILED_ATTEMPT.fullmatch(str(attempt.strerror))
+    assert match, f"Trio {trio.__version__} says {attempt.strerror!r}"
+    assert match.groups() == ("127.0.0.1", str(port))
