@@ -223,7 +223,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[OLDEST])
 def mutants(session: nox.Session) -> None:
-    """Change modules in small ways, and see that their tests fail: after `--` the names in MUTATED, or all."""
+    """Change modules in small ways, and see that tests fail: after `--` the names in MUTATED, or all."""
     # Not the package itself: mutmut imports its own changed copy.
     session.install(*PROJECT["project"]["dependencies"], *group("test"), *group("mutants"))
     root = Path.cwd()
