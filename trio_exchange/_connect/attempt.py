@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import trio
 
 from .._exceptions import ConnectError, ConnectTimeout
 from .._timeouts import TimeBudget
-from .._trace import Tracer, traced
+from .._trace import Span, Tracer, span
 from .network_stream import transport_over
 from .transport import Transport
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,26 +46,20 @@ class Attempt:
         self.tracer = tracer
         self._opened: list[Transport] = []
 
-    async def step(
-        self, what: str, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]]
-    ) -> T:
-        """Await `operation()` as a trace point, for at most what is left of the budget.
+    def step(self, what: str, name: str, info: dict[str, Any]) -> Span:
+        """Make the trace point of a step, whose time the code inside spends from the budget.
 
-        What the operation opens has to have an owner before it returns, since the handler that is told so
-        may raise.
+        What that code opens has to have an owner before the block ends, since the handler that is told of
+        the end may raise.
 
         Args:
-            what: What it does, for people.
+            what: What the step does, for the message of a timeout.
             name: The trace point.
-            info: What the handler is told when it starts, but for the timeout.
-            operation: Does it.
-
-        Raises:
-            ConnectTimeout: There is no time left.
+            info: What the `started` event tells, but for the timeout.
         """
         info["timeout"] = self.budget.limit
         self.budget.spent_on = what
-        return await traced(self.tracer, name, info, self.budget.spend, operation)
+        return span(self.tracer, name, info)
 
     def own(self, stream: trio.abc.Stream) -> Transport:
         """Make a transport of a stream, and see to its closing if the attempt fails."""
@@ -135,7 +127,8 @@ async def establish_persistently(
             delay = next(delays)
             info = {"attempt": attempt, "delay": delay, "exception": exc}
         try:
-            await traced(tracer, "connection.retry", info, trio.sleep, delay)
+            async with span(tracer, "connection.retry", info):
+                await trio.sleep(delay)
         finally:
             # The exception's traceback leads to this frame.
             del info

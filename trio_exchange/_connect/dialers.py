@@ -77,12 +77,6 @@ class DirectDialer(Dialer):
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
         """Dial."""
-        transports: list[Transport] = []
-
-        async def connect() -> NetworkStream:
-            transports.append(attempt.own(await self._dial(host, port)))
-            return NetworkStream(transports[0], refusal=NOT_RAW)
-
         info: dict[str, Any] = {"socket_options": self._socket_options}
         if self._uds is None:
             name = "connection.connect_tcp"
@@ -90,8 +84,10 @@ class DirectDialer(Dialer):
         else:
             name = "connection.connect_unix_socket"
             info = {"path": self._uds, **info}
-        await attempt.step(f"connecting to {self._where(host, port)}", name, info, connect)
-        return transports[0]
+        async with attempt.step(f"connecting to {self._where(host, port)}", name, info) as step:
+            transport = attempt.own(await attempt.budget.spend(self._dial, host, port))
+            step.result = NetworkStream(transport, refusal=NOT_RAW)
+        return transport
 
     def _where(self, host: str, port: int) -> str:
         if self._uds is None:

@@ -123,12 +123,8 @@ async def encrypt(transport: Transport, tls: TLSSettings, trace_point: str, atte
         ConnectError: The handshake failed.
         ConnectTimeout: The attempt has no time left.
     """
-    encrypted: list[trio.abc.Stream] = []
-
-    async def handshake() -> NetworkStream:
-        encrypted.append(await start_tls(transport, tls))
-        return NetworkStream(encrypted[0], refusal=NOT_RAW)
-
     info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
-    await attempt.step(f"in the TLS handshake with {tls.whom}", trace_point, info, handshake)
-    return Connection(transport, encrypted[0])
+    async with attempt.step(f"in the TLS handshake with {tls.whom}", trace_point, info) as step:
+        encrypted = await attempt.budget.spend(start_tls, transport, tls)
+        step.result = NetworkStream(encrypted, refusal=NOT_RAW)
+    return Connection(transport, encrypted)

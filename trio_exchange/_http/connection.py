@@ -1,4 +1,10 @@
-"""TODO _http.connection."""
+"""What connections have in common whatever they speak.
+
+Theory of operation. A connection lives as long as its task, `run`, which is also what closes it. Other tasks
+only *mark* it: `close_soon` is synchronous, can be called in any state and from any task, and is all that a
+failing or cancelled request has to do. So there is exactly one place where the socket is closed, and it is
+reached however a request ends.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,9 @@ from .._connect.attempt import Connection
 from .._connect.network_stream import NOT_RAW, NetworkStream
 from .._connect.transport import Readiness, Transport
 from .._models import Response
-from .._timeouts import Timeouts
-from .._trace import Tracer, log_enabled, traced
+from .._trace import span, tracer_for
 from .._urls import Origin
-from .request import PreparedRequest
+from .request import RequestContext
 from .upload import Upload
 
 # How long closing a connection may take before it is cut.
@@ -131,9 +136,9 @@ class BaseConnection(abc.ABC):
             await self._live()
         finally:
             self.close_soon()
-            tracer = Tracer(None, log=True) if log_enabled() else None
             try:
-                await traced(tracer, "connection.close", {"connection": self}, self._close)
+                async with span(tracer_for({}), "connection.close", {"connection": self}):
+                    await self._close()
             finally:
                 self.closed.set()
 
@@ -200,12 +205,15 @@ class HTTPConnection(BaseConnection):
         return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
 
     @abc.abstractmethod
-    async def exchange(
-        self, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
-    ) -> Response:
+    async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
 
         The pool has granted this; in whatever way the exchange ends, the grant is given back.
+
+        Raises:
+            ExchangeFailed: The network or the server failed before the response began.
+            ExchangeError: The request failed otherwise.
+            Exception: What a callback or the content's iterator raised.
         """
 
     @abc.abstractmethod

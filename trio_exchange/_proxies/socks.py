@@ -90,14 +90,10 @@ class SOCKSDialer(Dialer):
             if len(host) > 255:
                 raise ConnectError(f"a name for SOCKS can't be longer than 255 bytes: {host[:50]!r}...")
             return [host]
-        addresses: list[str] = []
-
-        async def look_up() -> list[str]:
-            addresses.extend(await self._look_up(host, port))
-            return addresses
-
-        what = f"looking up {host}"
-        await attempt.step(what, "socks.getaddrinfo", {"host": host, "port": port}, look_up)
+        info = {"host": host, "port": port}
+        async with attempt.step(f"looking up {host}", "socks.getaddrinfo", info) as step:
+            addresses: list[str] = await attempt.budget.spend(self._look_up, host, port)
+            step.result = addresses
         return addresses
 
     def _check_address(self, address: str) -> str:
@@ -123,16 +119,12 @@ class SOCKSDialer(Dialer):
         transport = await self._dialer.connect(self._host, self._port, attempt)
         conversation = _Conversation(transport, self._proxy, self._where, self.name_of(host, port))
 
-        async def ask() -> NetworkStream:
-            if self._version == 4:
-                await conversation.connect_4(host, port)
-            else:
-                await conversation.connect_5(host, port)
-            return NetworkStream(transport, refusal=NOT_RAW)
-
+        ask = conversation.connect_4 if self._version == 4 else conversation.connect_5
         info = {"proxy": self._proxy, "host": host, "port": port}
         try:
-            await attempt.step(f"waiting for the proxy {self._where}", "socks.connect", info, ask)
+            async with attempt.step(f"waiting for the proxy {self._where}", "socks.connect", info) as step:
+                await attempt.budget.spend(ask, host, port)
+                step.result = NetworkStream(transport, refusal=NOT_RAW)
         except ProxyError as exc:
             await close_forcefully(transport)
             refused, conversation.refusal = exc is conversation.refusal, None

@@ -60,12 +60,13 @@ from ..._exceptions import (
 )
 from ..._fields import HeaderList
 from ..._models import Response
-from ..._timeouts import Timeouts, timed
-from ..._trace import Tracer
+from ..._timeouts import timed
 from ..._urls import Origin, with_tls
 from ..connection import HTTPConnection, Owner, Settings
-from ..request import PreparedRequest
-from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW
+from ..exchange import Exchange
+from ..message_stream import StreamState
+from ..request import RequestContext
+from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
 from .frames import (
     CONTINUATION,
     DATA,
@@ -84,15 +85,13 @@ from .frames import (
     parse_goaway,
     window_update,
 )
-from .stream import HTTP2Exchange
+from .stream import HTTP2Stream
 from .wakeup import Wakeup
 
 # How much may wait to be sent before data has to wait.
 _HIGH_WATER = 64 * 1024
 # How much may wait to be sent in answer to a server that does not read it.
 _MOST_ANSWERS = 256 * 1024
-# How much data is credited to the connection at once.
-_CREDIT_STEP = 1024 * 1024
 # The largest frame of data sent, whatever the server allows: others want to be sent too.
 _MOST_IN_FRAME = 64 * 1024
 # How many streams are opened at once, however many the server allows: h2 counts them one by one.
@@ -121,7 +120,7 @@ class HTTP2Connection(HTTPConnection):
         super().__init__(connection, origin, settings, owner)
         self._h2 = _new_h2(settings)
         self._exchanges = 0
-        self._streams: dict[int, HTTP2Exchange] = {}
+        self._streams: dict[int, HTTP2Stream] = {}
         # Streams that were reset on this side, in the order of that, and how much may still arrive on each.
         self._left: dict[int, int] = {}
         # Resets that the server may not have read yet, and how many its answer to a PING will confirm.
@@ -141,9 +140,7 @@ class HTTP2Connection(HTTPConnection):
         self._block_ends_stream = False
         self._flood_guard = FloodGuard(trio.current_time())
         self._last_received = trio.current_time()
-        # How much data has arrived that was not credited yet. Since all of it soon is, whatever becomes of
-        # it, the connection's window is never used up, and need not be counted.
-        self._uncredited = 0
+        self._window = ConnectionWindow()
         # What waits to be sent, how much the writer is sending, and who waits for that or for a window.
         self._outgoing = bytearray()
         self._in_flight = 0
@@ -181,13 +178,11 @@ class HTTP2Connection(HTTPConnection):
         """Give back a grant: the connection takes no more requests, but it may carry others."""
         self.owner.released(self)
 
-    async def exchange(
-        self, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
-    ) -> Response:
+    async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response. However it ends, others don't notice."""
         self.requests += 1
         self._exchanges += 1
-        return await HTTP2Exchange(self, prepared, timeouts, tracer, is_first=self.requests == 1).start()
+        return await Exchange(self, HTTP2Stream(self, context), context).start()
 
     def _is_active(self) -> bool:
         return self._exchanges > 0
@@ -196,9 +191,9 @@ class HTTP2Connection(HTTPConnection):
         failure = self.failure
         self.settings_received.set()
         # What the users do with the responses no longer concerns the connection.
-        exchanges, self._streams = self._streams, {}
-        for exchange in exchanges.values():
-            exchange.connection_failed(failure)
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.connection_failed(failure)
         self._progress.unpark_all()
 
     # -- The connection's tasks.
@@ -356,9 +351,7 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Streams, as exchanges use them.
 
-    def open(
-        self, exchange: HTTP2Exchange, headers: HeaderList, body: bytes, *, end_stream: bool
-    ) -> int | None:
+    def open(self, stream: HTTP2Stream, headers: HeaderList, body: bytes, *, end_stream: bool) -> int | None:
         """Open a stream, with the request's head and, if it is small, all of its body.
 
         Returns:
@@ -372,7 +365,7 @@ class HTTP2Connection(HTTPConnection):
         except h2.exceptions.TooManyStreamsError:
             # The server has lowered its limit since this was granted.
             return None
-        self._streams[stream_id] = exchange
+        self._streams[stream_id] = stream
         if body:
             self._h2.send_data(stream_id, body, end_stream=end_stream)
         if stream_id + 2 > _LAST_STREAM_ID:
@@ -409,18 +402,19 @@ class HTTP2Connection(HTTPConnection):
         """Whether the server takes extended CONNECT (RFC 8441, 3)."""
         return bool(self._h2.remote_settings.enable_connect_protocol)
 
-    def leave(self, stream_id: int | None, reset: ErrorCodes | None) -> None:
-        """An exchange has ended. Called by it, once.
+    def leave(self, stream: HTTP2Stream, reset: ErrorCodes | None) -> None:
+        """A stream has ended. Called by it, once.
 
         Args:
-            stream_id: Its stream, None if it has opened none.
+            stream: Which; it may never have been opened.
             reset: How to reset the stream, None if it has ended by itself.
         """
+        stream_id = stream.stream_id
         # Of a connection that is to be closed all streams have ended.
         if stream_id is not None and not self.will_close:
-            exchange = self._streams.pop(stream_id)
+            del self._streams[stream_id]
             if reset is not None:
-                self._reset(stream_id, reset, exchange.receivable)
+                self._reset(stream_id, reset, stream.window.receivable)
                 self.flush()
         self._exchanges -= 1
         if self._draining and not self._exchanges:
@@ -498,9 +492,9 @@ class HTTP2Connection(HTTPConnection):
             self._fail(failure)
 
     def _grant_credit(self) -> None:
-        if self._uncredited >= _CREDIT_STEP:
-            self.flush(window_update(0, self._uncredited))
-            self._uncredited = 0
+        increment = self._window.take_increment()
+        if increment:
+            self.flush(window_update(0, increment))
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.kind == DATA and self._take_data(frame):
@@ -516,10 +510,10 @@ class HTTP2Connection(HTTPConnection):
         if frame.kind <= CONTINUATION and not self._take_fragment(frame):
             self._show_h2(frame.raw)
 
-    def _receiver(self, stream_id: int) -> HTTP2Exchange | None:
-        """The exchange that may receive heads, data and trailers on a stream."""
-        exchange = self._streams.get(stream_id)
-        return None if exchange is None or exchange.received_end or exchange.is_over else exchange
+    def _receiver(self, stream_id: int) -> HTTP2Stream | None:
+        """The stream with that id if it may receive heads, data and trailers."""
+        stream = self._streams.get(stream_id)
+        return stream if stream is not None and stream.receives else None
 
     def _take_fragment(self, frame: Frame) -> bool:
         """Take a piece of a header block past h2, where it is for an exchange."""
@@ -533,41 +527,41 @@ class HTTP2Connection(HTTPConnection):
             # Whoever it is for, since what it says of the table of headers holds for those that follow.
             block: HeaderList = self._blaming_server(self._h2.decoder.decode, data, True)
             # The request may have been given up between the pieces.
-            exchange = self._streams.get(frame.stream_id)
-            if exchange is not None and not exchange.is_over:
-                exchange.take_block(block, ends=self._block_ends_stream)
+            stream = self._streams.get(frame.stream_id)
+            if stream is not None and stream.state is not StreamState.CLOSED:
+                stream.take_block(block, ends=self._block_ends_stream)
                 if self._block_ends_stream:
-                    self._take_end(frame.stream_id, exchange)
+                    self._take_end(frame.stream_id, stream)
         return True
 
-    def _take_end(self, stream_id: int, exchange: HTTP2Exchange) -> None:
+    def _take_end(self, stream_id: int, stream: HTTP2Stream) -> None:
         """The server has ended a stream, unless it was reset for what came along with the end."""
-        if not exchange.is_over:
+        if stream.state is not StreamState.CLOSED:
             self._h2.streams[stream_id].state_machine.process_input(StreamInputs.RECV_END_STREAM)
-            exchange.take_end()
+            stream.take_end()
 
     def _take_data(self, frame: Frame) -> bool:
         """Take data past h2, where it is for a stream that h2 would not complain about."""
-        exchange = self._receiver(frame.stream_id)
-        if exchange is None:
+        stream = self._receiver(frame.stream_id)
+        if stream is None:
             if frame.stream_id not in self._left:
                 return False
-            # It counts, though nobody wants it (RFC 9113, 5.1). What was sent before the reset was seen is
+            # It counts, though it is dropped (RFC 9113, 5.1). What was sent before the reset was seen is
             # no offence.
-            self._uncredited += frame.length
+            self._window.use(frame.length)
             self._left[frame.stream_id] -= frame.length
             if not frame.length or self._left[frame.stream_id] < 0:
                 self._flood_guard.spend(self._last_received)
             return True
-        self._uncredited += frame.length
+        self._window.use(frame.length)
         ends = frame.flags & END_STREAM
         if frame.length or ends:
             self._flood_guard.earn()
         else:
             self._flood_guard.spend(self._last_received)
-        exchange.take_data(content_of(frame), frame.length)
+        stream.take_data(content_of(frame), frame.length)
         if ends:
-            self._take_end(frame.stream_id, exchange)
+            self._take_end(frame.stream_id, stream)
         return True
 
     def _show_h2(self, raw: bytes) -> None:
@@ -600,18 +594,18 @@ class HTTP2Connection(HTTPConnection):
         self._drain()
         reason = f"sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
         self._farewell = f"{reason} and "
-        for stream_id, exchange in list(self._streams.items()):
+        for stream_id, stream in list(self._streams.items()):
             # One that has been refused, or has failed, hears no more.
-            if stream_id > goaway.last_stream_id and not exchange.is_over:
-                exchange.refused(f"the server {reason} and has not acted on the request")
-                self._forget(stream_id, exchange.receivable)
+            if stream_id > goaway.last_stream_id and stream.state is not StreamState.CLOSED:
+                stream.refused(f"the server {reason} and has not acted on the request")
+                self._forget(stream_id, stream.window.receivable)
         if not self._exchanges:
             self._fail(RemoteProtocolError(f"the server {reason}"))
 
     def _take_reset(self, event: h2.events.StreamReset) -> None:
-        # Streams that no exchange cares about any more h2 does not know either.
-        exchange = self._streams[event.stream_id or 0]
-        exchange.take_reset(event.error_code or 0, by_server=event.remote_reset)
+        # Streams that were left h2 does not know either.
+        stream = self._streams[event.stream_id or 0]
+        stream.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
         for code in event.changed_settings:
