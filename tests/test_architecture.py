@@ -35,6 +35,7 @@ FOLDERS = {
         "_trace",
     ],
     "_connect": [
+        "trio_internals",
         "transport",
         "handshake",
         "network_stream",
@@ -55,7 +56,18 @@ FOLDERS = {
         "http11_errors",
         "http11",
     ],
-    "_http.http2": ["wakeup", "flow_control", "frames", "headers", "tunnel", "stream", "connection"],
+    "_http.http2": [
+        "wakeup",
+        "flow_control",
+        "h2_internals",
+        "frames",
+        "resets",
+        "outbound",
+        "headers",
+        "tunnel",
+        "stream",
+        "connection",
+    ],
     "_connections": ["nursery", "scheduler", "manager"],
     "_proxies": ["environment", "http", "socks", "chain"],
 }
@@ -208,7 +220,15 @@ def test_the_scheduler_is_pure() -> None:
     ("package", "modules"),
     [
         ("h11", {"_http.http11", "testing"}),
-        ("h2", {"_http.http2.connection", "_http.http2.stream", "_http.http2.frames"}),
+        (
+            "h2",
+            {
+                "_http.http2.connection",
+                "_http.http2.stream",
+                "_http.http2.frames",
+                "_http.http2.h2_internals",
+            },
+        ),
         ("hpack", {"_http.http2.connection", "_http.http2.headers"}),
         ("idna", {"_urls"}),
         ("socksio", {"_proxies.socks"}),

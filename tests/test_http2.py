@@ -50,7 +50,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._http.http2 import connection as http2_connection
+from trio_exchange._http.http2 import resets as http2_resets
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -1318,7 +1318,7 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(
 async def test_data_for_a_stream_left_long_ago(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http2_connection, "_MOST_LEFT", 3)
+    monkeypatch.setattr(http2_resets, "MOST_REMEMBERED", 3)
     async with Client(nursery) as client:
         peer = await ready(client)
         ids = []

@@ -25,6 +25,7 @@ from .transport import (
     poll_for_reading,
     stream_below,
 )
+from .trio_internals import ssl_object_of
 
 NOT_RAW = (
     "this network stream belongs to HTTP and only gives information; it can be read and written after a "
@@ -278,8 +279,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         stream: Any = self._stream
         while stream is not None:
             if isinstance(stream, trio.SSLStream):
-                # Trio shows the methods of the object, but has no public name for the object itself.
-                return getattr(stream, "_ssl_object", stream)
+                return ssl_object_of(stream)
             stream = _below(stream)
         return None
 

@@ -31,6 +31,7 @@ from typing import Any
 import trio
 
 from .._exceptions import without_frames
+from .trio_internals import undecrypted_bytes
 
 RECEIVE_SIZE = 65536
 # In how many pieces may be received without waiting what nobody asked for.
@@ -95,8 +96,7 @@ def poll(stream: trio.abc.Stream) -> Readiness:
             return stream.peek()
         case trio.SSLStream() if _pollable_below(stream) is not None:
             readiness = poll(stream.transport_stream)
-            # What was received and not decrypted yet, Trio has no name for.
-            pending = readiness is Readiness.QUIET and stream._incoming.pending
+            pending = readiness is Readiness.QUIET and undecrypted_bytes(stream)
             return Readiness.READABLE if pending else readiness
     return Readiness.QUIET
 
