@@ -2188,7 +2188,7 @@ async def test_data_waits_while_too_much_waits_to_be_sent(
         upload = Running(nursery, functools.partial(pool.request, "POST", URL, content=content))
         await wait_all_tasks_blocked()
         connection: Any = pool.connections[0]
-        assert connection.pending < 256 * KILOBYTE
+        assert connection.outbound.size < 256 * KILOBYTE
         read_on.set()
         assert (await upload.result()).content == content[:5]
 

@@ -238,12 +238,15 @@ class ConnectionManager:
                 if pause is None:
                     raise failed.error
                 info = {"attempt": checkout.repetitions, "delay": pause, "exception": failed.error}
-                async with span(checkout.tracer, "connection.retry", info):
-                    await checkout.pause(pause)
             finally:
                 # The traceback of the error leads back to this frame.
                 del failed
-                info = {}
+            try:
+                async with span(checkout.tracer, "connection.retry", info):
+                    await checkout.pause(pause)
+            finally:
+                # What a handler raises may have the exception as its cause.
+                del info
 
     def _pause_after(
         self,

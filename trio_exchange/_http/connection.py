@@ -48,11 +48,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Owner:
-    """What a connection tells the pool, synchronously.
+    """The pool's functions that a connection calls, synchronously.
 
     Attributes:
-        released: One request has left the connection.
-        capacity_changed: The connection can carry so many requests at once from now on.
+        released: A request has ended, so that the connection has a place more.
+        capacity_changed: The number of requests that the connection can carry at once has changed.
         closing: The connection is marked for closing.
         start_upload: Starts an upload's task, which lives at most as long as the pool, in the caller's
             context.
@@ -143,7 +143,7 @@ class BaseConnection(abc.ABC):
                 self.closed.set()
 
     async def _close(self) -> None:
-        # It is closed all the same, and nobody is left to whom a failure would matter.
+        # The socket is closed whatever fails here, and no request is left that the failure would matter to.
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
                 scope.shield = True
@@ -174,7 +174,7 @@ class BaseConnection(abc.ABC):
         await self._close_requested.wait()
 
     async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
-        """Send what is to be sent before the end."""
+        """Send what the protocol sends before closing."""
 
     @abc.abstractmethod
     def _is_active(self) -> bool:
@@ -185,7 +185,7 @@ class BaseConnection(abc.ABC):
 
 
 class RawConnection(BaseConnection):
-    """A connection that is all its user's, who speaks whatever it is."""
+    """A connection whose stream belongs to the user, and on which no HTTP is spoken."""
 
     http_version = "no HTTP"
 
@@ -222,8 +222,8 @@ class HTTPConnection(BaseConnection):
 
     @abc.abstractmethod
     async def still_open(self) -> bool:
-        """Whether what has arrived on an idle connection is harmless."""
+        """Whether an idle connection is still usable after what has arrived on it."""
 
     @abc.abstractmethod
     def decline(self) -> None:
-        """Give back a grant, since the connection is of no use for it."""
+        """Give back a grant: the connection can't carry the request."""

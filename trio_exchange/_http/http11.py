@@ -52,7 +52,7 @@ from .._urls import Origin, with_tls
 from .connection import HTTPConnection, Owner, Settings
 from .exchange import Exchange
 from .http11_errors import explain_received, explain_sent
-from .message_stream import Head, StreamState, TracePoints
+from .message_stream import CLOSED, OPEN, Head, StreamState, TracePoints
 from .request import PreparedRequest, RequestContext
 
 _RESPONSE_BEGINS = b"HTTP/1."
@@ -77,7 +77,7 @@ class HTTP11Connection(HTTPConnection):
         return self._stream is not None
 
     def _end_exchanges(self) -> None:
-        # What the user does with the response no longer concerns the connection.
+        # The exchange goes on without the connection until its user closes the response.
         stream, self._stream = self._stream, None
         if stream is not None and stream.stop_sending is not None:
             stream.stop_sending()
@@ -232,7 +232,7 @@ class HTTP11Stream:
     trace_points = TracePoints("http11", tuple)
 
     def __init__(self, connection: HTTP11Connection, context: RequestContext) -> None:
-        self.state: StreamState = StreamState.OPEN
+        self.state: StreamState = OPEN
         self.answered: bool = False
         self.released: bool = False
         self.ends_connection: bool = False
@@ -562,7 +562,7 @@ class HTTP11Stream:
         return True
 
     def _is_clean(self) -> bool:
-        if self.state is not StreamState.CLOSED or not self._may_reuse or self._write_error is not None:
+        if self.state is not CLOSED or not self._may_reuse or self._write_error is not None:
             return False
         # It is another state where the request asks for the connection's end.
         if self._h11.our_state is not h11.DONE:

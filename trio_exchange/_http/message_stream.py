@@ -48,11 +48,15 @@ class StreamState(enum.Enum):
 
     def after_local_end(self) -> StreamState:
         """The state once the request was sent to its end."""
-        return StreamState.HALF_CLOSED_LOCAL if self is StreamState.OPEN else StreamState.CLOSED
+        return HALF_CLOSED_LOCAL if self is OPEN else CLOSED
 
     def after_remote_end(self) -> StreamState:
         """The state once the response has arrived to its end."""
-        return StreamState.HALF_CLOSED_REMOTE if self is StreamState.OPEN else StreamState.CLOSED
+        return HALF_CLOSED_REMOTE if self is OPEN else CLOSED
+
+
+# Looking a member up in its class takes Python 3.11 a quarter of a microsecond, each time.
+OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, CLOSED = StreamState
 
 
 class TracePoints:

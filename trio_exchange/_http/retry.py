@@ -8,7 +8,7 @@ from .._exceptions import ExchangeFailed
 
 
 class Resend(enum.Enum):
-    """Why a request that failed may be sent again, which decides how often.
+    """Why a request that failed may be sent again. The reason decides how often.
 
     Attributes:
         UNSENT: Nothing was sent, since the connection took no more requests, or broke after it had carried

@@ -1,15 +1,15 @@
 """Sending a body in a task of its own, while the exchange already waits for the response.
 
 Theory of operation. Servers may answer before they have read everything, or never read the rest, or answer
-piece by piece as they read. So whoever waits for the answer can't be the one who sends. The upload reports
-only by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised
-by the exchange, in the requester's task. What governs the waiting:
+piece by piece as they read. So one task sends while another waits for the response. The upload reports only
+by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised by the
+exchange, in the requester's task. The timeouts:
 
 - Until the response begins, the write timeout limits each send; the read timeout starts when the upload
   has ended.
-- Once the response has begun, the answer decides: a failure to send no longer matters, sends have no
-  limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
-  since under TLS that would make reading impossible.
+- Once the response has begun, a failure to send no longer matters, sends have no limit, and the read timeout
+  applies. A send in flight is not cancelled before the response was read, since under TLS that would make
+  reading impossible.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Upload:
         done: Set when the task has ended.
         succeeded: Whether the body was sent to its last byte, and the task has ended.
         error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
-        failure: Why the body was not sent whole though the iterator was not at fault.
-        reported: Whether the exchange has taken note of the end, or will not.
+        failure: Why the network did not take the whole body.
+        reported: Whether the exchange has taken the outcome, or has no use for it.
         wake: The scope in which the exchange waits, to be cancelled when the task ends.
         go_ahead: Set when the body may be sent.
     """
@@ -62,7 +62,7 @@ class Upload:
         self._write_timeout = context.timeouts.write
         self._continue_timeout = continue_timeout
         self._send_scope = trio.CancelScope()
-        # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
+        # Shielded, so that only `cancel` ends the task. Otherwise it could end without setting `done`.
         self._scope = trio.CancelScope(shield=True)
         # Its iterator may be what closes the response.
         self._task: trio.lowlevel.Task | None = None
@@ -159,7 +159,7 @@ class Upload:
         return error, failure
 
     def answered(self) -> None:
-        """The response has begun: from now on the server's answer counts, not its reading."""
+        """Lift the limits on sending, since the response has begun."""
         self._write_timeout = None
         self._send_scope.deadline = math.inf
         if not self.go_ahead.is_set():
@@ -171,12 +171,12 @@ class Upload:
         self._scope.cancel()
 
     def give_up(self) -> None:
-        """End the task, whose outcome is of no interest."""
+        """End the task, and ignore its outcome."""
         self.reported = True
         self.cancel()
 
     async def join(self) -> None:
-        """End the task, and wait until it has ended, but for the task itself."""
+        """End the task, and wait until it has ended, unless this is called in that task."""
         self.cancel()
         if trio.lowlevel.current_task() is not self._task:
             with trio.CancelScope(shield=True):

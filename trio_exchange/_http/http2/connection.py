@@ -7,8 +7,8 @@ Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
 - its *writer* sends what could not be sent at once, and everything where there is TLS (`outbound`);
 - the *requesters'* tasks run the exchanges, and their uploads.
 
-All of them change the state of h2 in synchronous steps only, and then `flush`, before which nothing but a
-trace handler is awaited. So bytes leave in the order in which h2 made them, and a cancelled request can't
+All of them change the state of h2 in synchronous steps only, and then call `flush`, before which only a trace
+handler is awaited. So bytes leave in the order in which h2 made them, and a cancelled request can't
 tear a frame. To open a stream, allocating its id and making its HEADERS are one such step, since ids must
 appear on the wire in their order.
 
@@ -45,7 +45,7 @@ from ..._models import Response
 from ..._urls import Origin, with_tls
 from ..connection import HTTPConnection, Owner, Settings
 from ..exchange import Exchange
-from ..message_stream import StreamState
+from ..message_stream import CLOSED
 from ..request import RequestContext
 from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
 from .frames import (
@@ -103,7 +103,7 @@ class HTTP2Connection(HTTPConnection):
             connection_window=CONNECTION_WINDOW,
             max_header_bytes=settings.max_header_bytes,
         )
-        self._outbound = OutboundQueue(self.transport, self.stream, self._close_requested)
+        self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
         # By id. A stream has its place before it is opened, and keeps it until its exchange has ended.
         self._streams: dict[int, HTTP2Stream] = {}
@@ -154,7 +154,7 @@ class HTTP2Connection(HTTPConnection):
         self.owner.released(self)
 
     async def exchange(self, context: RequestContext) -> Response:
-        """Send a request and receive the head of its response. However it ends, others don't notice."""
+        """Send a request and receive the head of its response. Other requests are not affected by its end."""
         self.requests += 1
         self._places_taken += 1
         return await Exchange(self, HTTP2Stream(self, context), context).start()
@@ -165,11 +165,11 @@ class HTTP2Connection(HTTPConnection):
     def _end_exchanges(self) -> None:
         failure = self.failure
         self.settings_received.set()
-        # What the users do with the responses no longer concerns the connection.
+        # The exchanges go on without the connection until their users close the responses.
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.connection_failed(failure)
-        self._outbound.wake_senders()
+        self.outbound.wake_senders()
 
     # -- The connection's tasks.
 
@@ -182,7 +182,7 @@ class HTTP2Connection(HTTPConnection):
             try:
                 await self._close_requested.wait()
             finally:
-                self._outbound.hurry()
+                self.outbound.hurry()
                 nursery.cancel_scope.cancel()
 
     @trio.lowlevel.enable_ki_protection
@@ -205,11 +205,11 @@ class HTTP2Connection(HTTPConnection):
 
     @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
-        await self._outbound.run()
-        if self._outbound.failure is not None:
+        await self.outbound.run()
+        if self.outbound.failure is not None:
             self._drain()
             await trio.sleep(_LAST_WORDS)
-            self._fail(self._outbound.failure)
+            self._fail(self.outbound.failure)
 
     @trio.lowlevel.enable_ki_protection
     async def _test(self, interval: float) -> None:
@@ -244,7 +244,7 @@ class HTTP2Connection(HTTPConnection):
         self.close_soon()
 
     async def _say_goodbye(self) -> None:
-        rest = self._outbound.take_rest()
+        rest = self.outbound.take_rest()
         if rest is None:
             return
         if not self._goaway_made:
@@ -255,32 +255,12 @@ class HTTP2Connection(HTTPConnection):
 
     def flush(self, more: bytes = b"") -> None:
         """Send what h2 has to say and then `more`, now if this is possible, else soon."""
-        if self._outbound.accepts:
+        if self.outbound.accepts:
             data = self._h2.data_to_send() + more
             if data:
-                self._outbound.add(data)
-                if self._outbound.failure is not None:
+                self.outbound.add(data)
+                if self.outbound.failure is not None:
                     self._drain()
-
-    async def wait_for_progress(self) -> None:
-        """Wait until more may be sent than before, for whatever reason."""
-        await self._outbound.wait_for_progress()
-
-    def wake_senders(self) -> None:
-        """Let the tasks that wait to send look again at how things are."""
-        self._outbound.wake_senders()
-
-    async def drained(self, timeout: float | None) -> None:
-        """Wait until not too much waits to be sent. It is a checkpoint only if it has to wait.
-
-        Raises:
-            WriteTimeout: It took more than `timeout` seconds.
-        """
-        await self._outbound.drained(timeout)
-
-    def is_contended(self) -> bool:
-        """Whether other tasks wait to send."""
-        return self._outbound.is_contended
 
     # -- What streams do.
 
@@ -307,7 +287,7 @@ class HTTP2Connection(HTTPConnection):
 
     def room(self, stream_id: int) -> int:
         """How many bytes of data can be sent on a stream now, in one frame."""
-        if self._outbound.is_full:
+        if self.outbound.is_full:
             return 0
         window = self._h2.local_flow_control_window(stream_id)
         return max(0, min(window, self._h2.max_outbound_frame_size, _MOST_IN_FRAME))
@@ -399,12 +379,12 @@ class HTTP2Connection(HTTPConnection):
                 if self.will_close:
                     return
             self._grant_credit()
-            before = self._outbound.size
+            before = self.outbound.size
             self.flush()
-            if not self._outbound.add_answers(self._outbound.size - before):
+            if not self.outbound.add_answers(self.outbound.size - before):
                 raise Violation(ErrorCodes.ENHANCE_YOUR_CALM, "the server does not read what it asks for")
         except Violation as exc:
-            # What else there was to say is of no interest any more.
+            # Only the GOAWAY matters from here on.
             self._h2.clear_outbound_data_buffer()
             self._h2.close_connection(exc.code)
             self._goaway_made = True
@@ -445,11 +425,11 @@ class HTTP2Connection(HTTPConnection):
         self._block.append(fragment_of(frame))
         if frame.flags & END_HEADERS:
             data, self._block = b"".join(self._block), []
-            # Whoever it is for, since what it says of the table of headers holds for those that follow.
+            # Also for a stream that was left, since later blocks depend on the table of headers.
             block: HeaderList = self._blaming_server(decode_headers, self._h2, data)
             # The request may have been given up between the pieces.
             stream = self._streams.get(frame.stream_id)
-            if stream is not None and stream.state is not StreamState.CLOSED:
+            if stream is not None and stream.state is not CLOSED:
                 stream.take_block(block, ends=self._block_ends_stream)
                 if self._block_ends_stream:
                     self._take_end(frame.stream_id, stream)
@@ -457,7 +437,7 @@ class HTTP2Connection(HTTPConnection):
 
     def _take_end(self, stream_id: int, stream: HTTP2Stream) -> None:
         """The server has ended a stream, unless it was reset for what came along with the end."""
-        if stream.state is not StreamState.CLOSED:
+        if stream.state is not CLOSED:
             end_stream_remotely(self._h2, stream_id)
             stream.take_end()
 
@@ -491,7 +471,7 @@ class HTTP2Connection(HTTPConnection):
                 take(self, event)
 
     def _blaming_server(self, parse: Callable[..., Any], *args: Any) -> Any:
-        """Call what takes the server's bytes apart."""
+        """Call a parser of the server's bytes, and raise `Violation` for whatever it raises."""
         try:
             return parse(*args)
         except h2.exceptions.ProtocolError as exc:
@@ -503,7 +483,7 @@ class HTTP2Connection(HTTPConnection):
                 ErrorCodes.COMPRESSION_ERROR, f"the server sent a bad header block: {exc}"
             ) from exc
         except Exception as exc:
-            # Bytes are all that it was given, so that whatever it is, they are at fault.
+            # A bug of the parser's, which only these bytes can have triggered.
             raise Violation(
                 ErrorCodes.PROTOCOL_ERROR, f"the server sent what can't be understood: {exc!r}"
             ) from exc
@@ -516,7 +496,7 @@ class HTTP2Connection(HTTPConnection):
         self._farewell = f"{reason} and "
         for stream_id, stream in list(self._streams.items()):
             # One that has been refused, or has failed, hears no more.
-            if stream_id > goaway.last_stream_id and stream.state is not StreamState.CLOSED:
+            if stream_id > goaway.last_stream_id and stream.state is not CLOSED:
                 stream.refused(f"the server {reason} and has not acted on the request")
                 self._forget(stream_id, stream.window.receivable)
         if not self._places_taken:
@@ -538,10 +518,10 @@ class HTTP2Connection(HTTPConnection):
         self.settings_received.set()
         if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:
             self._tell_capacity()
-        self._outbound.wake_senders()
+        self.outbound.wake_senders()
 
     def _take_window(self, _: h2.events.WindowUpdated) -> None:
-        self._outbound.wake_senders()
+        self.outbound.wake_senders()
 
 
 _EVENTS: dict[type, Callable[[HTTP2Connection, Any], None]] = {

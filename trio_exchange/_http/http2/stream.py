@@ -31,7 +31,15 @@ from ..._fields import HeaderList
 from ..._timeouts import timed
 from ..._trace import span
 from ..exchange import MAX_INFORMATIONAL
-from ..message_stream import Head, StreamState, TracePoints
+from ..message_stream import (
+    CLOSED,
+    HALF_CLOSED_LOCAL,
+    HALF_CLOSED_REMOTE,
+    OPEN,
+    Head,
+    StreamState,
+    TracePoints,
+)
 from ..request import RequestContext
 from .flow_control import ReceiveWindow
 from .frames import Violation, name_of, window_update
@@ -56,7 +64,7 @@ class HTTP2Stream:
     ends_connection = False
 
     def __init__(self, connection: HTTP2Connection, context: RequestContext) -> None:
-        self.state: StreamState = StreamState.OPEN
+        self.state: StreamState = OPEN
         self.stream_id: int | None = None
         self.answered: bool = False
         self.released: bool = False
@@ -145,7 +153,7 @@ class HTTP2Stream:
     async def send_head(self) -> None:
         """Send what was made, and wait until not too much waits to be sent."""
         self._connection.flush()
-        await self._connection.drained(self._context.timeouts.write)
+        await self._connection.outbound.drained(self._context.timeouts.write)
 
     def check_open(self) -> None:
         """Raise `ExchangeFailed` if the connection was closed."""
@@ -165,7 +173,7 @@ class HTTP2Stream:
             self._to_send -= size
         if data or (ends and not self._request_ended):
             self._send(data[:size], end=ends)
-        if size < len(data) and self._connection.is_contended():
+        if size < len(data) and self._connection.outbound.is_contended:
             await trio.lowlevel.checkpoint()
         return size
 
@@ -176,7 +184,7 @@ class HTTP2Stream:
             size = min(most, self._connection.room(self.id_on_wire))
             if size:
                 return size
-            await self._connection.wait_for_progress()
+            await self._connection.outbound.wait_for_progress()
 
     async def send_end(self) -> None:
         """Send END_STREAM, unless the last data had it."""
@@ -188,16 +196,16 @@ class HTTP2Stream:
     @property
     def _request_ended(self) -> bool:
         """Whether END_STREAM was sent."""
-        if self.state is StreamState.CLOSED:
+        if self.state is CLOSED:
             return self._failure is None
-        return self.state is StreamState.HALF_CLOSED_LOCAL
+        return self.state is HALF_CLOSED_LOCAL
 
     def _send(self, data: bytes | memoryview, *, end: bool = False) -> None:
         self._check_sendable()
         if end:
             self.state = self.state.after_local_end()
         self._connection.send_data(self.id_on_wire, data, end_stream=end)
-        if self.state is StreamState.CLOSED:
+        if self.state is CLOSED:
             self._leave()
 
     def _check_sendable(self) -> None:
@@ -207,7 +215,7 @@ class HTTP2Stream:
     @property
     def _is_over(self) -> bool:
         """Whether nothing can be sent or received any more."""
-        return self.state is StreamState.CLOSED or self._failure is not None or self._connection.will_close
+        return self.state is CLOSED or self._failure is not None or self._connection.will_close
 
     def end_request(self) -> bool:
         """Send END_STREAM if that is still to be sent and can be. Whether it was sent, now or before."""
@@ -219,14 +227,14 @@ class HTTP2Stream:
     async def wait_for_room(self) -> None:
         """Wait until there is room for data, or never will be."""
         while not (self._is_over or self._connection.room(self.id_on_wire)):
-            await self._connection.wait_for_progress()
+            await self._connection.outbound.wait_for_progress()
 
     # -- What the connection's reader tells. Nothing here waits.
 
     @property
     def receives(self) -> bool:
         """Whether heads, data and trailers may arrive."""
-        return self.state in (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
+        return self.state in (OPEN, HALF_CLOSED_LOCAL)
 
     def take_block(self, block: HeaderList, *, ends: bool) -> None:
         """A head of whatever kind, or the trailers; the end follows if it `ends` the stream."""
@@ -292,15 +300,15 @@ class HTTP2Stream:
             return
         self.state = self.state.after_remote_end()
         self._put(None)
-        if self.state is StreamState.CLOSED:
+        if self.state is CLOSED:
             self._leave()
 
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
         """The stream has been reset."""
-        complete = self.state is StreamState.HALF_CLOSED_REMOTE
-        self.state = StreamState.CLOSED
+        complete = self.state is HALF_CLOSED_REMOTE
+        self.state = CLOSED
         # A task that writes to a tunnel would wait for a window for ever.
-        self._connection.wake_senders()
+        self._connection.outbound.wake_senders()
         if complete:
             # The response is whole, and the server does not want the rest of the request (8.1).
             self._fail(ReadError("the stream was closed"))
@@ -315,14 +323,14 @@ class HTTP2Stream:
 
     def refused(self, reason: str) -> None:
         """The server has promised not to have acted on the request (RFC 9113, 8.7)."""
-        self.state = StreamState.CLOSED
+        self.state = CLOSED
         self._refused = True
         self._fail(RemoteProtocolError(reason))
 
     def connection_failed(self, failure: ExchangeError) -> None:
         """The connection has ended, and with it the stream."""
-        complete = self.state is StreamState.HALF_CLOSED_REMOTE
-        self.state = StreamState.CLOSED
+        complete = self.state is HALF_CLOSED_REMOTE
+        self.state = CLOSED
         if complete:
             self._stop_upload()
         elif not self.answered:
@@ -484,12 +492,12 @@ class HTTP2Stream:
         if self.tunnel is TunnelState.CLOSED:
             return
         self.tunnel = TunnelState.CLOSED
-        if self.state is StreamState.HALF_CLOSED_REMOTE:
+        if self.state is HALF_CLOSED_REMOTE:
             self.end_request()
         self._leave()
         self._inbox.clear()
         self._fail(ReadError("the stream was closed"))
-        self._connection.wake_senders()
+        self._connection.outbound.wake_senders()
 
     def release(self, *, reusable: bool) -> bool:
         """Leave the connection, resetting the stream if one side has not ended."""
@@ -499,16 +507,16 @@ class HTTP2Stream:
         if self.released:
             return True
         self.released = True
-        reset = None if self.state is StreamState.CLOSED else self._reset_code
+        reset = None if self.state is CLOSED else self._reset_code
         clean = reset is None and self._failure is None
-        self.state = StreamState.CLOSED
+        self.state = CLOSED
         if not clean:
             # Nothing will arrive for a task that waits, or asks again.
             self._fail(ReadError("the stream was closed"))
         self._connection.leave(self, reset)
         if not clean:
             # A task that writes to a tunnel would wait for a window for ever.
-            self._connection.wake_senders()
+            self._connection.outbound.wake_senders()
         return clean
 
     # -- Errors.
