@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 import trio_exchange
@@ -25,7 +23,8 @@ from trio_exchange import (
     WriteTimeout,
     _exceptions,
 )
-from trio_exchange._http.retry import Resend, mark_refused, mark_unanswered, reason_to_resend
+from trio_exchange._exceptions import ExchangeFailed
+from trio_exchange._http.retry import Resend, reason_to_resend
 
 PARENTS: dict[type[Exception], type[Exception] | tuple[type[Exception], ...]] = {
     ExchangeError: Exception,
@@ -64,8 +63,8 @@ reused_or_not = pytest.mark.parametrize("reused", [False, True])
 
 @idempotent_or_not
 @reused_or_not
-def test_an_error_that_nobody_marked_forbids_resending(idempotent: bool, reused: bool) -> None:
-    assert reason_to_resend(ReadError(), idempotent=idempotent, reused=reused) is None
+def test_a_failure_of_which_nothing_is_known_forbids_resending(idempotent: bool, reused: bool) -> None:
+    assert reason_to_resend(ExchangeFailed(ReadError()), idempotent=idempotent, reused=reused) is None
 
 
 @idempotent_or_not
@@ -73,8 +72,7 @@ def test_an_error_that_nobody_marked_forbids_resending(idempotent: bool, reused:
 def test_an_unsent_request_may_be_sent_again_if_the_connection_was_reused(
     idempotent: bool, reused: bool
 ) -> None:
-    error = WriteError()
-    mark_unanswered(error, unsent=True)
+    error = ExchangeFailed(WriteError(), unanswered=True, unsent=True)
     reason = reason_to_resend(error, idempotent=idempotent, reused=reused)
     assert reason is (Resend.UNSENT if reused else None)
 
@@ -84,8 +82,7 @@ def test_an_unsent_request_may_be_sent_again_if_the_connection_was_reused(
 def test_a_sent_but_unanswered_request_may_be_sent_again_if_it_is_idempotent_besides(
     idempotent: bool, reused: bool
 ) -> None:
-    error = ReadError()
-    mark_unanswered(error, unsent=False)
+    error = ExchangeFailed(ReadError(), unanswered=True)
     reason = reason_to_resend(error, idempotent=idempotent, reused=reused)
     assert reason is (Resend.UNANSWERED if idempotent and reused else None)
 
@@ -94,10 +91,7 @@ def test_a_sent_but_unanswered_request_may_be_sent_again_if_it_is_idempotent_bes
 @reused_or_not
 @pytest.mark.parametrize("unanswered", [False, True])
 def test_a_refused_request_may_always_be_sent_again(idempotent: bool, reused: bool, unanswered: bool) -> None:
-    error = RemoteProtocolError()
-    mark_refused(error)
-    if unanswered:
-        mark_unanswered(error, unsent=False)
+    error = ExchangeFailed(RemoteProtocolError(), refused=True, unanswered=unanswered)
     assert reason_to_resend(error, idempotent=idempotent, reused=reused) is Resend.REFUSED
 
 
@@ -106,13 +100,11 @@ def test_a_refused_request_may_always_be_sent_again(idempotent: bool, reused: bo
 def test_a_request_for_which_a_connection_had_no_place_may_always_be_sent(
     idempotent: bool, reused: bool
 ) -> None:
-    error = RemoteProtocolError()
-    mark_refused(error)
-    mark_unanswered(error, unsent=True)
+    error = ExchangeFailed(RemoteProtocolError(), refused=True, unanswered=True, unsent=True)
     assert reason_to_resend(error, idempotent=idempotent, reused=reused) is Resend.UNSENT
 
 
-@pytest.mark.parametrize("mark", [lambda error: mark_unanswered(error, unsent=True), mark_refused])
-def test_marking_one_error_leaves_others_alone(mark: Callable[[ReadError], None]) -> None:
-    mark(ReadError())
-    assert reason_to_resend(ReadError(), idempotent=True, reused=True) is None
+@pytest.mark.parametrize("known", [{"unanswered": True, "unsent": True}, {"refused": True}])
+def test_what_is_known_of_one_failure_leaves_others_alone(known: dict[str, bool]) -> None:
+    ExchangeFailed(ReadError(), **known)
+    assert reason_to_resend(ExchangeFailed(ReadError()), idempotent=True, reused=True) is None

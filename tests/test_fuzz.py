@@ -60,12 +60,12 @@ def test_an_answer_to_another_request_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 def test_data_of_another_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     data = (corpus.CORPUS / "http2" / "two-and-one").read_bytes()
-    take_data = http2_stream.HTTP2Exchange.take_data
+    take_data = http2_stream.HTTP2Stream.take_data
 
-    def take_twisted(exchange: http2_stream.HTTP2Exchange, data: bytes, size: int) -> None:
+    def take_twisted(exchange: http2_stream.HTTP2Stream, data: bytes, size: int) -> None:
         take_data(exchange, data.replace(b"\x03", b"\x01"), size)
 
-    monkeypatch.setattr(http2_stream.HTTP2Exchange, "take_data", take_twisted)
+    monkeypatch.setattr(http2_stream.HTTP2Stream, "take_data", take_twisted)
     with pytest.raises(Misbehaviour, match="a body of no stream"):
         TARGETS["http2"](data)
 

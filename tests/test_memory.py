@@ -37,8 +37,11 @@ from trio_exchange import (
 from trio_exchange._connections.manager import Checkout
 from trio_exchange._connections.scheduler import Waiter
 from trio_exchange._content import ByteStream
+from trio_exchange._exceptions import ExchangeFailed
 from trio_exchange._http.exchange import Exchange, ResponseBody
-from trio_exchange._http.request import PreparedRequest
+from trio_exchange._http.http2.stream import HTTP2Stream
+from trio_exchange._http.http11 import HTTP11Stream
+from trio_exchange._http.request import PreparedRequest, RequestBody, RequestContext
 from trio_exchange._http.upload import Upload
 from trio_exchange._timeouts import TimeBudget
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
@@ -82,6 +85,11 @@ OF_A_REQUEST = (
     Request,
     Response,
     PreparedRequest,
+    RequestBody,
+    RequestContext,
+    HTTP11Stream,
+    HTTP2Stream,
+    ExchangeFailed,
     Checkout,
     Waiter,
     TimeBudget,

@@ -22,8 +22,10 @@ from trio_exchange import (
     Response,
     UnsupportedProtocol,
 )
+from trio_exchange._connect.factory import ConnectionKey
 from trio_exchange._content import ByteStream, CollectableStream
-from trio_exchange._http.request import PreparedRequest
+from trio_exchange._http.request import PreparedRequest, RequestBody, RequestContext
+from trio_exchange._timeouts import Timeouts
 from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
 
 
@@ -782,7 +784,7 @@ class WholeOrdinary:
 def test_an_iterable_with_bytes_is_sent_as_bytes_are(content: Any) -> None:
     prepared = prepare("POST", content=content)
     assert prepared.body == b"whole"
-    assert prepared.body_can_be_sent_again
+    assert can_be_sent_again(prepared, RequestBody(prepared.request.stream))
     assert (b"Content-Length", b"5") in prepared.headers
     with_bytes = Request("POST", "http://a.example", content=content)
     assert repr(with_bytes.stream) == "<ByteStream [5 bytes]>"
@@ -986,6 +988,11 @@ def test_the_request_is_left_as_the_caller_made_it() -> None:
 FRAMING = (b"content-length", b"transfer-encoding")
 
 
+def can_be_sent_again(prepared: PreparedRequest, body: RequestBody) -> bool:
+    key = ConnectionKey(b"http", b"h", 80, None)
+    return RequestContext(prepared, body, key, Timeouts(), None).can_be_sent_again
+
+
 def framing(prepared: PreparedRequest) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in prepared.headers if name.lower() in FRAMING]
 
@@ -1153,27 +1160,31 @@ def test_idempotent_methods(method: str, idempotent: bool) -> None:
 @pytest.mark.parametrize("chunks", [[], [b""], [b"", b""]])
 async def test_an_empty_stream_is_no_content(method: str, chunks: list[bytes]) -> None:
     prepared = prepare(method, headers={"Expect": "100-continue"}, content=AsyncChunks(*chunks))
-    await prepared.peek_body()
+    body = RequestBody(prepared.request.stream)
+    given, prepared = prepared, await body.peek(prepared)
+    assert given.body is None
+    assert (b"Transfer-Encoding", b"chunked") in given.headers
     assert prepared.body == b""
     assert framing(prepared) == []
     assert not prepared.expects_continue
-    assert prepared.body_can_be_sent_again
+    assert can_be_sent_again(prepared, body)
 
 
 async def test_a_stream_with_content_is_not_lost_by_looking() -> None:
     prepared = prepare("GET", content=AsyncChunks(b"", b"a", b"b"))
-    await prepared.peek_body()
+    content = RequestBody(prepared.request.stream)
+    assert await content.peek(prepared) is prepared
     assert prepared.body is None
     assert framing(prepared) == [(b"Transfer-Encoding", b"chunked")]
-    assert prepared.body_can_be_sent_again
-    body = prepared.iterate_body()
+    assert content.can_be_sent_again
+    body = content.iterate()
     assert aiter(body) is body
     for expected in (b"a", b"b"):
         with assert_checkpoints():
             assert await anext(body) == expected
     with pytest.raises(StopAsyncIteration):
         await anext(body)
-    assert not prepared.body_can_be_sent_again
+    assert not content.can_be_sent_again
 
 
 @pytest.mark.parametrize(
@@ -1190,7 +1201,7 @@ async def test_nobody_looks_where_it_does_not_matter(
     prepared = prepare(method, headers=headers, content=content)
     before = (prepared.body, list(prepared.headers))
     with trio.testing.assert_no_checkpoints():
-        await prepared.peek_body()
+        assert await RequestBody(prepared.request.stream).peek(prepared) is prepared
     assert (prepared.body, prepared.headers) == before
 
 
@@ -1199,8 +1210,9 @@ async def test_an_error_while_looking_is_the_users_own() -> None:
         def __iter__(self) -> Iterator[bytes]:
             raise LookupError("user")
 
+    prepared = prepare("GET", content=Failing())
     with pytest.raises(LookupError, match="user"):
-        await prepare("GET", content=Failing()).peek_body()
+        await RequestBody(prepared.request.stream).peek(prepared)
 
 
 # -- Sending content once more.
@@ -1209,9 +1221,10 @@ async def test_an_error_while_looking_is_the_users_own() -> None:
 @pytest.mark.parametrize("content", [None, b"", b"x", [b"x"], (b"x",), {b"x"}])
 async def test_content_that_can_be_sent_again(content: Any) -> None:
     prepared = prepare("POST", content=content)
-    first = await collect(prepared.iterate_body())
-    assert prepared.body_can_be_sent_again
-    assert await collect(prepared.iterate_body()) == first
+    body = RequestBody(prepared.request.stream)
+    first = await collect(body.iterate())
+    assert can_be_sent_again(prepared, body)
+    assert await collect(body.iterate()) == first
 
 
 @pytest.mark.parametrize(
@@ -1219,9 +1232,10 @@ async def test_content_that_can_be_sent_again(content: Any) -> None:
 )
 async def test_content_that_can_be_sent_only_once(make: Callable[[], Any]) -> None:
     prepared = prepare("POST", content=make())
-    assert prepared.body_can_be_sent_again
-    prepared.iterate_body()
-    assert not prepared.body_can_be_sent_again
+    body = RequestBody(prepared.request.stream)
+    assert can_be_sent_again(prepared, body)
+    body.iterate()
+    assert not can_be_sent_again(prepared, body)
 
 
 def test_a_byte_stream_of_another_request_is_content_too() -> None:

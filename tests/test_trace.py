@@ -14,7 +14,8 @@ from tests.harness.checks import assert_unharmed
 from tests.harness.peers import respond, stall
 from tests.harness.traces import Events, both_ends
 from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProtocolError, WriteError
-from trio_exchange._trace import Tracer, call_async, log_enabled, traced, tracer_for
+from trio_exchange._exceptions import ExchangeFailed
+from trio_exchange._trace import Tracer, call_async, log_enabled, span, tracer_for
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 LOGGERS = ("trio_exchange", "trio_exchange.connection", "trio_exchange.http11")
@@ -76,12 +77,30 @@ def test_a_handler_that_is_not_callable(handler: object) -> None:
 
 async def test_a_trace_point_that_succeeds() -> None:
     events = Events()
-    assert await traced(Tracer(events, log=False), "http11.x", {"a": 1}, return_seven) == 7
+    async with span(Tracer(events, log=False), "http11.x", {"a": 1}) as operation:
+        operation.result = await return_seven()
     assert events.seen == [("http11.x.started", {"a": 1}), ("http11.x.complete", {"return_value": 7})]
 
 
 async def test_a_trace_point_that_nobody_looks_at() -> None:
-    assert await traced(None, "http11.x", {}, return_seven) == 7
+    operation = span(None, "http11.x", {})
+    assert span(None, "http11.y", {}) is operation
+    await operation.start()
+    async with operation as inside:
+        inside.result = await return_seven()
+    # It is shared, and must not keep the result alive.
+    assert inside.result is None
+    await operation.complete()
+    await operation.fail(KeyError("user"))
+
+
+async def test_an_error_is_reported_in_place_of_what_a_connection_wraps_it_in() -> None:
+    events = Events()
+    failed = ExchangeFailed(WriteError("network"), unsent=True)
+    with pytest.raises(ExchangeFailed):
+        async with span(Tracer(events, log=False), "http11.x", {}):
+            raise failed
+    assert events.seen[1:] == [("http11.x.failed", {"exception": failed.error})]
 
 
 async def test_a_trace_point_that_fails() -> None:
@@ -92,7 +111,8 @@ async def test_a_trace_point_that_fails() -> None:
 
     events = Events()
     with pytest.raises(KeyError) as info:
-        await traced(Tracer(events, log=False), "http11.x", {}, fail)
+        async with span(Tracer(events, log=False), "http11.x", {}):
+            await fail()
     assert info.value is error
     assert events.seen == [("http11.x.started", {}), ("http11.x.failed", {"exception": error})]
 
@@ -106,7 +126,8 @@ async def test_a_handler_that_is_cancelled_runs_to_its_first_checkpoint(autojump
         seen.append("after")
 
     with trio.move_on_after(1):
-        await traced(Tracer(handler, log=False), "http11.x", {}, trio.sleep_forever)
+        async with span(Tracer(handler, log=False), "http11.x", {}):
+            await trio.sleep_forever()
     assert seen == ["http11.x.started", "after", "http11.x.failed"]
 
 
@@ -122,7 +143,8 @@ async def test_what_a_handler_raises_ends_the_operation(failing: str) -> None:
             raise LookupError("handler")
 
     with pytest.raises(LookupError, match="handler"):
-        await traced(Tracer(handler, log=False), "http11.x", {}, operation)
+        async with span(Tracer(handler, log=False), "http11.x", {}):
+            await operation()
     assert calls == ([] if failing == "started" else ["operation"])
 
 
@@ -135,7 +157,8 @@ async def test_a_handler_that_raises_about_a_failure_keeps_it_as_context() -> No
         raise WriteError("network")
 
     with pytest.raises(LookupError, match="handler") as info:
-        await traced(Tracer(handler, log=False), "http11.x", {}, fail)
+        async with span(Tracer(handler, log=False), "http11.x", {}):
+            await fail()
     assert isinstance(info.value.__context__, WriteError)
 
 

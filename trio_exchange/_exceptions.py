@@ -39,13 +39,6 @@ __all__ = [
 class ExchangeError(Exception):
     """The base of every error that this library raises about an exchange."""
 
-    #: Set by the connection that raised the error, read by the pool: no byte of an answer arrived.
-    _unanswered = False
-    #: Set with `_unanswered`: not even one byte of the request was accepted for sending.
-    _unsent = False
-    #: Set by the connection: the server has promised that it did not act on the request.
-    _refused = False
-
 
 class ConnectionNotAvailable(ExchangeError):
     """No connection can be had: the pool is closed, or it closed while the request was waiting."""
@@ -132,6 +125,29 @@ class WriteError(NetworkError):
     """The connection broke, or was closed, while writing to it."""
 
 
+class ExchangeFailed(Exception):
+    """The network or the server failed before the response began. Private: callers get its `error`.
+
+    Only connections raise it, out of `exchange`. So it can't be confused with an error that a callback
+    raises, which may be an `ExchangeError` of a request that the callback made.
+
+    Args:
+        error: The error to raise unless the request is sent again.
+        unsent: The transport accepted not even one byte of the request.
+        unanswered: No byte of a response arrived.
+        refused: The server has promised that it did not act on the request (RFC 9113, 8.7).
+    """
+
+    def __init__(
+        self, error: ExchangeError, *, unsent: bool = False, unanswered: bool = False, refused: bool = False
+    ) -> None:
+        super().__init__(error)
+        self.error = error
+        self.unsent = unsent
+        self.unanswered = unanswered
+        self.refused = refused
+
+
 def bare(error: BaseException) -> BaseException:
     """The exception that is alone in `error` if that is a group, however deep; else `error` as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
@@ -156,7 +172,7 @@ def without_frames(error: E) -> E:
 
 
 def copied(error: E) -> E:
-    """An error of the same type, with the same arguments and marks, that was not raised yet.
+    """An error of the same type, with the same arguments, that was not raised yet.
 
     Its causes are copies too, since from CPython 3.12 on the frames of a cause's traceback keep those above
     them alive. A cause that can't be copied is left out.

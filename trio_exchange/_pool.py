@@ -28,7 +28,7 @@ from ._entrypoints import check_runs_under_trio, drop_own_frames
 from ._exceptions import ExchangeError, PoolTimeout
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
-from ._http.request import PreparedRequest
+from ._http.request import PreparedRequest, RequestBody, RequestContext
 from ._models import (
     Proxy,
     Request,
@@ -398,19 +398,19 @@ class ConnectionPool:
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._pool_nursery.check_open()
-        prepared = PreparedRequest(request)
-        key = self._key(request, prepared)
+        key, prepared = self._address(PreparedRequest(request))
         timeouts = parse_timeouts(request.extensions, self._timeouts)
         tracer = tracer_for(request.extensions)
-
-        def begin(connection: HTTPConnection) -> Awaitable[Response]:
-            return connection.exchange(prepared, timeouts, tracer)
-
+        body = RequestBody(request.stream)
         try:
-            await prepared.peek_body()
-            response = await self._manager.exchange(prepared, self._checkout(key, timeouts, tracer), begin)
+            context = RequestContext(await body.peek(prepared), body, key, timeouts, tracer)
+
+            def begin(connection: HTTPConnection) -> Awaitable[Response]:
+                return connection.exchange(context)
+
+            response = await self._manager.exchange(context, self._checkout(key, timeouts, tracer), begin)
         except BaseException as exc:
-            await prepared.close_body()
+            await body.close()
             if isinstance(exc, ExchangeError):
                 drop_own_frames(exc)
             raise
@@ -467,14 +467,13 @@ class ConnectionPool:
             raise
         return connection.raw_stream()
 
-    def _key(self, request: Request, prepared: PreparedRequest) -> ConnectionKey:
-        """Where a request is sent, and the form that it takes for that."""
-        key = ConnectionKey.for_request(request)
+    def _address(self, prepared: PreparedRequest) -> tuple[ConnectionKey, PreparedRequest]:
+        """Find out where a request is sent, and give it the form that it takes there."""
+        key = ConnectionKey.for_request(prepared.request)
         # A tunnel can't be forwarded.
-        if self._forwarding is None or key.scheme != b"http" or request.method == b"CONNECT":
-            return key
-        self._forwarding.rewrite(prepared)
-        return self._forwarding.key
+        if self._forwarding is None or key.scheme != b"http" or prepared.method == b"CONNECT":
+            return key, prepared
+        return self._forwarding.key, self._forwarding.rewrite(prepared)
 
     def _checkout(self, key: ConnectionKey, timeouts: Timeouts, tracer: Tracer | None) -> Checkout:
         establish = functools.partial(establish_persistently, self._retries, timeouts.connect, tracer)

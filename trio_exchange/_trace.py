@@ -5,8 +5,8 @@ A trace point is an operation that reports its beginning and its end, as `NAME.s
 scopes, without a shield: what a handler waits for, the request waits for, and a handler called while the
 request is being cancelled runs to its first checkpoint. An exception that it raises ends the request.
 
-Nothing is paid where nobody looks: without a handler and with logging off a request has no `Tracer` at
-all, and `traced` is one extra call.
+Untraced requests pay next to nothing: without a handler and with logging off a request has no `Tracer`, and
+all its spans are one shared object that does nothing.
 
 The log shows the same events, on one logger for each protocol (`trio_exchange.connection`,
 `trio_exchange.proxy`, `trio_exchange.socks`, `trio_exchange.http11`, `trio_exchange.http2`), with the values
@@ -18,11 +18,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias, TypeVar, cast
+from types import TracebackType
+from typing import Any, Self, TypeAlias, cast
 
 import trio
 
-T = TypeVar("T")
+from ._exceptions import ExchangeFailed
 
 #: What the `trace` extension holds: an asynchronous function of the event's name and its info.
 TraceHandler: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
@@ -87,32 +88,91 @@ def log_enabled() -> bool:
     return False
 
 
-async def traced(
-    tracer: Tracer | None,
-    name: str,
-    info: dict[str, Any],
-    operation: Callable[..., Awaitable[T]],
-    *args: Any,
-) -> T:
-    """Await `operation(*args)` as the trace point `name`.
+class Span:
+    """An operation of which nothing is reported, as an asynchronous context manager.
+
+    Attributes:
+        result: What the `complete` event tells. The code inside sets it. (A property here, since one object
+            is shared by all requests, which would keep the result alive.)
+    """
+
+    __slots__ = ()
+
+    @property
+    def result(self) -> Any:
+        return None
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        pass
+
+    async def start(self) -> None:
+        """Report the beginning, for operations that are no block of code."""
+
+    async def complete(self) -> None:
+        """Report the end."""
+
+    async def fail(self, error: BaseException) -> None:
+        """Report that `error` ended the operation."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class _TracedSpan(Span):
+    """An operation that reports its beginning and its end."""
+
+    __slots__ = ("_info", "_name", "_tracer", "result")
+
+    def __init__(self, tracer: Tracer, name: str, info: dict[str, Any]) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._info = info
+        self.result: Any = None
+
+    async def start(self) -> None:
+        await self._tracer.report(f"{self._name}.started", self._info)
+
+    async def complete(self) -> None:
+        await self._tracer.report(f"{self._name}.complete", {"return_value": self.result})
+
+    async def fail(self, error: BaseException) -> None:
+        reported = error.error if isinstance(error, ExchangeFailed) else error
+        await self._tracer.report(f"{self._name}.failed", {"exception": reported})
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await (self.complete() if exc_value is None else self.fail(exc_value))
+
+
+_NOT_TRACED = Span()
+
+
+def span(tracer: Tracer | None, name: str, info: dict[str, Any]) -> Span:
+    """Make the trace point `name` of the code in an `async with` block.
 
     Args:
-        tracer: Who is told, or None.
+        tracer: Reports the events; None for no reports.
         name: The trace point's name, such as `http11.send_request_headers`.
         info: What the `started` event tells.
-        operation: The asynchronous function to call.
-        args: Its arguments.
     """
-    if tracer is None:
-        return await operation(*args)
-    await tracer.report(f"{name}.started", info)
-    try:
-        result = await operation(*args)
-    except BaseException as exc:
-        await tracer.report(f"{name}.failed", {"exception": exc})
-        raise
-    await tracer.report(f"{name}.complete", {"return_value": result})
-    return result
+    return _NOT_TRACED if tracer is None else _TracedSpan(tracer, name, info)
 
 
 @trio.lowlevel.disable_ki_protection

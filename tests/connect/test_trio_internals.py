@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+from typing import Any
 
 import pytest
 import trio
@@ -30,6 +31,13 @@ async def test_trio_keeps_the_ssl_object_and_what_it_has_not_decrypted() -> None
     assert trio_internals.has_undecrypted(client)
     assert await client.receive_some() == b"two"
     assert not trio_internals.has_undecrypted(client)
+
+
+def test_without_an_ssl_object_the_stream_stands_for_it() -> None:
+    near, _ = trio.testing.memory_stream_pair()
+    stream: Any = trio.SSLStream(near, make_tls().client, server_hostname="localhost")
+    del stream._ssl_object
+    assert trio_internals.ssl_object(stream) is stream
 
 
 async def test_trio_still_words_a_failed_attempt_as_before() -> None:

@@ -14,17 +14,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import trio
 
 from .._exceptions import ConnectError, ConnectTimeout
 from .._timeouts import TimeBudget
-from .._trace import Tracer, traced
+from .._trace import Span, Tracer, span
 from .network_stream import transport_over
 from .transport import Transport
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,20 @@ class Attempt:
         self.tracer = tracer
         self._opened: list[Transport] = []
 
-    async def step(
-        self, description: str, name: str, info: dict[str, Any], operation: Callable[..., Awaitable[T]]
-    ) -> T:
-        """Await `operation()` as a traced step, for at most the remaining budget.
+    def step(self, description: str, name: str, info: dict[str, Any]) -> Span:
+        """Make the trace span of a step; the code inside spends its time from the budget.
 
-        The operation must hand over what it opens, by `own`, before it returns: the trace handler that is
-        called afterwards may raise.
+        That code must hand over what it opens, by `own`, before the block ends: the trace handler that is
+        called then may raise.
 
         Args:
             description: What the step does, for the message of a timeout, such as "connecting to host:80".
             name: The name of the trace event.
             info: The info of the event that starts the step; `timeout` is added to it.
-            operation: The asynchronous function to call.
-
-        Returns:
-            The result of the operation.
-
-        Raises:
-            ConnectTimeout: The budget is exhausted.
         """
         info["timeout"] = self.budget.limit
         self.budget.spent_on = description
-        return await traced(self.tracer, name, info, self.budget.spend, operation)
+        return span(self.tracer, name, info)
 
     def own(self, stream: trio.abc.Stream) -> Transport:
         """Wrap a stream in a transport, which is closed if the attempt fails."""
@@ -147,7 +136,8 @@ async def establish_persistently(
             delay = next(delays)
             info = {"attempt": attempt, "delay": delay, "exception": exc}
         try:
-            await traced(tracer, "connection.retry", info, trio.sleep, delay)
+            async with span(tracer, "connection.retry", info):
+                await trio.sleep(delay)
         finally:
             # The exception's traceback refers to this frame: without this, a reference cycle.
             del info

@@ -83,12 +83,6 @@ class DirectDialer(Dialer):
 
     async def connect(self, host: str, port: int, attempt: Attempt) -> Transport:
         """Connect by the connector. Arguments and errors are those of `Dialer.connect`."""
-        transports: list[Transport] = []
-
-        async def connect() -> NetworkStream:
-            transports.append(attempt.own(await self._open(host, port)))
-            return NetworkStream(transports[0], refusal=NOT_RAW)
-
         info: dict[str, Any] = {"socket_options": self._socket_options}
         if self._uds is None:
             name = "connection.connect_tcp"
@@ -96,8 +90,10 @@ class DirectDialer(Dialer):
         else:
             name = "connection.connect_unix_socket"
             info = {"path": self._uds, **info}
-        await attempt.step(f"connecting to {self.peer_name(host, port)}", name, info, connect)
-        return transports[0]
+        async with attempt.step(f"connecting to {self.peer_name(host, port)}", name, info) as step:
+            transport = attempt.own(await attempt.budget.spend(self._open, host, port))
+            step.result = NetworkStream(transport, refusal=NOT_RAW)
+        return transport
 
     async def _open(self, host: str, port: int) -> trio.abc.Stream:
         options: dict[str, Any] = {}

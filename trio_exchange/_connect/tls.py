@@ -128,12 +128,8 @@ async def establish_tls(
         ConnectError: The handshake failed.
         ConnectTimeout: The attempt's budget is exhausted.
     """
-    encrypted: list[trio.abc.Stream] = []
-
-    async def handshake() -> NetworkStream:
-        encrypted.append(await start_tls(transport, tls))
-        return NetworkStream(encrypted[0], refusal=NOT_RAW)
-
     info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
-    await attempt.step(f"in the TLS handshake with {tls.peer_name}", trace_point, info, handshake)
-    return Established(transport, encrypted[0])
+    async with attempt.step(f"in the TLS handshake with {tls.peer_name}", trace_point, info) as step:
+        encrypted = await attempt.budget.spend(start_tls, transport, tls)
+        step.result = NetworkStream(encrypted, refusal=NOT_RAW)
+    return Established(transport, encrypted)

@@ -1,13 +1,12 @@
 """Everything that this package uses of Trio and that Trio does not document.
 
-Checked on Trio 0.31 and 0.35. `tests/test_trio_internals.py` fails when a release of Trio changes one of
-these.
+Checked on Trio 0.31 and 0.35. `tests/connect/test_trio_internals.py` fails when a release of Trio changes
+one of these.
 """
 
 from __future__ import annotations
 
 import re
-import ssl
 from typing import Any
 
 import trio
@@ -16,14 +15,13 @@ import trio
 FAILED_ATTEMPT = re.compile(r"Error connecting to \('([^']*)', ([0-9]+)[^)]*\): .*")
 
 
-def ssl_object(stream: trio.SSLStream[Any]) -> ssl.SSLObject:
-    """Return the `ssl.SSLObject` of a TLS stream.
+def ssl_object(stream: trio.SSLStream[Any]) -> Any:
+    """Return the `ssl.SSLObject` of a TLS stream, or the stream, which forwards the object's methods.
 
-    `trio.SSLStream` forwards the object's methods, but offers no public name for the object itself, which
-    is what `get_extra_info("ssl_object")` returns in httpcore.
+    `trio.SSLStream` offers no public name for the object itself, which is what `get_extra_info("ssl_object")`
+    returns in httpcore.
     """
-    inner: ssl.SSLObject = stream._ssl_object
-    return inner
+    return getattr(stream, "_ssl_object", stream)
 
 
 def has_undecrypted(stream: trio.SSLStream[Any]) -> bool:

@@ -32,16 +32,16 @@ import trio
 from .._connect.attempt import Establish, Established, close_forcefully
 from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
-from .._exceptions import ConnectionNotAvailable, ExchangeError, PoolTimeout, copied
+from .._exceptions import ConnectionNotAvailable, ExchangeError, ExchangeFailed, PoolTimeout, copied
 from .._http.connection import BaseConnection, HTTPConnection, Owner, RawConnection, Settings
 from .._http.http2.connection import HTTP2Connection
 from .._http.http11 import HTTP11Connection
-from .._http.request import PreparedRequest
+from .._http.request import RequestContext
 from .._http.retry import Resend, reason_to_resend
 from .._http.upload import Upload
 from .._models import Response
 from .._timeouts import TimeBudget
-from .._trace import Tracer, traced
+from .._trace import Tracer, span
 from .nursery import PoolNursery, pool_closed
 from .scheduler import DIAL, Limits, Scheduler, Waiter
 
@@ -217,7 +217,7 @@ class ConnectionManager:
 
     async def exchange(
         self,
-        prepared: PreparedRequest,
+        context: RequestContext,
         checkout: Checkout,
         begin: Callable[[HTTPConnection], Awaitable[Response]],
     ) -> Response:
@@ -228,7 +228,7 @@ class ConnectionManager:
         answer once.
 
         Args:
-            prepared: The request.
+            context: The request.
             checkout: Its way to a connection.
             begin: Makes the exchange on it.
         """
@@ -237,20 +237,38 @@ class ConnectionManager:
             reused = connection.requests > 0
             try:
                 return await begin(connection)
-            except ExchangeError as exc:
-                # A callback's error may have been marked by the request that the callback made.
-                if exc is not prepared.failure or not prepared.body_can_be_sent_again:
-                    raise
-                reason = reason_to_resend(exc, idempotent=prepared.idempotent, reused=reused)
-                pause = checkout.pause_before(reason, connection, reused=reused)
-                if pause is None:
-                    raise
-                info = {"attempt": checkout.repetitions, "delay": pause, "exception": exc}
+            except ExchangeFailed as exc:
+                failed = exc
+            # Not in the `except` clause: the error would have `failed` as its context, which refers to it.
             try:
-                await traced(checkout.tracer, "connection.retry", info, checkout.pause, pause)
+                pause = self._pause_after(failed, context, checkout, connection, reused=reused)
+                if pause is None:
+                    raise failed.error
+                info = {"attempt": checkout.repetitions, "delay": pause, "exception": failed.error}
             finally:
-                # The exception's traceback leads back to here.
+                # The traceback of the error leads back to this frame.
+                del failed
+            try:
+                async with span(checkout.tracer, "connection.retry", info):
+                    await checkout.pause(pause)
+            finally:
+                # What a handler raises may have the exception as its cause.
                 del info
+
+    def _pause_after(
+        self,
+        failed: ExchangeFailed,
+        context: RequestContext,
+        checkout: Checkout,
+        connection: HTTPConnection,
+        *,
+        reused: bool,
+    ) -> float | None:
+        """How many seconds to wait before the request is sent again, None if it is not."""
+        if not context.can_be_sent_again:
+            return None
+        reason = reason_to_resend(failed, idempotent=context.prepared.idempotent, reused=reused)
+        return checkout.pause_before(reason, connection, reused=reused)
 
     async def obtain(self, checkout: Checkout) -> BaseConnection:
         """Get a connection for an exchange, which must begin without a checkpoint in between.

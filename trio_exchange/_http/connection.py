@@ -1,4 +1,10 @@
-"""TODO _http.connection."""
+"""What connections have in common whatever they speak.
+
+Theory of operation. A connection lives as long as its task, `run`, which is also what closes it. Other tasks
+only *mark* it: `close_soon` is synchronous, can be called in any state and from any task, and is all that a
+failing or cancelled request has to do. So there is exactly one place where the socket is closed, and it is
+reached however a request ends.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,9 @@ from .._connect.attempt import Established
 from .._connect.network_stream import NOT_RAW, NetworkStream
 from .._connect.transport import Readiness, Transport
 from .._models import Response
-from .._timeouts import Timeouts
-from .._trace import Tracer, log_enabled, traced
+from .._trace import span, tracer_for
 from .._urls import Origin
-from .request import PreparedRequest
+from .request import RequestContext
 from .upload import Upload
 
 # How long closing a connection may take before it is cut.
@@ -43,11 +48,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Owner:
-    """What a connection tells the pool, synchronously.
+    """The pool's functions that a connection calls, synchronously.
 
     Attributes:
-        released: One request has left the connection.
-        capacity_changed: The connection can carry so many requests at once from now on.
+        released: A request has ended, so that the connection has a place more.
+        capacity_changed: The number of requests that the connection can carry at once has changed.
         closing: The connection is marked for closing.
         start_upload: Starts an upload's task, which lives at most as long as the pool, in the caller's
             context.
@@ -131,9 +136,9 @@ class BaseConnection(abc.ABC):
             await self._live()
         finally:
             self.close_soon()
-            tracer = Tracer(None, log=True) if log_enabled() else None
             try:
-                await traced(tracer, "connection.close", {"connection": self}, self._close)
+                async with span(tracer_for({}), "connection.close", {"connection": self}):
+                    await self._close()
             except BaseException:
                 # A logging handler of the program's may have failed before anything was closed.
                 with trio.CancelScope(shield=True):
@@ -143,7 +148,7 @@ class BaseConnection(abc.ABC):
                 self.closed.set()
 
     async def _close(self) -> None:
-        # It is closed all the same, and nobody is left to whom a failure would matter.
+        # The socket is closed whatever fails here, and no request is left that the failure would matter to.
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
                 scope.shield = True
@@ -174,7 +179,7 @@ class BaseConnection(abc.ABC):
         await self._close_requested.wait()
 
     async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
-        """Send what is to be sent before the end."""
+        """Send what the protocol sends before closing."""
 
     @abc.abstractmethod
     def _is_active(self) -> bool:
@@ -185,7 +190,7 @@ class BaseConnection(abc.ABC):
 
 
 class RawConnection(BaseConnection):
-    """A connection that is all its user's, who speaks whatever it is."""
+    """A connection whose stream belongs to the user, and on which no HTTP is spoken."""
 
     http_version = "no HTTP"
 
@@ -205,12 +210,15 @@ class HTTPConnection(BaseConnection):
         return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
 
     @abc.abstractmethod
-    async def exchange(
-        self, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
-    ) -> Response:
+    async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
 
         The pool has granted this; in whatever way the exchange ends, the grant is given back.
+
+        Raises:
+            ExchangeFailed: The network or the server failed before the response began.
+            ExchangeError: The request failed otherwise.
+            Exception: What a callback or the content's iterator raised.
         """
 
     @abc.abstractmethod
@@ -219,8 +227,8 @@ class HTTPConnection(BaseConnection):
 
     @abc.abstractmethod
     async def still_open(self) -> bool:
-        """Whether what has arrived on an idle connection is harmless."""
+        """Whether an idle connection is still usable after what has arrived on it."""
 
     @abc.abstractmethod
     def decline(self) -> None:
-        """Give back a grant, since the connection is of no use for it."""
+        """Give back a grant: the connection can't carry the request."""

@@ -1,327 +1,293 @@
-"""What connections have in common whatever they speak, and so have exchanges.
+"""An exchange: one request and its response, whatever the protocol.
 
-Theory of operation. An `OwnedConnection` lives as long as its task, `run`, which is also what closes it.
-Everybody else only *marks*: `close_soon` is synchronous, can be called in any state and from any task, and
-is all that a failing or cancelled request has to do. So there is always exactly one place where the socket
-is closed, and it is reached however a request ends.
+Theory of operation. An `Exchange` runs in the requester's task: it sends the request, waits for the
+response's head, and goes on while the response's body is read. It owns what the request's user can notice:
+the upload of a large body, trace events, callbacks and timeouts. What goes on the wire is the
+`MessageStream`'s, which also decides whether the connection can be used again.
 
-An `Exchange` runs in the requester's task, and goes on while the response's body is read, so what happens to
-the connection after a response is decided in one place, `_finish`, synchronously.
+*Errors.* The stream raises `ExchangeFailed` for failures before the response begins. Trace handlers, the
+`informational` callback and the content's iterator raise whatever they raise, which is passed on as it is.
 
 *Leaks.* The response's body, a `ResponseBody`, refers to the exchange; nothing of the library refers to the
-body. So it is collected when the user has dropped the response, and if that is still open then, it gives a
-`ResourceWarning` and lets Trio end the exchange. An exchange that is over is part of no reference cycle: an
-error that was raised, and whose traceback leads to the exchange, is not kept by it.
+body. So the body is collected when the user has dropped the response, and if that is still open then, the
+body gives a `ResourceWarning` and lets Trio end the exchange. An exchange that is over is part of no
+reference cycle: an error that was raised, and whose traceback leads to the exchange, is not kept by it.
 
-*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_finish`. The only wait that is
+*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_release`. The only wait that is
 shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
 honours cancellation.
 """
 
 from __future__ import annotations
 
-import abc
 import contextlib
+import enum
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar, final
 
 import trio
 
+from .._conflicts import ConflictDetector
 from .._content import CollectableStream
 from .._entrypoints import drop_own_frames
-from .._exceptions import ExchangeError, ReadError, RemoteProtocolError, WriteError, WriteTimeout, copied
-from .._fields import HeaderList, Headers
+from .._exceptions import (
+    ExchangeError,
+    ExchangeFailed,
+    ReadError,
+    RemoteProtocolError,
+    WriteError,
+    WriteTimeout,
+)
+from .._fields import Headers
 from .._models import Request, Response
-from .._timeouts import Timeouts
-from .._trace import Tracer, call_async, traced
+from .._trace import Span, call_async, span
 from .connection import HTTPConnection
-from .request import PreparedRequest
+from .message_stream import Head, MessageStream
+from .request import RequestContext
 from .upload import Upload
 
 # A body up to this size goes out with the head, in the requester's task.
 SMALL_BODY = 16 * 1024
 # How many informational responses one request may get before it is an attack.
 MAX_INFORMATIONAL = 100
-# How long an upload may still take once the response is complete, before it is given up: it may be just
-# about to end.
+# Seconds that an upload may still take once the response is complete: it may be just about to end.
 _UPLOAD_GRACE = 0.05
 
+T = TypeVar("T")
 
-C = TypeVar("C", bound=HTTPConnection)
 
-
-class Head(NamedTuple):
-    """The head of a response.
+class ExchangeState(enum.Enum):
+    """How far an exchange has come.
 
     Attributes:
-        version: Such as `b"HTTP/1.1"`.
-        status: The status code.
-        reason: The reason phrase.
-        headers: In the order and case of the wire.
+        WAITING: The final head has not arrived.
+        READING: The response's body is being read.
+        COMPLETE: The body was read to its end.
+        HANDED_OVER: A stream of bytes follows the final head, which belongs to the user.
+        CLOSED: The response was closed after one of the two before.
+        CLOSED_EARLY: The response was closed before its body was read.
     """
 
-    version: bytes
-    status: int
-    reason: bytes
-    headers: Headers
+    WAITING = enum.auto()
+    READING = enum.auto()
+    COMPLETE = enum.auto()
+    HANDED_OVER = enum.auto()
+    CLOSED = enum.auto()
+    CLOSED_EARLY = enum.auto()
 
 
-class TracePoints:
-    """The names of one protocol's trace points."""
-
-    def __init__(self, protocol: str) -> None:
-        self.send_request_headers: str = f"{protocol}.send_request_headers"
-        self.send_request_body: str = f"{protocol}.send_request_body"
-        self.receive_informational_response: str = f"{protocol}.receive_informational_response"
-        self.receive_response_headers: str = f"{protocol}.receive_response_headers"
-        self.receive_response_body: str = f"{protocol}.receive_response_body"
-        self.response_closed: str = f"{protocol}.response_closed"
+# Looking a member up in its class takes Python 3.11 a quarter of a microsecond, each time.
+_WAITING, _READING, _COMPLETE, _HANDED_OVER, _CLOSED, _CLOSED_EARLY = ExchangeState
 
 
-class Exchange(abc.ABC, Generic[C]):
-    """One request and its response."""
+@final
+class Exchange:
+    """One request and its response.
 
-    points: ClassVar[TracePoints]
+    Args:
+        connection: What it runs on.
+        stream: What it sends to and receives from.
+        context: The request.
+    """
 
-    def __init__(
-        self, connection: C, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
-    ) -> None:
+    def __init__(self, connection: HTTPConnection, stream: MessageStream, context: RequestContext) -> None:
         self._connection = connection
-        self._prepared = prepared
-        self._timeouts = timeouts
-        self._tracer = tracer
+        self._stream = stream
+        self._context = context
+        self._points = stream.trace_points
+        self._state: ExchangeState = _WAITING
+        self._reader = ConflictDetector("another task is reading this body")
+        self._trailers: Headers = Headers()
         self._upload: Upload | None = None
         self._write_error: WriteError | WriteTimeout | None = None
-        # The failure of the network, as opposed to errors that users' callbacks raise.
-        self._failure: ExchangeError | None = None
-        self._trailers: Headers = Headers()
-        # How far it has come. All but the last two only ever go from False to True.
-        self._answered = False
-        self._response_begun = False
-        self._response_complete = False
-        self._handed_over = False
-        self._closed = False
-        self._left_early = False
-        self._done = False
-        self._was_last = False
-        self._reading_body = False
-        # Whether a task is in the middle of reading the body.
-        self._busy = False
+        # From the first read on, which may be followed by others before it ends.
+        self._body_span: Span | None = None
 
-    # -- What the protocols do differently.
-
-    @abc.abstractmethod
-    async def _send_request(self) -> None:
-        """Send the head, and the body or begin to."""
-
-    @abc.abstractmethod
-    async def _receive_response(self) -> Response:
-        """Receive the head, and make the response of it."""
-
-    @abc.abstractmethod
-    async def _receive(self, timeout: float | None) -> Any:
-        """Wait for something from the server for at most `timeout` seconds."""
-
-    @abc.abstractmethod
-    def _feed(self, data: Any) -> None:
-        """Take note of what was received before the response's head."""
-
-    @abc.abstractmethod
-    async def _next_head(self) -> Head:
-        """The next head, of whatever kind."""
-
-    @abc.abstractmethod
-    async def _next_chunk(self, checkpoint: bool) -> bytes | None:
-        """The next piece of the body, None for its end."""
-
-    @abc.abstractmethod
-    async def _skip_rest(self) -> None:
-        """Take the rest of the response if it has arrived, and is little."""
-
-    @abc.abstractmethod
-    def _is_clean(self) -> bool:
-        """Whether both sides have done all that they had to."""
-
-    @abc.abstractmethod
-    def _release(self, *, clean: bool) -> None:
-        """Give the connection back."""
-
-    @abc.abstractmethod
-    def _explain(self, exc: ExchangeError) -> ExchangeError:
-        """Find the error to raise for a request without response, and what may be done about it."""
-
-    def _info(self) -> dict[str, Any]:
-        """What a trace point tells of the exchange when it starts."""
-        return {"request": self._prepared.request}
-
-    def _traced_head(self, head: Head) -> Any:
-        """What a trace point tells of a head."""
-        return tuple(head)
-
-    # -- The way to a response.
+    # -- From the request to the response's head.
 
     async def start(self) -> Response:
-        """Send the request, and receive the response's head."""
+        """Send the request, and receive the response's head.
+
+        Raises:
+            ExchangeFailed: The network or the server failed before the response began.
+            ExchangeError: The request failed otherwise.
+            Exception: What a callback or the content's iterator raised.
+        """
         try:
-            await self._send_request()
-            return await self._receive_response()
-        except ExchangeError as exc:
-            error = self._explain(exc)
-            try:
-                await self._abandon()
-                await self._trace_closing()
-                if error is exc:
-                    raise
-                raise error  # It keeps the cause that it has.
-            finally:
-                self._let_go_of_failure()
-                del error
+            await self._send()
+            head = await self._receive_final_head()
+            return await self._respond(head)
+        except ExchangeFailed as exc:
+            exc.error = self._stream.explain(exc.error, self._write_error)
+            await self._abandon()
+            await self._trace_closing()
+            raise
+        except ExchangeError:
+            await self._abandon()
+            await self._trace_closing()
+            raise
         except BaseException:
             await self._abandon()
             raise
 
-    async def _trace_sent_body(self) -> None:
-        """Trace a body that went out with the head, for which nothing remains to be done."""
-        if self._tracer is not None:
-            name = self.points.send_request_body
-            await self._tracer.report(f"{name}.started", self._info())
-            await self._tracer.report(f"{name}.complete", {"return_value": None})
+    async def _send(self) -> None:
+        stream, prepared, tracer = self._stream, self._context.prepared, self._context.tracer
+        content = None if prepared.expects_continue else prepared.body
+        if content is not None and len(content) > SMALL_BODY:
+            content = None
+        whole = await stream.prepare(content)
+        if tracer is None:
+            await stream.send_head()
+        else:
+            async with self._span(self._points.send_request_headers):
+                await stream.send_head()
+        if not whole:
+            await self._start_upload()
+        elif tracer is not None:
+            async with self._span(self._points.send_request_body):
+                # It went out with the head.
+                pass
 
-    async def _begin_upload(self, send: Callable[[memoryview | None], Awaitable[None]]) -> None:
-        """Let the body be sent, piece by piece and then None for its end, while the answer is awaited."""
-        if self._tracer is not None:
-            await self._tracer.report(f"{self.points.send_request_body}.started", self._info())
-        if self._connection.will_close:
-            # Its owner's tasks may have ended meanwhile.
-            self._failure = self._failure or WriteError("the connection was closed")
-            raise self._failure
-        self._upload = Upload(
-            self._prepared,
-            send,
-            write_timeout=self._timeouts.write,
-            continue_timeout=self._connection.settings.expect_continue_timeout,
-        )
-        self._connection.owner.start_upload(self._upload)
+    async def _start_upload(self) -> None:
+        """Let a task send the body, while this one waits for the response."""
+        tracer = self._context.tracer
+        if tracer is not None:
+            await tracer.report(f"{self._points.send_request_body}.started", self._info())
+        # The pool's tasks may have ended meanwhile.
+        self._stream.check_open()
+        settings = self._connection.settings
+        upload = Upload(self._context, self._stream, continue_timeout=settings.expect_continue_timeout)
+        self._upload = upload
+        self._stream.stop_sending = upload.cancel
+        self._connection.owner.start_upload(upload)
 
-    async def _wait(self) -> Any:
-        """Wait for the server, or for the end of the upload, for which it returns None."""
-        upload, timeouts = self._upload, self._timeouts
-        if upload is None or upload.reported:
-            return await self._receive(timeouts.read)
-        if not upload.done.is_set():
-            limit = timeouts.read if self._response_begun else None
+    async def _receive_final_head(self) -> Head:
+        if self._context.tracer is None:
+            return await self._receive_heads()
+        if self._upload is not None:
+            await self._wait_for_upload_or_answer(self._upload)
+        async with self._span(self._points.receive_response_headers) as head_span:
+            head = await self._receive_heads()
+            head_span.result = self._points.describe(head)
+        return head
+
+    async def _wait_for_upload_or_answer(self, upload: Upload) -> None:
+        """Let the upload's end be traced before the response's beginning, where that is the order."""
+        while not upload.reported and not self._stream.answered:
+            if upload.done.is_set():
+                await self._report_upload(upload)
+                return
             with trio.CancelScope() as upload.wake:
-                return await self._receive(limit)
-        await self._report_upload(upload)
-        return None
+                await self._stream.wait_until_answered(None)
+
+    async def _receive_heads(self) -> Head:
+        upload = self._upload
+        for _ in range(MAX_INFORMATIONAL + 1):
+            head = await self._receive(self._stream.receive_head)
+            if head.status >= 200 or head.status == 101:
+                self._state = _READING
+                if upload is not None:
+                    upload.answered()
+                return head
+            if head.status == 100 and upload is not None:
+                upload.go_ahead.set()
+            async with self._span(self._points.receive_informational_response) as head_span:
+                callback = self._context.prepared.request.extensions.get("informational")
+                if callback is not None:
+                    await call_async("the informational extension", callback, head.status, head.headers)
+                head_span.result = self._points.describe(head)
+        raise RemoteProtocolError(f"the server sent more than {MAX_INFORMATIONAL} informational responses")
+
+    async def _respond(self, head: Head) -> Response:
+        """Make the response of its head."""
+        status, stream = head.status, self._stream
+        network_stream = self._connection.info
+        if status == 101 or (self._context.prepared.method == b"CONNECT" and status < 300):
+            if self._upload is not None:
+                # Its last bytes may have been sent, but the call that sent them not have returned yet.
+                await self._let_end(self._upload)
+            network_stream = stream.hand_over(head)
+            self._state = _HANDED_OVER
+        else:
+            stream.begin_body(head)
+        response = Response(status)
+        response.headers = head.headers
+        response.stream = ResponseBody(self)
+        response.extensions = {
+            "http_version": head.version,
+            "network_stream": network_stream,
+            "trailing_headers": self._trailers,
+            **stream.extensions(head),
+        }
+        return response
+
+    # -- Waiting for the server and for the upload.
+
+    async def _receive(self, receive: Callable[[float | None], Awaitable[T]]) -> T:
+        """Await `receive`, and take it up again after the upload's end, which counts in between."""
+        upload, timeout = self._upload, self._context.timeouts.read
+        while upload is not None and not upload.reported:
+            if upload.done.is_set() and not self._stream.has_arrived():
+                await self._report_upload(upload)
+                break
+            with trio.CancelScope() as upload.wake:
+                # Before the response begins, the server's time begins with the upload's end.
+                return await receive(None if self._state is _WAITING else timeout)
+        return await receive(timeout)
 
     async def _report_upload(self, upload: Upload) -> None:
         """Take note of an upload's end, and raise what it has to be raised for."""
         error, failure = upload.take_outcome()
+        tracer = self._context.tracer
         try:
-            if self._tracer is not None:
-                name = self.points.send_request_body
+            if tracer is not None:
+                name = self._points.send_request_body
                 if error is None and failure is None:
-                    await self._tracer.report(f"{name}.complete", {"return_value": None})
+                    await tracer.report(f"{name}.complete", {"return_value": None})
                 else:
-                    await self._tracer.report(f"{name}.failed", {"exception": error or failure})
+                    await tracer.report(f"{name}.failed", {"exception": error or failure})
             if error is not None:
                 raise error
-            if isinstance(failure, WriteTimeout) and not self._response_begun:
+            if isinstance(failure, WriteTimeout) and self._state is _WAITING:
                 raise failure
             self._write_error = failure
         finally:
             del error, failure
 
-    async def _receive_head(self) -> Head:
-        if self._tracer is None:
-            return await self._receive_final_head()
-        if self._upload is not None:
-            await self._wait_for_upload_or_answer(self._upload)
-        heads: list[Head] = []
-
-        async def receive() -> Any:
-            heads.append(await self._receive_final_head())
-            return self._traced_head(heads[0])
-
-        await traced(self._tracer, self.points.receive_response_headers, self._info(), receive)
-        return heads[0]
-
-    async def _wait_for_upload_or_answer(self, upload: Upload) -> None:
-        """Let the upload's end be traced before the response's beginning, where that is the order."""
-        while not upload.reported and not self._answered:
-            received = await self._wait()
-            if received is not None:
-                self._feed(received)
-
-    async def _receive_final_head(self) -> Head:
-        for _ in range(MAX_INFORMATIONAL + 1):
-            head = await self._next_head()
-            if head.status >= 200 or head.status == 101:
-                self._response_begun = True
-                if self._upload is not None:
-                    self._upload.answered()
-                return head
-            if head.status == 100 and self._upload is not None:
-                self._upload.go_ahead.set()
-            name = self.points.receive_informational_response
-            await traced(self._tracer, name, self._info(), self._show, head)
-        raise RemoteProtocolError(f"the server sent more than {MAX_INFORMATIONAL} informational responses")
-
-    async def _show(self, head: Head) -> Any:
-        callback = self._prepared.request.extensions.get("informational")
-        if callback is not None:
-            await call_async("the informational extension", callback, head.status, head.headers)
-        return self._traced_head(head)
+    async def _let_end(self, upload: Upload) -> None:
+        with trio.move_on_after(_UPLOAD_GRACE):
+            await upload.done.wait()
 
     # -- The response's body.
 
     @property
     def request(self) -> Request:
         """The request, as the caller made it."""
-        return self._prepared.request
+        return self._context.prepared.request
 
     @property
     def response_complete(self) -> bool:
         """Whether the response was read to its end, or handed over."""
-        return self._response_complete
+        return self._state in (_COMPLETE, _HANDED_OVER, _CLOSED)
 
     @property
     def is_open(self) -> bool:
-        """Whether the response is to be read or closed still, as its connection has not come to its end.
+        """Whether the response is still to be read or closed, and its connection has not ended.
 
-        A response that was read is open as long as it is answered before its request was sent whole.
+        A response that was read is open as long as the request has not been sent whole.
         """
-        if self._closed or (self._response_complete and (self._done or self._handed_over)):
+        if self._state is _COMPLETE:
+            if self._stream.released:
+                return False
+        elif self._state is not _READING:
             return False
-        return self._failure is None and not self._connection.will_close
+        return not (self._stream.failed or self._connection.will_close)
 
     @property
     def is_sending(self) -> bool:
         """Whether the request's body is still being sent."""
         return self._upload is not None and not self._upload.done.is_set()
-
-    def give_up_soon(self) -> None:
-        """Let Trio end the exchange. It can be called from any thread, and in the middle of anything."""
-        with contextlib.suppress(trio.RunFinishedError):
-            self._connection.trio_token.run_sync_soon(self._give_up)
-
-    def _give_up(self) -> None:
-        self._finish(clean=self._response_complete)
-        if self._upload is not None:
-            self._upload.give_up()
-
-    async def collect(self) -> bytes:
-        """Read what is left of the body, and close, but for a stream that was handed over."""
-        chunks = []
-        try:
-            while (chunk := await self.read(checkpoint=False)) is not None:
-                chunks.append(chunk)
-        finally:
-            if not self._handed_over:
-                await self._close()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def read(self, *, checkpoint: bool) -> bytes | None:
         """Receive the next piece of the body.
@@ -332,51 +298,66 @@ class Exchange(abc.ABC, Generic[C]):
         Returns:
             Some bytes, or None at the end.
         """
-        if self._left_early:
+        if self._state is _CLOSED_EARLY:
             raise ReadError("the response was closed before its body was read")
-        if self._response_complete:
+        if self._state is not _READING:
             if checkpoint:
                 await trio.lowlevel.checkpoint()
             return None
-        tracer = self._tracer
-        if tracer is None:
+        if self._context.tracer is None:
             return await self._read_chunk(checkpoint)
-        name = self.points.receive_response_body
-        if not self._reading_body:
-            self._reading_body = True
-            await tracer.report(f"{name}.started", self._info())
+        return await self._read_traced(checkpoint)
+
+    async def _read_traced(self, checkpoint: bool) -> bytes | None:
+        if self._body_span is None:
+            body_span = self._body_span = self._span(self._points.receive_response_body)
+            await body_span.start()
+        body_span = self._body_span
         try:
             chunk = await self._read_chunk(checkpoint)
         except BaseException as exc:
-            self._reading_body = False
-            await tracer.report(f"{name}.failed", {"exception": exc})
+            self._body_span = None
+            await body_span.fail(exc)
             raise
         if chunk is None:
-            await tracer.report(f"{name}.complete", {"return_value": None})
+            await body_span.complete()
         return chunk
 
     async def _read_chunk(self, checkpoint: bool) -> bytes | None:
-        if self._busy:
-            raise trio.BusyResourceError("another task is reading this body")
-        self._busy = True
-        try:
-            return await self._next_chunk(checkpoint)
-        except Exception as exc:
-            # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
-            # taken up again.
-            self._finish(clean=False)
-            self._let_go_of_failure()
-            if self._left_early and isinstance(exc, ReadError):
-                raise ReadError("the response was closed while its body was being read") from None
-            raise
-        finally:
-            self._busy = False
+        with self._reader:
+            try:
+                if checkpoint and self._stream.has_arrived():
+                    # What is here was received before, so that this has to be the checkpoint.
+                    await trio.lowlevel.checkpoint()
+                chunk = await self._receive(self._stream.receive_data)
+            except Exception as exc:
+                # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
+                # taken up again.
+                self._release(reusable=False)
+                if self._state is _CLOSED_EARLY and isinstance(exc, ReadError):
+                    raise ReadError("the response was closed while its body was being read") from None
+                raise
+            if chunk is None:
+                self._end_response()
+            return chunk
 
-    def _end_response(self, trailers: HeaderList) -> None:
-        self._response_complete = True
-        self._trailers.extend(trailers)
+    def _end_response(self) -> None:
+        if self._state is _READING:
+            self._state = _COMPLETE
+        self._trailers.extend(self._stream.trailers)
         if not self.is_sending:
-            self._finish()
+            self._release()
+
+    async def collect(self) -> bytes:
+        """Read what is left of the body, and close the response unless its stream was handed over."""
+        chunks = []
+        try:
+            while (chunk := await self.read(checkpoint=False)) is not None:
+                chunks.append(chunk)
+        finally:
+            if self._state is not _HANDED_OVER:
+                await self._close()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     # -- The end.
 
@@ -386,44 +367,54 @@ class Exchange(abc.ABC, Generic[C]):
         await self._close()
         await trio.lowlevel.checkpoint()
 
+    def give_up_soon(self) -> None:
+        """Let Trio end the exchange. It can be called from any thread, and in the middle of anything."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._connection.trio_token.run_sync_soon(self._give_up)
+
+    def _give_up(self) -> None:
+        self._release(reusable=self._state is _COMPLETE)
+        if self._upload is not None:
+            self._upload.give_up()
+
     async def _close(self) -> None:
-        if self._closed:
+        before = self._state
+        if before in (_CLOSED, _CLOSED_EARLY):
             return
-        self._closed = True
-        self._left_early = not self._response_complete
-        if self._done and self._upload is None and self._tracer is None:
+        reading = before is _READING
+        self._state = _CLOSED_EARLY if reading else _CLOSED
+        if self._context.tracer is None and self._upload is None and self._stream.released:
             return
         try:
-            await traced(self._tracer, self.points.response_closed, self._closing_info(), self._settle)
+            closing = span(self._context.tracer, self._points.response_closed, self._stream.trace_info)
+            async with closing:
+                await self._settle(before)
         finally:
             await self._end()
         await self._trace_closing()
 
-    def _closing_info(self) -> dict[str, Any]:
-        return {}
-
-    async def _settle(self) -> None:
+    async def _settle(self, before: ExchangeState) -> None:
         """Bring both sides to their end, where this takes next to no time."""
-        if self._done or self._busy:
-            return
         upload = self._upload
-        if upload is not None and self._response_complete:
+        if before is _HANDED_OVER:
+            await self._stream.discard_rest()
+        elif self._stream.released or self._reader.busy:
+            return
+        elif before is _READING:
+            if (upload is None or upload.done.is_set()) and await self._stream.discard_rest():
+                self._end_response()
+        elif upload is not None:
             await self._let_end(upload)
-        elif upload is None or upload.done.is_set():
-            await self._skip_rest()
-
-    async def _let_end(self, upload: Upload) -> None:
-        with trio.move_on_after(_UPLOAD_GRACE):
-            await upload.done.wait()
 
     async def _abandon(self) -> None:
-        self._closed = True
-        self._finish(clean=False)
+        """End without a response."""
+        self._state = _CLOSED_EARLY
+        self._release(reusable=False)
         await self._end()
 
     async def _end(self) -> None:
         upload = self._upload
-        self._finish()
+        self._release()
         if upload is not None:
             await upload.join()
             if not upload.done.is_set():
@@ -432,26 +423,29 @@ class Exchange(abc.ABC, Generic[C]):
             elif not upload.reported:
                 await self._report_upload(upload)
 
-    def _finish(self, *, clean: bool = True) -> None:
-        """Give the connection back, as one that can go on as if nothing had been if that is so."""
-        if not self._done:
-            self._done = True
-            clean = clean and self._is_clean()
-            if self._upload is not None and not clean:
-                self._upload.cancel()
-            self._release(clean=clean)
+    def _release(self, *, reusable: bool = True) -> None:
+        """Release the connection, for reuse if both sides finished cleanly."""
+        upload = self._upload
+        if upload is None:
+            self._stream.release(reusable=reusable)
+        elif not self._stream.release(reusable=reusable and upload.succeeded):
+            upload.cancel()
 
-    def _let_go_of_failure(self) -> None:
-        """Keep a copy of the failure, since the traceback of the one that is raised leads to the exchange."""
-        if self._failure is not None:
-            self._failure = copied(self._failure)
+    # -- Traces.
+
+    def _info(self) -> dict[str, Any]:
+        return {"request": self.request, **self._stream.trace_info}
+
+    def _span(self, name: str) -> Span:
+        return span(self._context.tracer, name, self._info())
 
     async def _trace_closing(self) -> None:
         """Let the trace show that the connection did not outlive the exchange."""
-        tracer = self._tracer and self._tracer.without_log()
-        if tracer is not None and self._was_last:
-            info = {"connection": self._connection}
-            await traced(tracer, "connection.close", info, self._connection.closed.wait)
+        # The connection's own task writes to the log.
+        tracer = self._context.tracer and self._context.tracer.without_log()
+        if tracer is not None and self._stream.ends_connection:
+            async with span(tracer, "connection.close", {"connection": self._connection}):
+                await self._connection.closed.wait()
 
 
 class ResponseBody(CollectableStream):
@@ -463,7 +457,7 @@ class ResponseBody(CollectableStream):
 
     __slots__ = ("_exchange",)
 
-    def __init__(self, exchange: Exchange[Any]) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
     @property

@@ -1,6 +1,6 @@
-"""HTTP/1.1: a connection, and one exchange of a request and a response on it.
+"""HTTP/1.1: a connection, and the stream of one request and its response on it.
 
-Theory of operation. After a response `_is_clean` decides about the connection: either both sides are done
+Theory of operation. After a response `release` decides about the connection: either both sides have ended
 and the connection can take another request, or it is marked for closing. Whatever is ambiguous (bytes
 after the response, both lengths, a request that was not sent whole) means closing.
 
@@ -16,6 +16,7 @@ the connection may persist, and another `h11.Connection` takes over for the next
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -35,6 +36,7 @@ from .._connect.transport import (
 )
 from .._exceptions import (
     ExchangeError,
+    ExchangeFailed,
     LocalProtocolError,
     ReadError,
     ReadTimeout,
@@ -45,14 +47,13 @@ from .._exceptions import (
 )
 from .._fields import HeaderList, Headers
 from .._models import Response
-from .._timeouts import Timeouts, timed
-from .._trace import Tracer, traced
+from .._timeouts import timed
 from .._urls import Origin, with_tls
 from .connection import HTTPConnection, Owner, Settings
-from .exchange import SMALL_BODY, Exchange, Head, ResponseBody, TracePoints
+from .exchange import Exchange
 from .http11_errors import explain_received, explain_sent
-from .request import PreparedRequest
-from .retry import mark_unanswered
+from .message_stream import CLOSED, OPEN, Head, StreamState, TracePoints
+from .request import PreparedRequest, RequestContext
 
 _RESPONSE_BEGINS = b"HTTP/1."
 # How often an answer is waited for before it is looked for again without waiting.
@@ -67,41 +68,39 @@ class HTTP11Connection(HTTPConnection):
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         super().__init__(established, origin, settings, owner)
         self.h11: h11.Connection = self._new_h11()
-        self._exchange: HTTP11Exchange | None = None
+        self._stream: HTTP11Stream | None = None
         self._last_headers: HeaderList = []
         self._last_head: h11.Request | None = None
         self._waits = 0
 
     def _is_active(self) -> bool:
-        return self._exchange is not None
+        return self._stream is not None
 
     def _end_exchanges(self) -> None:
-        # What the user does with the response no longer concerns the connection.
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.connection_closes()
+        # The exchange goes on without the connection until its user closes the response.
+        stream, self._stream = self._stream, None
+        if stream is not None and stream.stop_sending is not None:
+            stream.stop_sending()
 
     def _new_h11(self) -> h11.Connection:
         return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
 
-    async def exchange(
-        self, prepared: PreparedRequest, timeouts: Timeouts, tracer: Tracer | None
-    ) -> Response:
+    async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
 
         When it raises, or is cancelled, the connection is marked for closing, unless the request can't
         be made over HTTP/1.1 at all.
         """
-        if prepared.protocol is not None:
+        if context.prepared.protocol is not None:
             self.owner.released(self)
             raise LocalProtocolError("the protocol extension needs HTTP/2, but the connection is HTTP/1.1")
         self.requests += 1
-        self._exchange = HTTP11Exchange(self, prepared, timeouts, tracer)
-        return await self._exchange.start()
+        stream = self._stream = HTTP11Stream(self, context)
+        return await Exchange(self, stream, context).start()
 
-    def exchange_done(self, *, reusable: bool) -> None:
-        """The exchange has ended. Called by it, once."""
-        self._exchange = None
+    def stream_done(self, *, reusable: bool) -> None:
+        """The stream has ended. Called by it, once."""
+        self._stream = None
         if self._close_requested.is_set():
             return
         if reusable:
@@ -222,73 +221,84 @@ def _to_wire(connection: h11.Connection, event: h11.Event, prepared: PreparedReq
         raise LocalProtocolError(explain_sent(str(exc), prepared.headers)) from exc
 
 
-class HTTP11Exchange(Exchange[HTTP11Connection]):
-    """One request and its response over HTTP/1.1."""
+class HTTP11Stream:
+    """One request and its response over HTTP/1.1; see `MessageStream`.
 
-    points = TracePoints("http11")
+    Args:
+        connection: What it runs on.
+        context: The request.
+    """
 
-    def __init__(
-        self,
-        connection: HTTP11Connection,
-        prepared: PreparedRequest,
-        timeouts: Timeouts,
-        tracer: Tracer | None,
-    ) -> None:
-        super().__init__(connection, prepared, timeouts, tracer)
+    trace_points = TracePoints("http11", tuple)
+
+    def __init__(self, connection: HTTP11Connection, context: RequestContext) -> None:
+        self.state: StreamState = OPEN
+        self.answered: bool = False
+        self.released: bool = False
+        self.ends_connection: bool = False
+        self.trailers: HeaderList = []
+        self.stop_sending: Callable[[], None] | None = None
+        self._connection = connection
+        self._context = context
+        self._prepared = context.prepared
         self._h11 = connection.h11
+        # Sending. An error does not end the exchange, since the server may have answered all the same.
+        self._to_send = b""
         self._sent_before = connection.transport.bytes_sent
-        # How many bytes were received since the last head that was accepted, and those of the next head.
+        self._write_error: WriteError | None = None
+        # Receiving a head: how many bytes since the last head that was accepted, and these bytes; None
+        # after the final head.
         self._received = 0
-        self._head: list[bytes] = []
+        self._head: list[bytes] | None = []
+        # The next event if it was looked for; `h11.NEED_DATA` if it has not arrived.
+        self._event: Any = None
         # What is wrong with the response: h11 says it only once.
         self._violation = ""
-        self._pending: Any = None
-        # After a CONNECT that they refused, some proxies don't understand what follows.
-        self._may_reuse = prepared.method != b"CONNECT"
         # A body of known length: how much is still to come, and what came together with the head.
         self._left: int | None = None
         self._buffered = b""
+        # After a CONNECT that they refused, some proxies don't understand what follows.
+        self._may_reuse = context.prepared.method != b"CONNECT"
 
-    def connection_closes(self) -> None:
-        """The connection has been marked for closing under way."""
-        if self._upload is not None:
-            self._upload.cancel()
+    @property
+    def failed(self) -> bool:
+        """A failure closes the connection, so that there is no other sign of it."""
+        return False
+
+    @property
+    def trace_info(self) -> dict[str, Any]:
+        """Nothing: a connection has one stream at a time."""
+        return {}
 
     # -- The request.
 
-    async def _send_request(self) -> None:
-        prepared, tracer = self._prepared, self._tracer
-        info = {"request": prepared.request}
-        data = self._connection.encode_head(prepared)
-        body_follows = prepared.expects_continue or (prepared.body is None or len(prepared.body) > SMALL_BODY)
-        if not body_follows:
-            if prepared.body:
-                data += _to_wire(self._h11, h11.Data(data=prepared.body), prepared)
-            data += _to_wire(self._h11, _END, prepared)
-        await traced(tracer, self.points.send_request_headers, info, self._send_or_note, data)
-        if not body_follows:
-            await self._trace_sent_body()
-        else:
-            await self._begin_upload(self._send_piece)
+    async def prepare(self, content: bytes | None) -> bool:
+        """Make the head, with the content if it is small."""
+        data = self._connection.encode_head(self._prepared)
+        if content is None:
+            self._to_send = data
+            return False
+        if content:
+            data += _to_wire(self._h11, h11.Data(data=content), self._prepared)
+        self._to_send = data + _to_wire(self._h11, _END, self._prepared)
+        return True
 
-    async def _send_piece(self, piece: memoryview | None) -> None:
-        body: Any = piece  # h11 takes whatever is like bytes.
-        data = _to_wire(self._h11, _END if piece is None else h11.Data(data=body), self._prepared)
-        if data:
-            await self._connection.send(data, None)
-
-    async def _send_or_note(self, data: bytes) -> None:
-        """Send; where the connection breaks, the server's answer may be there all the same."""
+    async def send_head(self) -> None:
+        """Send the head; where the connection breaks, the server's answer may be there all the same."""
         # The pool has checked a reused connection without an await since, other than for trace handlers,
         # which may take any time.
         if self._connection.requests == 1:
             await self._receive_early()
-        elif self._tracer is not None:
+        elif self._context.tracer is not None:
             await self._check_still_usable()
         try:
-            await self._connection.send(data, self._timeouts.write)
+            await self._connection.send(self._to_send, self._context.timeouts.write)
         except WriteError as exc:
             self._write_error = without_frames(exc)
+        else:
+            if self._h11.our_state is not h11.SEND_BODY:
+                self.state = self.state.after_local_end()
+        self._to_send = b""
 
     async def _receive_early(self) -> None:
         """Receive what the server has sent on a new connection before the request.
@@ -305,8 +315,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         except WouldBlock:
             return
         except ReadError as exc:
-            self._failure = exc
-            raise
+            raise self._failure(exc) from None
         self._may_reuse = False
         self._feed(data)
 
@@ -319,43 +328,79 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         # Reading may have made TLS send something (RFC 8446, 4.6).
         self._sent_before = connection.transport.bytes_sent
         if readiness is not Readiness.QUIET:
-            self._failure = RemoteProtocolError(
-                "before the request was sent, the server closed the idle connection or sent unsolicited data"
+            raise self._failure(
+                RemoteProtocolError(
+                    "before the request was sent, the server closed the idle connection "
+                    "or sent unsolicited data"
+                )
             )
-            raise self._failure
+
+    def check_open(self) -> None:
+        """Raise `ExchangeFailed` if the connection was closed."""
+        if self._connection.will_close:
+            raise self._failure(WriteError("the connection was closed"))
+
+    async def send_data(self, data: memoryview) -> int:
+        """Send all of `data`."""
+        body: Any = data  # h11 takes whatever is like bytes.
+        await self._send_event(h11.Data(data=body))
+        return len(data)
+
+    async def send_end(self) -> None:
+        """Send the end of the request."""
+        await self._send_event(_END)
+        self.state = self.state.after_local_end()
+
+    async def _send_event(self, event: h11.Event) -> None:
+        data = _to_wire(self._h11, event, self._prepared)
+        if data:
+            await self._connection.send(data, None)
 
     # -- Receiving.
+
+    def has_arrived(self) -> bool:
+        """Whether the next receive need not wait."""
+        if self._left is not None:
+            return not self._left or bool(self._buffered)
+        # A connection is reused only with nothing left in h11's buffer, so there is no need to ask.
+        if self._event is None and self.answered:
+            self._event = self._take_event()
+        return self._event is not None and self._event is not h11.NEED_DATA
+
+    async def wait_until_answered(self, timeout: float | None) -> None:
+        """Wait for the first bytes of the response."""
+        while not self.answered:
+            self._feed(await self._receive(timeout))
 
     async def _receive(self, timeout: float | None) -> bytes:
         try:
             return await self._connection.receive(timeout)
         except ReadError as exc:
-            self._failure = exc
-            raise
+            if self.answered:
+                raise
+            raise self._failure(exc) from None
 
-    async def _next_event(self) -> Any:
-        # A connection is reused only with nothing left in h11's buffer, so there is no need to ask.
-        event = self._take_event() if self._answered else h11.NEED_DATA
-        while event is h11.NEED_DATA:
-            data = await self._wait()
-            if data is not None:
-                self._feed(data)
-                event = self._take_event()
+    async def _next_event(self, timeout: float | None) -> Any:
+        while not self.has_arrived():
+            self._feed(await self._receive(timeout))
+        event, self._event = self._event, None
         return event
 
     def _feed(self, data: bytes) -> None:
-        if not data and not self._response_begun:
-            self._failure = RemoteProtocolError(
-                "the server closed the connection in the middle of the response's head"
-                if self._answered
-                else "the server closed the connection without sending a response"
-            )
-            raise self._failure
-        self._answered = True
-        self._count(data)
-        if not self._response_begun:
+        if self._head is not None:
+            if not data:
+                raise self._failure(
+                    RemoteProtocolError(
+                        "the server closed the connection in the middle of the response's head"
+                        if self.answered
+                        else "the server closed the connection without sending a response"
+                    )
+                )
             self._head.append(data)
+        self.answered = True
+        self._count(data)
         self._h11.receive_data(data)
+        self._event = None
 
     def _count(self, data: bytes) -> None:
         """Take note of bytes received, and refuse what is not HTTP: it may never end as a head does."""
@@ -374,14 +419,15 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         except h11.RemoteProtocolError as exc:
             if not self._violation:
                 limit = self._connection.settings.max_header_bytes
-                self._violation = explain_received(str(exc), b"".join(self._head), limit)
+                self._violation = explain_received(str(exc), b"".join(self._head or ()), limit)
             # h11 raises it in a method of its own, so that its traceback leads back to it.
             raise RemoteProtocolError(self._violation) from without_frames(exc)
 
     # -- The response's head.
 
-    async def _next_head(self) -> Head:
-        event = await self._next_event()
+    async def receive_head(self, timeout: float | None) -> Head:
+        """Receive the next head, interim or final."""
+        event = await self._next_event(timeout)
         self._check_head_size()
         headers = event.headers.raw_items()
         if event.status_code < 200 and event.status_code != 101:
@@ -391,7 +437,7 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             self._count(rest)
             self._head = [rest]
         else:
-            self._head = []
+            self._head = None
         return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, Headers(headers))
 
     def _check_head_size(self) -> None:
@@ -402,45 +448,20 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
             if self._received - rest > limit:
                 raise RemoteProtocolError(f"the response's head is larger than {limit} bytes")
 
-    async def _receive_response(self) -> Response:
-        head = await self._receive_head()
-        status = head.status
-        self._handed_over = status == 101 or (self._prepared.method == b"CONNECT" and status < 300)
-        if self._handed_over:
-            await self._complete_request(status)
-        return self._to_response(head)
+    def extensions(self, head: Head) -> dict[str, Any]:
+        """The reason phrase, which HTTP/2 does not have."""
+        return {"reason_phrase": head.reason}
 
-    async def _complete_request(self, status: int) -> None:
-        """Nothing of the request may get between what the stream's user sends."""
-        if self._upload is not None:
-            # The last bytes may have been sent, but their sending not have returned yet.
-            await self._let_end(self._upload)
+    def hand_over(self, head: Head) -> NetworkStream:
+        """The connection's stream, beginning with the bytes that came after the head."""
         if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
-            raise RemoteProtocolError(f"the server answered {status} before the request was sent whole")
-
-    def _to_response(self, head: Head) -> Response:
-        version, status, reason, headers = head
-        raw = self._handed_over
-        if raw:
-            self._response_complete = True
-        else:
-            self._frame_body(status, headers)
-        response = Response(status)
-        response.headers = headers
-        response.stream = ResponseBody(self)
-        response.extensions = {
-            "http_version": version,
-            "reason_phrase": reason,
-            "network_stream": self._network_stream(raw),
-            "trailing_headers": self._trailers,
-        }
-        return response
-
-    def _network_stream(self, raw: bool) -> NetworkStream:
-        if not raw:
-            return self._connection.info
-        # The bytes beyond HTTP are its user's.
+            # Nothing of the request may get between what the stream's user sends.
+            raise RemoteProtocolError(f"the server answered {head.status} before the request was sent whole")
         return self._connection.raw_stream(self._h11.trailing_data[0])
+
+    def begin_body(self, head: Head) -> None:
+        """Find out how the body ends."""
+        self._frame_body(head.status, head.headers)
 
     def _frame_body(self, status: int, headers: HeaderList) -> None:
         """Find out whether the body is of known length (RFC 9112, 6.3)."""
@@ -464,24 +485,19 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
 
     # -- The response's body.
 
-    async def _next_chunk(self, checkpoint: bool) -> bytes | None:
-        if self._left is None:
-            return await self._read_parsed(checkpoint)
-        return await self._read_directly(self._left, checkpoint)
-
-    async def _read_directly(self, left: int, checkpoint: bool) -> bytes | None:
-        if left and not self._buffered:
-            received = None
-            while received is None:
-                received = await self._wait()
-            return self._take(left, received)
-        # What is here was received before, so that this has to be the checkpoint.
-        if checkpoint:
-            await trio.lowlevel.checkpoint()
-        if not left:
+    async def receive_data(self, timeout: float | None) -> bytes | None:
+        """Receive a piece of the body, None for its end."""
+        left = self._left
+        if left is not None:
+            if left:
+                return self._take(left, self._take_buffered() or await self._receive(timeout))
             self._end_response([])
             return None
-        return self._take(left, self._take_buffered())
+        event = await self._next_event(timeout)
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        self._end_response(event.headers.raw_items())
+        return None
 
     def _take_buffered(self) -> bytes:
         data, self._buffered = self._buffered, b""
@@ -499,71 +515,73 @@ class HTTP11Exchange(Exchange[HTTP11Connection]):
         self._left = left - len(data)
         return data
 
-    async def _read_parsed(self, checkpoint: bool) -> bytes | None:
-        if self._pending is None:
-            self._pending = self._take_event()
-        if self._pending is h11.NEED_DATA:
-            self._pending = None
-            event = await self._next_event()
-        else:
-            if checkpoint:
-                await trio.lowlevel.checkpoint()
-            event, self._pending = self._pending, None
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        self._end_response(event.headers.raw_items())
-        return None
+    def _end_response(self, trailers: HeaderList) -> None:
+        self.trailers = trailers
+        self.state = self.state.after_remote_end()
 
     # -- The end.
 
-    async def _skip_rest(self) -> None:
-        """Read the rest of the body if it has arrived, and is little."""
+    async def discard_rest(self) -> bool:
+        """Drop the rest of the body if it has arrived, and is little: at most one more receive."""
         with contextlib.suppress(WouldBlock, ReadError, RemoteProtocolError):
             if self._left is None:
-                await self._skip_parsed()
-                return
+                return await self._discard_parsed()
             if self._left and self._buffered:
                 self._take(self._left, self._take_buffered())
             if self._left:
                 self._take(self._left, await self._connection.receive_available())
             if not self._left:
                 self._end_response([])
+                return True
+        return False
 
-    async def _skip_parsed(self) -> None:
+    async def _discard_parsed(self) -> bool:
         event = self._skip_data()
         if event is h11.NEED_DATA:
             self._feed(await self._connection.receive_available())
             event = self._skip_data()
-        if isinstance(event, h11.EndOfMessage):
-            self._end_response(event.headers.raw_items())
+        if not isinstance(event, h11.EndOfMessage):
+            return False
+        self._end_response(event.headers.raw_items())
+        return True
 
     def _skip_data(self) -> Any:
-        event, self._pending = self._pending, None
+        event, self._event = self._event, None
         while event is None or isinstance(event, h11.Data):
             event = self._take_event()
         return event
 
-    def _release(self, *, clean: bool) -> None:
-        self._connection.exchange_done(reusable=clean)
-        self._was_last = self._connection.will_close
+    def release(self, *, reusable: bool) -> bool:
+        """Release the connection, for reuse if both sides finished cleanly."""
+        if not self.released:
+            self.released = True
+            clean = reusable and self._is_clean()
+            self._connection.stream_done(reusable=clean)
+            self.ends_connection = self._connection.will_close
+            return clean
+        return True
 
     def _is_clean(self) -> bool:
-        if not (self._may_reuse and self._response_complete and self._h11.our_state is h11.DONE):
+        if self.state is not CLOSED or not self._may_reuse or self._write_error is not None:
             return False
-        # h11 is done when it has given out the request's last bytes, which is before they are sent.
-        if self._write_error is not None or (self._upload is not None and not self._upload.succeeded):
+        # It is another state where the request asks for the connection's end.
+        if self._h11.our_state is not h11.DONE:
             return False
         if self._left is not None:
             return not self._buffered
         # Neither bytes beyond the response, nor the connection's end.
         return self._h11.their_state is h11.DONE and self._h11.trailing_data == (b"", False)
 
-    def _explain(self, exc: ExchangeError) -> ExchangeError:
-        if self._answered or exc is not self._failure:
-            return exc
+    # -- Errors.
+
+    def _failure(self, error: ExchangeError) -> ExchangeError | ExchangeFailed:
+        """The exception to raise for an error of the network or the server."""
+        if self.answered:
+            return error
+        unsent = self._connection.transport.bytes_sent == self._sent_before
+        return ExchangeFailed(error, unanswered=True, unsent=unsent)
+
+    def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
+        """Choose the error that says most about why no response began."""
         # An alert says more than that sending failed after it.
-        error = exc if is_alert(exc.__cause__) else self._write_error or exc
-        self._write_error = None
-        mark_unanswered(error, unsent=self._connection.transport.bytes_sent == self._sent_before)
-        self._prepared.failure = error
-        return error
+        return error if is_alert(error.__cause__) else write_error or self._write_error or error

@@ -1,49 +1,50 @@
-"""TODO _http.request."""
+"""What connections are given: a request that was checked and completed, and what belongs to it."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
-import weakref
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
+from .._connect.factory import ConnectionKey
 from .._content import ByteStream, IterableStream, check_chunk
-from .._exceptions import ExchangeError, InvalidURL, LocalProtocolError
+from .._exceptions import InvalidURL, LocalProtocolError
 from .._fields import TOKEN, HeaderList, check_field, check_single_field, to_bytes
 from .._models import Request, check_extension_names
+from .._timeouts import Timeouts
+from .._trace import Tracer
 from .._urls import TARGET, authority_of, split_absolute, unless_secret
 
 # RFC 9110, 9.2.2.
 IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
 # Methods whose requests usually have no content (RFC 9110, 9.3): a stream of unknown length given with
-# one of them is looked into before the head is sent, see `PreparedRequest.peek_body`.
+# one of them is looked into before the head is sent, see `RequestBody.peek`.
 _USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE", b"CONNECT"))
 # As many digits as the parser takes.
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
 class PreparedRequest:
-    """A request that has been checked and completed, ready for any connection.
+    """A request that has been checked and completed, ready for any connection. It does not change.
 
     Attributes:
         request: The request as the caller made it.
         method: bytes.
         target: bytes.
         headers: As they go on the wire, Host and framing included.
-        body: The body if it is there as a whole, else None.
+        body: The body if all of it is there, else None.
         idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
         expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
         protocol: What an extended CONNECT asks for (RFC 8441), else None.
     """
 
     __slots__ = (
-        "_failure",
-        "_iterator",
-        "_peeked",
         "body",
         "expects_continue",
         "headers",
@@ -60,78 +61,118 @@ class PreparedRequest:
         callback = request.extensions.get("informational")
         if callback is not None and not callable(callback):
             raise TypeError(f"the informational extension must be an async function, not {callback!r}")
-        self.request: Request = request
-        # Weak, since its traceback leads to the request.
-        self._failure: weakref.ref[ExchangeError] | None = None
-        self.protocol: bytes | None = _protocol(request)
-        self.method: bytes = request.method
-        self.target: bytes = request.url.target
-        self.idempotent: bool = request.method in IDEMPOTENT_METHODS
         stream = request.stream
-        self.body: bytes | None = stream.data if isinstance(stream, ByteStream) else None
+        body = stream.data if isinstance(stream, ByteStream) else None
+        self.request: Final[Request] = request
+        self.protocol: Final[bytes | None] = _protocol(request)
+        self.method: Final[bytes] = request.method
+        self.target: Final[bytes] = request.url.target
+        self.idempotent: Final[bool] = request.method in IDEMPOTENT_METHODS
+        self.body: Final[bytes | None] = body
+        headers, expects_continue = _complete_headers(request, body)
+        self.headers: Final[HeaderList] = headers
+        self.expects_continue: Final[bool] = expects_continue
+
+    def replace(self, **changes: Any) -> PreparedRequest:
+        """Make a copy that has other values of some attributes."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
+    def without_content(self) -> PreparedRequest:
+        """Make a copy for a stream that turned out to be empty."""
+        headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
+        return self.replace(body=b"", expects_continue=False, headers=headers)
+
+
+class RequestBody:
+    """The content of one request, as far as it was taken from the caller's iterable.
+
+    Args:
+        stream: The request's `stream`.
+    """
+
+    __slots__ = ("_iterator", "_peeked", "_stream")
+
+    def __init__(self, stream: AsyncIterable[bytes]) -> None:
+        self._stream = stream
         self._iterator: AsyncIterator[bytes] | None = None
         self._peeked: bytes | None = None
-        self.headers: HeaderList
-        self.expects_continue: bool
-        self.headers, self.expects_continue = _complete_headers(request, self.body)
 
     @property
-    def failure(self) -> ExchangeError | None:
-        """How an exchange of it failed, if due to the network or the server, and without an answer."""
-        return None if self._failure is None else self._failure()
-
-    @failure.setter
-    def failure(self, error: ExchangeError) -> None:
-        self._failure = weakref.ref(error)
-
-    @property
-    def body_can_be_sent_again(self) -> bool:
-        """Whether `iterate_body` would give the same body once more, or was not called yet."""
-        if self.body is not None or self._iterator is None or self._peeked is not None:
+    def can_be_sent_again(self) -> bool:
+        """Whether `iterate` would give the same content once more, or was not called yet."""
+        if self._iterator is None or self._peeked is not None:
             return True
-        stream = self.request.stream
+        stream = self._stream
         return isinstance(stream, IterableStream) and isinstance(stream.iterable, Collection)
 
-    def iterate_body(self) -> AsyncIterator[bytes]:
-        """Start to take the body from the caller's iterable."""
+    def iterate(self) -> AsyncIterator[bytes]:
+        """Start to take the content from the caller's iterable."""
         if self._peeked is None or self._iterator is None:
-            self._iterator = aiter(self.request.stream)
+            self._iterator = aiter(self._stream)
             return self._iterator
         peeked, self._peeked = self._peeked, None
         return _Peeked(peeked, self._iterator)
 
     @trio.lowlevel.disable_ki_protection
-    async def close_body(self) -> None:
-        """End the caller's generator wherever it is; its clean-up is not left to garbage collection."""
+    async def close(self) -> None:
+        """Close the caller's generator wherever it is; its clean-up is not left to garbage collection."""
         iterator: Any = self._iterator
         if inspect.isasyncgen(iterator):
             await iterator.aclose()
 
-    async def peek_body(self) -> None:
+    async def peek(self, prepared: PreparedRequest) -> PreparedRequest:
         """Find out whether a stream of unknown length has any content at all.
 
         Adapters hand every request's body over as a stream, also the empty one of a GET. Sent as an
-        empty chunked body it confuses servers that don't expect one there, so with a method that
-        seldom has content the first chunk is waited for, and decides.
+        empty chunked body it confuses servers that don't expect one there. So with a method that
+        seldom has content, wait for the first chunk, which decides.
 
-        Not so with a generator that the caller made for this very request. It has content, and may have
+        A generator that the caller made for this very request is left alone. It has content, and may have
         cancel scopes around its yields, so that all of it has to be taken in one task.
+
+        Returns:
+            The request as given, or a copy without content.
         """
-        if self.body is not None or self.method not in _USUALLY_WITHOUT_CONTENT:
-            return
-        if inspect.isasyncgen(self.request.stream):
-            return
-        if not any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
-            return
-        self._iterator = aiter(self.request.stream)
+        if prepared.body is not None or prepared.method not in _USUALLY_WITHOUT_CONTENT:
+            return prepared
+        if inspect.isasyncgen(self._stream):
+            return prepared
+        if not any(name.lower() == b"transfer-encoding" for name, _ in prepared.headers):
+            return prepared
+        self._iterator = aiter(self._stream)
         while (chunk := await next_chunk(self._iterator)) is not END_OF_BODY:
             check_chunk(chunk)
             if memoryview(chunk).nbytes:
                 self._peeked = chunk
-                return
-        self.body = b""
-        self.expects_continue = False
-        self.headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
+                return prepared
+        return prepared.without_content()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What belongs to one request on its way from the pool to a connection.
+
+    Attributes:
+        prepared: The request as it is sent.
+        body: Its content, as far as it was taken from the caller.
+        key: Which connections can carry it.
+        timeouts: How long its operations may take.
+        tracer: Reports its events; None if there is neither a handler nor a log.
+    """
+
+    prepared: PreparedRequest
+    body: RequestBody
+    key: ConnectionKey
+    timeouts: Timeouts
+    tracer: Tracer | None
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        """Whether the content can be sent from its beginning once more."""
+        return self.prepared.body is not None or self.body.can_be_sent_again
 
 
 #: What `next_chunk` returns when the iterator has ended.

@@ -1,66 +1,68 @@
 """Sending a body in a task of its own, while the exchange already waits for the response.
 
 Theory of operation. Servers may answer before they have read everything, or never read the rest, or answer
-piece by piece as they read. So whoever waits for the answer can't be the one who sends. The upload reports
-only by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised
-by the exchange, in the requester's task. What governs the waiting:
+piece by piece as they read. So one task sends while another waits for the response. The upload reports only
+by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised by the
+exchange, in the requester's task. The timeouts:
 
 - Until the response begins, the write timeout limits each send; the read timeout starts when the upload
   has ended.
-- Once the response has begun, the answer decides: a failure to send no longer matters, sends have no
-  limit, and the read timeout counts. A send in flight is not cancelled before the response was read,
-  since under TLS that would make reading impossible.
+- Once the response has begun, a failure to send no longer matters, sends have no limit, and the read timeout
+  applies. A send in flight is not cancelled before the response was read, since under TLS that would make
+  reading impossible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
 from .._content import check_chunk
 from .._exceptions import WriteError, WriteTimeout, without_frames
-from .request import END_OF_BODY, PreparedRequest, next_chunk
+from .message_stream import MessageStream
+from .request import END_OF_BODY, RequestContext, next_chunk
 
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
 _SEND_SIZE = 256 * 1024
+
+
+class _SendingFailed(Exception):
+    """The network failed, as `failure` says. What the iterator raises is never this."""
 
 
 class Upload:
     """The task that sends a body, and what the exchange needs to know of it.
 
     Args:
-        prepared: The request.
-        send: Sends a piece of the body, or for None its end; may raise a `WriteError`.
-        write_timeout: Seconds for each piece, and anew whenever `progressed` is called; None for no limit.
+        context: The request.
+        stream: Where the content is sent.
         continue_timeout: Seconds to wait for `100 (Continue)`, if the request expects it.
 
     Attributes:
         done: Set when the task has ended.
         succeeded: Whether the body was sent to its last byte, and the task has ended.
         error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
-        failure: Why the body was not sent whole though the iterator was not at fault.
-        reported: Whether the exchange has taken note of the end, or will not.
+        failure: Why the network did not take the whole body.
+        reported: Whether the exchange has taken the outcome, or has no use for it.
         wake: The scope in which the exchange waits, to be cancelled when the task ends.
         go_ahead: Set when the body may be sent.
     """
 
     def __init__(
         self,
-        prepared: PreparedRequest,
-        send: Callable[[memoryview | None], Awaitable[None]],
+        context: RequestContext,
+        stream: MessageStream,
         *,
-        write_timeout: float | None,
         continue_timeout: float,
     ) -> None:
-        self._prepared = prepared
-        self._send = send
-        self._write_timeout = write_timeout
+        self._context = context
+        self._stream = stream
+        self._write_timeout = context.timeouts.write
         self._continue_timeout = continue_timeout
         self._send_scope = trio.CancelScope()
-        # Shielded, so that nothing but `cancel` ends the task: its end is then always taken note of.
+        # Shielded, so that only `cancel` ends the task. Otherwise it could end without setting `done`.
         self._scope = trio.CancelScope(shield=True)
         # Its iterator may be what closes the response.
         self._task: trio.lowlevel.Task | None = None
@@ -71,7 +73,7 @@ class Upload:
         self.failure: WriteError | WriteTimeout | None = None
         self.reported = False
         self.wake = trio.CancelScope()
-        if not prepared.expects_continue:
+        if not context.prepared.expects_continue:
             self.go_ahead.set()
 
     async def run(self) -> None:
@@ -82,14 +84,15 @@ class Upload:
                 try:
                     await self._send_body()
                 finally:
-                    await self._prepared.close_body()
+                    await self._context.body.close()
             if self._scope.cancelled_caught:
                 self.failure = WriteError("sending the body was given up")
             else:
                 self.succeeded = True
+        except _SendingFailed:
+            pass
         except BaseException as exc:
-            # The iterator may raise our exceptions too, when it makes requests of its own.
-            if exc is not self.failure and not self.reported:
+            if not self.reported:
                 self.error = exc
             elif isinstance(exc, KeyboardInterrupt):
                 raise
@@ -97,7 +100,7 @@ class Upload:
             # Both lead back to the upload, or to its exchange.
             if self.failure is not None:
                 without_frames(self.failure)
-            del self._send
+            del self._stream
             self.done.set()
             self.wake.cancel()
 
@@ -106,10 +109,11 @@ class Upload:
             with trio.move_on_after(self._continue_timeout):
                 await self.go_ahead.wait()
             self.go_ahead.set()
-        if self._prepared.body is not None:
-            await self._send_chunk(self._prepared.body)
+        content = self._context.prepared.body
+        if content is not None:
+            await self._send_chunk(content)
         else:
-            iterator = self._prepared.iterate_body()
+            iterator = self._context.body.iterate()
             while (chunk := await next_chunk(iterator)) is not END_OF_BODY:
                 await self._send_chunk(chunk)
         await self._send_piece(None)
@@ -124,18 +128,28 @@ class Upload:
         # An iterator that never waits must not keep other tasks from running.
         await trio.lowlevel.checkpoint()
         with trio.CancelScope() as self._send_scope:
-            self.progressed()
+            self._restart_timeout()
             try:
-                await self._send(piece)
+                if piece is None:
+                    await self._stream.send_end()
+                else:
+                    await self._send_all(piece)
             except WriteError as exc:
                 self.failure = exc
-                raise
+                raise _SendingFailed from exc
         if self._send_scope.cancelled_caught:
             self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
-            raise self.failure
+            raise _SendingFailed
 
-    def progressed(self) -> None:
-        """The server has accepted something: its time begins anew."""
+    async def _send_all(self, piece: memoryview) -> None:
+        while True:
+            piece = piece[await self._stream.send_data(piece) :]
+            if not piece:
+                return
+            self._restart_timeout()
+
+    def _restart_timeout(self) -> None:
+        """The server has accepted something, so that its time begins anew."""
         if self._write_timeout is not None:
             self._send_scope.deadline = trio.current_time() + self._write_timeout
 
@@ -147,7 +161,7 @@ class Upload:
         return error, failure
 
     def answered(self) -> None:
-        """The response has begun: from now on the server's answer counts, not its reading."""
+        """Lift the limits on sending, since the response has begun."""
         self._write_timeout = None
         self._send_scope.deadline = math.inf
         if not self.go_ahead.is_set():
@@ -159,12 +173,12 @@ class Upload:
         self._scope.cancel()
 
     def give_up(self) -> None:
-        """End the task, whose outcome is of no interest."""
+        """End the task, and ignore its outcome."""
         self.reported = True
         self.cancel()
 
     async def join(self) -> None:
-        """End the task, and wait until it has ended, but for the task itself."""
+        """End the task, and wait until it has ended, unless this is called in that task."""
         self.cancel()
         if trio.lowlevel.current_task() is not self._task:
             with trio.CancelScope(shield=True):

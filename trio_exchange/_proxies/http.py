@@ -27,14 +27,13 @@ from .._connect.dialers import Dialer
 from .._connect.factory import ConnectionFactory, ConnectionKey
 from .._connect.transport import Transport
 from .._connections.manager import Checkout, ConnectionManager
-from .._exceptions import ExchangeError, ProxyError
+from .._exceptions import ExchangeError, ExchangeFailed, ProxyError
 from .._fields import HeaderList
 from .._http.connection import HTTPConnection
-from .._http.request import PreparedRequest
-from .._http.retry import mark_alike
+from .._http.request import PreparedRequest, RequestBody, RequestContext
 from .._models import Proxy, Request, Response
 from .._timeouts import Timeouts
-from .._trace import Tracer, log_enabled, traced
+from .._trace import span, tracer_for
 from .._urls import authority_of, bracketed
 
 #: Makes a connection manager, given the function that returns the factory for a key.
@@ -62,16 +61,16 @@ class Forwarding:
         self.key = ConnectionKey.for_proxy(proxy)
         self._headers = proxy.headers[:]
 
-    def rewrite(self, prepared: PreparedRequest) -> None:
-        """Put the target into absolute form (RFC 9112, section 3.2.2), and add the proxy's headers."""
+    def rewrite(self, prepared: PreparedRequest) -> PreparedRequest:
+        """Copy a request, with an absolute target (RFC 9112, section 3.2.2) and the proxy's headers."""
         target = prepared.target
         if target.startswith(b"/"):
-            prepared.target = self._origin_of(prepared) + target
+            target = self._origin_of(prepared) + target
         elif target == b"*":
             # An OPTIONS request for the whole server has no path (RFC 9112, section 3.2.4).
-            prepared.target = self._origin_of(prepared)
-        if self._headers:
-            prepared.headers = merged(prepared.headers, self._headers)
+            target = self._origin_of(prepared)
+        headers = merged(prepared.headers, self._headers) if self._headers else prepared.headers
+        return prepared.replace(target=target, headers=headers)
 
     def _origin_of(self, prepared: PreparedRequest) -> bytes:
         url = prepared.request.url
@@ -109,10 +108,10 @@ class TunnelDialer(Dialer):
         """
         target = b"%b:%d" % (bracketed(host.encode("ascii")), port)
         peer_name = target.decode("ascii") if self.proxy_name is None else self.proxy_name
-        tunnel = _TunnelRequest(self._proxy, target, peer_name, attempt)
+        tunnel = _TunnelRequest(self._proxy, self._key, target, peer_name, attempt)
         establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
         checkout = Checkout(self._key, attempt.budget, establish, attempt.tracer)
-        await self.manager.exchange(tunnel.prepared, checkout, tunnel.open)
+        await self.manager.exchange(tunnel.context, checkout, tunnel.open)
         return tunnel.transport
 
 
@@ -121,56 +120,53 @@ class _TunnelRequest:
 
     transport: Transport
 
-    def __init__(self, proxy: Proxy, target: bytes, what: str, attempt: Attempt) -> None:
-        self.prepared = PreparedRequest(
-            Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
+    def __init__(
+        self, proxy: Proxy, key: ConnectionKey, target: bytes, peer_name: str, attempt: Attempt
+    ) -> None:
+        request = Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
+        # Whatever became of a tunnel that was never used, asking for another does no harm.
+        prepared = PreparedRequest(request).replace(idempotent=True)
+        # The whole request is one step for the handler, which must not be awaited while the time runs.
+        self.context = RequestContext(
+            prepared, RequestBody(request.stream), key, Timeouts(), tracer_for(request.extensions)
         )
-        # Whatever became of a tunnel that nobody got to use, asking for another does no harm.
-        self.prepared.idempotent = True
         self._proxy = proxy
         self._attempt = attempt
-        self._what = f"{what} through the proxy {proxy.url.origin}"
+        self._what = f"{peer_name} through the proxy {proxy.url.origin}"
 
     async def open(self, connection: HTTPConnection) -> Response:
         """Make the exchange."""
-        responses: list[Response] = []
-        asked = False
-
-        async def ask() -> Any:
-            nonlocal asked
-            asked = True
-            response = await budget.spend(self._ask, connection)
-            if not 200 <= response.status < 300:
-                # It is final, however little time there is for its content.
-                raise await self._refusal(response, min(_BODY_GRACE, budget.left))
-            self.transport = self._attempt.own(response.extensions["network_stream"])
-            responses.append(response)
-            return _head(response)
-
         budget = self._attempt.budget
         budget.spent_on = f"waiting for the proxy {self._proxy.url.origin}"
-        info = {"proxy": self._proxy, "target": self.prepared.target, "timeout": budget.limit}
+        info = {"proxy": self._proxy, "target": self.context.prepared.target, "timeout": budget.limit}
+        asked = False
         try:
-            await traced(self._attempt.tracer, "proxy.connect", info, ask)
+            async with span(self._attempt.tracer, "proxy.connect", info) as step:
+                asked = True
+                response = await budget.spend(self._ask, connection)
+                if not 200 <= response.status < 300:
+                    # It is final, however little time there is for its content.
+                    raise await self._refusal(response, min(_BODY_GRACE, budget.left))
+                self.transport = self._attempt.own(response.extensions["network_stream"])
+                step.result = _head(response)
         except BaseException:
             if not asked:
                 connection.decline()
             raise
-        return responses[0]
+        return response
 
     async def _ask(self, connection: HTTPConnection) -> Response:
-        # The whole is one step for the handler, which must not be awaited while the time runs.
-        tracer = Tracer(None, log=True) if log_enabled() else None
         try:
-            return await connection.exchange(self.prepared, Timeouts(), tracer)
+            return await connection.exchange(self.context)
+        except ExchangeFailed as exc:
+            exc.error = self._no_tunnel(exc.error)
+            raise
         except ExchangeError as exc:
             raise self._no_tunnel(exc) from exc
 
-    def _no_tunnel(self, exc: ExchangeError) -> ProxyError:
-        error = ProxyError(f"no tunnel to {self._what}: {exc}")
-        mark_alike(error, exc)
-        if exc is self.prepared.failure:
-            self.prepared.failure = error
+    def _no_tunnel(self, cause: ExchangeError) -> ProxyError:
+        error = ProxyError(f"no tunnel to {self._what}: {cause}")
+        error.__cause__ = cause
         return error
 
     async def _refusal(self, response: Response, seconds: float) -> ProxyError:

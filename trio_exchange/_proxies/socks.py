@@ -91,14 +91,10 @@ class SOCKSDialer(Dialer):
             if len(host) > 255:
                 raise ConnectError(f"a name for SOCKS can't be longer than 255 bytes: {host[:50]!r}...")
             return [host]
-        addresses: list[str] = []
-
-        async def look_up() -> list[str]:
-            addresses.extend(await self._look_up(host, port))
-            return addresses
-
         info = {"host": host, "port": port}
-        await attempt.step(f"looking up {host}", "socks.getaddrinfo", info, look_up)
+        async with attempt.step(f"looking up {host}", "socks.getaddrinfo", info) as step:
+            addresses: list[str] = await attempt.budget.spend(self._look_up, host, port)
+            step.result = addresses
         return addresses
 
     def _check_address(self, address: str) -> str:
@@ -124,16 +120,12 @@ class SOCKSDialer(Dialer):
         transport = await self._dialer.connect(self._host, self._port, attempt)
         negotiation = _Negotiation(transport, self._proxy, self.peer_name(host, port))
 
-        async def ask() -> NetworkStream:
-            if self._version == 4:
-                await negotiation.connect_4(host, port)
-            else:
-                await negotiation.connect_5(host, port)
-            return NetworkStream(transport, refusal=NOT_RAW)
-
+        ask = negotiation.connect_4 if self._version == 4 else negotiation.connect_5
         info = {"proxy": self._proxy, "host": host, "port": port}
         try:
-            await attempt.step(f"waiting for the proxy {self._origin}", "socks.connect", info, ask)
+            async with attempt.step(f"waiting for the proxy {self._origin}", "socks.connect", info) as step:
+                await attempt.budget.spend(ask, host, port)
+                step.result = NetworkStream(transport, refusal=NOT_RAW)
         except ProxyError as exc:
             await close_forcefully(transport)
             refused, negotiation.refusal = exc is negotiation.refusal, None

@@ -55,7 +55,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._http.http2 import connection as http2_connection
+from trio_exchange._http.http2 import resets as http2_resets
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -1218,7 +1218,7 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(
 async def test_data_for_a_stream_left_long_ago(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http2_connection, "_MOST_LEFT", 3)
+    monkeypatch.setattr(http2_resets, "MOST_REMEMBERED", 3)
     async with Client(nursery) as client:
         peer = await ready(client)
         ids = []
@@ -1915,7 +1915,7 @@ async def test_data_waits_while_too_much_waits_to_be_sent(
         upload = Running(nursery, functools.partial(pool.request, "POST", URL, content=content))
         await wait_all_tasks_blocked()
         connection: Any = pool.connections[0]
-        assert connection.pending < 256 * KILOBYTE
+        assert connection.outbound.size < 256 * KILOBYTE
         read_on.set()
         assert (await upload.result()).content == content[:5]
 

@@ -12,7 +12,7 @@ where h2 would do something else than a client must:
   the end of a stream.
 - So do header blocks, since a malformed response concerns its stream alone (RFC 9113, 8.1.1), while h2 gives
   up the connection for some.
-- What a server may say that serves no request is limited (`Patience`).
+- Frames that serve no request are limited (`FloodGuard`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Frame(NamedTuple):
 
 
 class FrameSplitter:
-    """Takes what arrives apart.
+    """Splits what arrives into frames.
 
     Args:
         secure_url: The URL of the same port with TLS, None if there is TLS; for an error's message.
@@ -263,10 +263,10 @@ def name_of(code: int) -> str:
 
 
 class FloodGuard:
-    """How many frames a server may send that serve no request (RFC 9113, 10.5).
+    """Limits how many frames a server may send that serve no request (RFC 9113, 10.5).
 
-    Frames that do serve one earn it some more, so that many small ones on a busy connection are no
-    offence; and after a while all is forgotten.
+    Frames that serve a request raise the limit again, so that many small ones on a busy connection are no
+    offence. After a while the count starts anew.
     """
 
     LIMIT = 10_000
@@ -278,14 +278,14 @@ class FloodGuard:
         self._forgiven_at = now
 
     def earn(self) -> None:
-        """A request was served."""
+        """Count a frame that served a request."""
         self._left = min(self.LIMIT, self._left + self.EARNED)
 
     def spend(self, now: float, cost: int = 1) -> None:
-        """A frame came that served none, and was so much work.
+        """Count a frame that served no request, by the work that it made.
 
         Raises:
-            Violation: It was one too many.
+            Violation: The limit was reached.
         """
         self._left -= cost
         if self._left < 0:

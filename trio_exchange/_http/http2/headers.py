@@ -15,7 +15,7 @@ from hpack import NeverIndexedHeaderTuple
 from ..._exceptions import LocalProtocolError, RemoteProtocolError
 from ..._fields import HeaderList, Headers
 from ..._urls import split_absolute, unless_secret
-from ..exchange import Head
+from ..message_stream import Head
 from ..request import PreparedRequest
 
 # RFC 9113, 8.2.2. Host has become :authority.

@@ -1,8 +1,14 @@
-"""TODO _http.http2.stream."""
+"""A stream of HTTP/2 that carries one request and its response (RFC 9113, 5.1).
+
+Theory of operation. The connection's reader puts heads, data, trailers and the end into the stream's inbox
+and wakes the task that waits. The requester's task takes them out. Neither waits for the other: a reader that
+did would hold up all streams.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -12,68 +18,78 @@ from ..._connect.network_stream import NetworkStream
 from ..._connect.transport import Readiness
 from ..._exceptions import (
     ExchangeError,
+    ExchangeFailed,
     LocalProtocolError,
     ReadError,
     ReadTimeout,
     RemoteProtocolError,
     WriteError,
+    WriteTimeout,
     copied,
 )
 from ..._fields import HeaderList
-from ..._models import Response
-from ..._timeouts import Timeouts, timed
-from ..._trace import Tracer, traced
-from ..exchange import MAX_INFORMATIONAL, SMALL_BODY, Exchange, Head, ResponseBody, TracePoints
-from ..request import PreparedRequest
-from ..retry import mark_refused, mark_unanswered
-from .flow_control import INITIAL_WINDOW, LARGEST_WINDOW
+from ..._timeouts import timed
+from ..._trace import span
+from ..exchange import MAX_INFORMATIONAL
+from ..message_stream import (
+    CLOSED,
+    HALF_CLOSED_LOCAL,
+    HALF_CLOSED_REMOTE,
+    OPEN,
+    Head,
+    StreamState,
+    TracePoints,
+)
+from ..request import RequestContext
+from .flow_control import ReceiveWindow
 from .frames import Violation, name_of, window_update
 from .headers import check_trailers, content_length, request_headers, response_head
-from .tunnel import Tunnel
+from .tunnel import Tunnel, TunnelState
 from .wakeup import Wakeup
 
 if TYPE_CHECKING:
     from .connection import HTTP2Connection
 
 
-class HTTP2Exchange(Exchange["HTTP2Connection"]):
-    """One request and its response on a stream of HTTP/2."""
+class HTTP2Stream:
+    """One request and its response over HTTP/2; see `MessageStream`.
 
-    points = TracePoints("http2")
+    Args:
+        connection: What it runs on.
+        context: The request.
+    """
 
-    def __init__(
-        self,
-        connection: HTTP2Connection,
-        prepared: PreparedRequest,
-        timeouts: Timeouts,
-        tracer: Tracer | None,
-        *,
-        is_first: bool,
-    ) -> None:
-        super().__init__(connection, prepared, timeouts, tracer)
+    trace_points = TracePoints("http2", lambda head: (head.status, head.headers))
+    #: The connection goes on, whatever becomes of a stream.
+    ends_connection = False
+
+    def __init__(self, connection: HTTP2Connection, context: RequestContext) -> None:
+        self.state: StreamState = OPEN
         self.stream_id: int | None = None
-        self._is_first = is_first
-        # What has arrived and was not taken: heads, pieces of the body, trailers, and None for the end.
+        self.answered: bool = False
+        self.released: bool = False
+        self.trailers: HeaderList = []
+        self.stop_sending: Callable[[], None] | None = None
+        self.window = ReceiveWindow()
+        self._connection = connection
+        self._context = context
+        self._prepared = context.prepared
+        # Why nothing more will arrive, and whether the server has promised not to have acted on the request.
+        self._failure: ExchangeError | None = None
+        self._refused = False
+        # How the stream is to be reset if its sides don't get to the end.
+        self._reset_code = ErrorCodes.CANCEL
+        # Sending: how much of a content of declared length is to come.
+        self._to_send: int | None = None
+        # Set by the reader: what has arrived and was not taken (heads, pieces of the body, trailers, and None
+        # for the end), and how much of a body of declared length is to come.
         self._inbox: deque[Head | bytes | bytearray | HeaderList | None] = deque()
         self._arrived = Wakeup()
-        # How far each side has come on the wire, and how the stream is to be reset if they don't get to the
-        # end. Once it `is_over` there is nothing left to reset.
-        self.sent_end: bool = False
-        self.received_end: bool = False
-        self.is_over: bool = False
-        self.was_closed: bool = False
         self._has_head = False
-        self._reset_code = ErrorCodes.CANCEL
         self._informational = 0
-        # The body's declared length, and how much of it is to come; the same for the request's.
         self._left: int | None = None
-        self._to_send: int | None = None
-        # The stream's window: its size, how much of it the server has not used, and how much is free again.
-        self._window = INITIAL_WINDOW
-        self.receivable = INITIAL_WINDOW
-        # Whether the user was there before what was taken last.
-        self._was_awaited = False
-        self._uncredited = 0
+        # Set by the tunnel. The stream has no reference to that, which would be a cycle.
+        self.tunnel: TunnelState = TunnelState.NONE
 
     @property
     def id_on_wire(self) -> int:
@@ -81,130 +97,151 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
         assert self.stream_id is not None
         return self.stream_id
 
-    def _info(self) -> dict[str, Any]:
-        return {"request": self._prepared.request, "stream_id": self.stream_id}
+    @property
+    def failed(self) -> bool:
+        """Whether the next receive that has to wait will fail."""
+        return self._failure is not None
 
-    def _closing_info(self) -> dict[str, Any]:
+    @property
+    def trace_info(self) -> dict[str, Any]:
+        """The stream's id."""
         return {"stream_id": self.stream_id}
-
-    def _traced_head(self, head: Head) -> Any:
-        return (head.status, head.headers)
 
     # -- The request.
 
-    async def _send_request(self) -> None:
-        prepared, tracer = self._prepared, self._tracer
-        if self._is_first and tracer is not None:
-            info = {"request": prepared.request}
-            await traced(tracer, "http2.send_connection_init", info, self._flush)
-        headers = request_headers(prepared)
-        if prepared.protocol is not None:
+    async def prepare(self, content: bytes | None) -> bool:
+        """Open the stream: allocate its id and make its HEADERS, and DATA if there is room for all of it."""
+        connection = self._connection
+        if connection.requests == 1 and self._context.tracer is not None:
+            info = {"request": self._prepared.request}
+            async with span(self._context.tracer, "http2.send_connection_init", info):
+                await self.send_head()
+        headers = request_headers(self._prepared)
+        if self._prepared.protocol is not None:
             await self._check_extended_connect()
-        body = prepared.body
-        tunnel = prepared.method == b"CONNECT"
-        body_follows = prepared.expects_continue or (
-            body is None or len(body) > SMALL_BODY or not self._connection.fits(len(body))
-        )
-        self._open(headers, b"" if body_follows or body is None else body, end=not (tunnel or body_follows))
-        if tracer is None:
-            await self._flush()
-        else:
-            await traced(tracer, self.points.send_request_headers, self._info(), self._flush)
-        if body_follows:
-            self._to_send = content_length(headers)
-            await self._begin_upload(self._send_piece)
-        else:
-            await self._trace_sent_body()
-
-    def _open(self, headers: HeaderList, body: bytes, *, end: bool) -> None:
-        self.stream_id = self._connection.open(self, headers, body, end_stream=end)
+        whole = content is not None and connection.fits(len(content))
+        end = whole and self._prepared.method != b"CONNECT"
+        self.stream_id = connection.open(self, headers, content if whole and content else b"", end_stream=end)
         if self.stream_id is None:
-            self._failure = (
-                _own(self._connection.failure, "before the request was sent")
-                if self._connection.will_close
+            error = (
+                _own(connection.failure, "before the request was sent")
+                if connection.will_close
                 else RemoteProtocolError("the server takes no more requests on this connection")
             )
-            mark_refused(self._failure)
-            raise self._failure
-        self.sent_end = end
-
-    async def _flush(self) -> None:
-        self._connection.flush()
-        await self._connection.drained(self._timeouts.write)
+            raise ExchangeFailed(error, unanswered=True, unsent=True, refused=True)
+        if end:
+            self.state = self.state.after_local_end()
+        if not whole:
+            self._to_send = content_length(headers)
+        return whole
 
     async def _check_extended_connect(self) -> None:
         """RFC 8441, 3: not before the server has said that it takes it."""
         connection = self._connection
         # A server may wait for the connection's first bytes before it says anything.
         connection.flush()
-        await timed(self._timeouts.read, ReadTimeout, connection.settings_received.wait)
+        await timed(self._context.timeouts.read, ReadTimeout, connection.settings_received.wait)
         if connection.will_close:
-            self._failure = _own(connection.failure, "before the request was sent")
-            raise self._failure
+            error = _own(connection.failure, "before the request was sent")
+            raise ExchangeFailed(error, unanswered=True, unsent=True)
         if not connection.extended_connect_enabled:
             raise LocalProtocolError(
                 "the protocol extension needs a server that takes extended CONNECT (RFC 8441), "
                 "which this one does not"
             )
 
-    async def _send_piece(self, piece: memoryview | None) -> None:
-        if piece is None:
-            await self._end_body()
-            return
-        if self._to_send is not None:
-            if len(piece) > self._to_send:
-                raise LocalProtocolError("the content is longer than its Content-Length")
-            self._to_send -= len(piece)
-        await self.send(piece, end=self._to_send == 0)
+    async def send_head(self) -> None:
+        """Send what was made, and wait until not too much waits to be sent."""
+        self._connection.flush()
+        await self._connection.outbound.drained(self._context.timeouts.write)
 
-    async def _end_body(self) -> None:
+    def check_open(self) -> None:
+        """Raise `ExchangeFailed` if the connection was closed."""
+        if self._connection.will_close:
+            self._failure = self._failure or WriteError("the connection was closed")
+            raise self._exception(self._failure)
+
+    async def send_data(self, data: memoryview) -> int:
+        """Send as much of `data` as there is room for. A checkpoint only if it has to wait."""
+        size = len(data)
+        if self._to_send is not None and size > self._to_send:
+            raise LocalProtocolError("the content is longer than its Content-Length")
+        if data:
+            size = await self._wait_for_room(size)
+        ends = self._to_send == size
+        if self._to_send is not None:
+            self._to_send -= size
+        if data or (ends and not self._request_ended):
+            self._send(data[:size], end=ends)
+        if size < len(data) and self._connection.outbound.is_contended:
+            await trio.lowlevel.checkpoint()
+        return size
+
+    async def _wait_for_room(self, most: int) -> int:
+        """Wait until some data can be sent, and return how much, `most` at most."""
+        while True:
+            self._check_sendable()
+            size = min(most, self._connection.room(self.id_on_wire))
+            if size:
+                return size
+            await self._connection.outbound.wait_for_progress()
+
+    async def send_end(self) -> None:
+        """Send END_STREAM, unless the last data had it."""
         if self._to_send:
             raise LocalProtocolError(f"the content is {self._to_send} bytes shorter than its Content-Length")
-        if not self.sent_end:
-            await self.send(b"", end=True)
+        if not self._request_ended:
+            self._send(b"", end=True)
 
-    async def send(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
-        """Send data when there is room for it, and maybe the end. A checkpoint only if it has to wait.
+    @property
+    def _request_ended(self) -> bool:
+        """Whether END_STREAM was sent."""
+        if self.state is CLOSED:
+            return self._failure is None
+        return self.state is HALF_CLOSED_LOCAL
 
-        Raises:
-            WriteError: The stream has ended.
-        """
-        connection = self._connection
-        data = memoryview(data)
-        while data or (end and not self.sent_end):
-            self._check_sendable()
-            size = min(len(data), connection.room(self.id_on_wire))
-            if data and not size:
-                await connection.wait_for_progress()
-                continue
-            last = end and size == len(data)
-            self.sent_end = last
-            connection.send_data(self.id_on_wire, data[:size], end_stream=last)
-            if self._upload is not None:
-                self._upload.progressed()
-            data = data[size:]
-            if data and connection.is_contended():
-                await trio.lowlevel.checkpoint()
-        if self.sent_end and self.received_end:
-            self._finish()
+    def _send(self, data: bytes | memoryview, *, end: bool = False) -> None:
+        self._check_sendable()
+        if end:
+            self.state = self.state.after_local_end()
+        self._connection.send_data(self.id_on_wire, data, end_stream=end)
+        if self.state is CLOSED:
+            self._leave()
+
+    def _check_sendable(self) -> None:
+        if self._is_over:
+            raise WriteError(str(self._failure or "the stream was closed"))
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing can be sent or received any more."""
+        return self.state is CLOSED or self._failure is not None or self._connection.will_close
+
+    def end_request(self) -> bool:
+        """Send END_STREAM if that is still to be sent and can be. Whether it was sent, now or before."""
+        if self._request_ended or self._is_over:
+            return self._request_ended
+        self._send(b"", end=True)
+        return True
 
     async def wait_for_room(self) -> None:
         """Wait until there is room for data, or never will be."""
-        while not (self.is_over or self._done or self._connection.room(self.id_on_wire)):
-            await self._connection.wait_for_progress()
-
-    def _check_sendable(self) -> None:
-        if self.is_over or self._done or self._failure is not None or self._connection.will_close:
-            raise WriteError(str(self._failure or "the stream was closed"))
+        while not (self._is_over or self._connection.room(self.id_on_wire)):
+            await self._connection.outbound.wait_for_progress()
 
     # -- What the connection's reader tells. Nothing here waits.
 
+    @property
+    def receives(self) -> bool:
+        """Whether heads, data and trailers may arrive."""
+        return self.state in (OPEN, HALF_CLOSED_LOCAL)
+
     def take_block(self, block: HeaderList, *, ends: bool) -> None:
         """A head of whatever kind, or the trailers; the end follows if it `ends` the stream."""
-        if self.received_end:
+        if not self.receives:
             # The request is still being sent (RFC 9113, 5.1, half-closed (remote)).
             self._reset_code = ErrorCodes.STREAM_CLOSED
-            self._finish(clean=False)
+            self._leave()
             return
         try:
             if self._has_head:
@@ -228,7 +265,7 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
             self._left = content_length(head.headers)
             if self._prepared.method == b"HEAD" or head.status in (204, 304):
                 self._left = 0
-        self._answered = True
+        self.answered = True
         self._has_head = head.status >= 200
         self._put(head)
 
@@ -241,12 +278,11 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
             )
 
     def take_data(self, data: bytes, size: int) -> None:
-        """A piece of the body, and by how much it has used the stream's window."""
-        self.receivable -= size
-        if self.receivable < 0:
+        """A piece of the body, and how much of the stream's window it has used."""
+        if not self.window.use(size):
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         if size > len(data):
-            # Nobody will take the padding.
+            # Padding is never taken.
             self._credit(size - len(data))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
@@ -259,63 +295,66 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
 
     def take_end(self) -> None:
         """The end of the response."""
-        self.received_end = True
         if self._left:
             self._malformed(RemoteProtocolError(f"the response's body ends {self._left} bytes early"))
             return
+        self.state = self.state.after_remote_end()
         self._put(None)
-        if self.sent_end:
-            self._finish()
+        if self.state is CLOSED:
+            self._leave()
 
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
         """The stream has been reset."""
-        self.is_over = True
-        # Lest one that writes to a tunnel waits for a window for ever.
-        self._connection.wake_senders()
-        if self.received_end:
+        complete = self.state is HALF_CLOSED_REMOTE
+        self.state = CLOSED
+        # A task that writes to a tunnel would wait for a window for ever.
+        self._connection.outbound.wake_senders()
+        if complete:
             # The response is whole, and the server does not want the rest of the request (8.1).
-            self._finish(clean=False)
+            self._fail(ReadError("the stream was closed"))
+            self._leave()
         elif code == ErrorCodes.REFUSED_STREAM:
             self.refused("the server refused the request (REFUSED_STREAM)")
         else:
-            # This is an answer, of which nobody knows what the server did before it.
-            self._answered = True
+            # This is an answer. What the server did before it is unknown.
+            self.answered = True
             what = "the server reset the stream" if by_server else "the server broke HTTP/2 on the stream"
             self._fail(RemoteProtocolError(f"{what}: {name_of(code)}"))
 
     def refused(self, reason: str) -> None:
         """The server has promised not to have acted on the request (RFC 9113, 8.7)."""
-        self.is_over = True
-        failure = RemoteProtocolError(reason)
-        mark_refused(failure)
-        self._fail(failure)
+        self.state = CLOSED
+        self._refused = True
+        self._fail(RemoteProtocolError(reason))
 
     def connection_failed(self, failure: ExchangeError) -> None:
         """The connection has ended, and with it the stream."""
-        self.is_over = True
-        if self.received_end:
-            if self._upload is not None:
-                self._upload.cancel()
-            return
-        if not self._answered:
+        complete = self.state is HALF_CLOSED_REMOTE
+        self.state = CLOSED
+        if complete:
+            self._stop_upload()
+        elif not self.answered:
             self._fail(_own(failure, "without a response"))
-            return
-        # Whatever the connection failed of, here it is reading that does.
-        kind = ReadError if isinstance(failure, WriteError) else type(failure)
-        self._fail(_own(failure, "in the middle of the response", kind))
+        else:
+            # Whatever the connection failed of, here it is reading that does.
+            kind = ReadError if isinstance(failure, WriteError) else type(failure)
+            self._fail(_own(failure, "in the middle of the response", kind))
 
     def _malformed(self, failure: RemoteProtocolError) -> None:
-        self._answered = True
+        self.answered = True
         if self._reset_code is ErrorCodes.CANCEL:
             self._reset_code = ErrorCodes.PROTOCOL_ERROR
         self._fail(failure)
-        self._finish(clean=False)
+        self._leave()
 
     def _fail(self, failure: ExchangeError) -> None:
         self._failure = self._failure or failure
-        if self._upload is not None:
-            self._upload.cancel()
+        self._stop_upload()
         self._arrived.set()
+
+    def _stop_upload(self) -> None:
+        if self.stop_sending is not None:
+            self.stop_sending()
 
     def _put(self, item: Head | bytes | bytearray | HeaderList | None) -> None:
         self._inbox.append(item)
@@ -333,113 +372,86 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
 
     # -- Receiving.
 
-    async def _receive(self, timeout: float | None) -> Any:
+    def has_arrived(self) -> bool:
+        """Whether the next receive need not wait."""
+        return bool(self._inbox)
+
+    async def wait_until_answered(self, timeout: float | None) -> None:
+        """Wait for the response's head, or for what comes in its place."""
+        while not self.answered:
+            await self._wait(timeout)
+
+    async def _wait(self, timeout: float | None) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise self._exception(self._failure)
         await timed(timeout, ReadTimeout, self._arrived.wait)
-        return True
 
-    def _feed(self, data: Any) -> None:
-        """What arrives is in the inbox already."""
-
-    async def _next(self) -> Any:
-        self._was_awaited = not self._inbox
+    async def _next(self, timeout: float | None) -> Any:
+        self.window.awaited = not self._inbox
         while not self._inbox:
-            await self._wait()
+            await self._wait(timeout)
         return self._inbox.popleft()
 
-    async def _next_head(self) -> Head:
-        head: Head = await self._next()
+    async def receive_head(self, timeout: float | None) -> Head:
+        """Receive the next head, interim or final."""
+        head: Head = await self._next(timeout)
         return head
 
-    async def _receive_response(self) -> Response:
-        head = await self._receive_head()
-        raw = self._handed_over = self._is_tunnel(head.status)
-        if raw:
-            self._response_complete = True
-            stream = NetworkStream(Tunnel(self, self._connection.stream))
-        else:
-            stream = self._connection.info
-            if self._prepared.method == b"CONNECT":
-                self.end_request()
-        response = Response(head.status)
-        response.headers = head.headers
-        response.stream = ResponseBody(self)
-        response.extensions = {
-            "http_version": head.version,
-            "stream_id": self.stream_id,
-            "network_stream": stream,
-            "trailing_headers": self._trailers,
-        }
-        return response
+    def extensions(self, head: Head) -> dict[str, Any]:
+        """The stream's id."""
+        return self.trace_info
+
+    def hand_over(self, head: Head) -> NetworkStream:
+        """Make a tunnel of the stream."""
+        return NetworkStream(Tunnel(self, self._connection.stream))
+
+    def begin_body(self, head: Head) -> None:
+        """End a CONNECT request that the server has refused: there will be no tunnel."""
+        if self._prepared.method == b"CONNECT":
+            self.end_request()
 
     def _is_tunnel(self, status: int) -> bool:
         return self._prepared.method == b"CONNECT" and 200 <= status < 300
 
-    def end_request(self) -> None:
-        """Say that nothing more will be sent, where that is still to be said."""
-        if not (self.sent_end or self.is_over or self._done):
-            self.sent_end = True
-            self._connection.send_data(self.id_on_wire, b"", end_stream=True)
-            if self.received_end:
-                self._finish()
-
-    async def _next_chunk(self, checkpoint: bool) -> bytes | None:
-        if self._inbox and checkpoint:
-            await trio.lowlevel.checkpoint()
-        item = await self._next()
-        if isinstance(item, (bytes, bytearray)):
-            self._consumed(len(item))
-            return bytes(item)
-        trailers: HeaderList = []
-        while item is not None:
-            trailers = item
-            item = await self._next()
-        self._end_response(trailers)
-        return None
+    async def receive_data(self, timeout: float | None) -> bytes | None:
+        """Receive a piece of the body, None for its end."""
+        item = await self._next(timeout)
+        if isinstance(item, list):
+            self.trailers = item
+            item = await self._next(timeout)
+        if item is None:
+            return None
+        self._consumed(len(item))
+        return bytes(item)
 
     def _consumed(self, size: int) -> None:
         """Let the server send on; if the user was faster than the server, more than before."""
-        grows = self._was_awaited and self._window < LARGEST_WINDOW
-        if self._credit(size) and grows:
-            self._window *= 2
-            self._credit(self._window // 2)
+        if not self._ended_remotely:
+            self._open_window(self.window.consume(size))
 
-    def _credit(self, size: int) -> bool:
-        """Open the window by so much, unless it is little or of no use. Whether it was done."""
-        self._uncredited += size
-        if self.received_end or self.is_over or self._uncredited < self._window // 2:
-            return False
-        self.receivable += self._uncredited
-        self._connection.flush(window_update(self.id_on_wire, self._uncredited))
-        self._uncredited = 0
-        return True
+    def _credit(self, size: int) -> None:
+        if not self._ended_remotely:
+            self._open_window(self.window.credit(size))
 
-    # -- The end.
+    @property
+    def _ended_remotely(self) -> bool:
+        return not self.receives or self._failure is not None
 
-    async def _skip_rest(self) -> None:
-        if self.received_end and self._failure is None:
-            trailers = next((item for item in self._inbox if isinstance(item, list)), [])
-            self._inbox.clear()
-            self._end_response(trailers)
+    def _open_window(self, increments: Iterable[int]) -> None:
+        for increment in increments:
+            self._connection.flush(window_update(self.id_on_wire, increment))
 
-    async def _settle(self) -> None:
-        if self._handed_over:
-            self.end_tunnel()
-        else:
-            await super()._settle()
-
-    async def receive(self, max_bytes: int | None) -> bytes:
+    async def receive_some(self, max_bytes: int | None) -> bytes:
         """Receive some bytes from the other end of a tunnel; none is the end.
 
         Raises:
             ExchangeError: The stream has failed, or was closed.
         """
-        self._was_awaited = not self._inbox
+        self.window.awaited = not self._inbox
         while True:
             while not self._inbox:
                 if self._failure is not None:
-                    # A copy, since the traceback of what is raised leads to the exchange.
+                    # A copy, since the traceback of what is raised leads to the stream.
                     raise copied(self._failure)
                 await self._arrived.wait()
             if self._inbox[0] is None:
@@ -455,43 +467,71 @@ class HTTP2Exchange(Exchange["HTTP2Connection"]):
                 return data
 
     def peek(self) -> Readiness:
-        """What the next `receive` would find."""
+        """What the next `receive_some` would find."""
         if self._inbox:
             return Readiness.CLOSED if self._inbox[0] is None else Readiness.READABLE
         if self._failure is not None or self._connection.transport.peek() is Readiness.CLOSED:
             return Readiness.CLOSED
         return Readiness.QUIET
 
+    # -- The end.
+
+    async def discard_rest(self) -> bool:
+        """Drop the rest of the response if all of it has arrived; or end the tunnel."""
+        if self.tunnel is not TunnelState.NONE:
+            self.end_tunnel()
+            return False
+        if not self._inbox or self._inbox[-1] is not None:
+            return False
+        self.trailers = next((item for item in self._inbox if isinstance(item, list)), self.trailers)
+        self._inbox.clear()
+        return True
+
     def end_tunnel(self) -> None:
-        """End a tunnel, by resetting it if the other side has not ended."""
-        if not self.was_closed:
-            self.was_closed = True
-            if self.received_end:
-                self.end_request()
-            self._finish()
-            self._inbox.clear()
-            self._fail(ReadError("the stream was closed"))
-            self._connection.wake_senders()
+        """End the stream under a tunnel, by resetting it if the other side has not ended."""
+        if self.tunnel is TunnelState.CLOSED:
+            return
+        self.tunnel = TunnelState.CLOSED
+        if self.state is HALF_CLOSED_REMOTE:
+            self.end_request()
+        self._leave()
+        self._inbox.clear()
+        self._fail(ReadError("the stream was closed"))
+        self._connection.outbound.wake_senders()
 
-    def _is_clean(self) -> bool:
-        return self.sent_end and self.received_end
+    def release(self, *, reusable: bool) -> bool:
+        """Leave the connection, resetting the stream if one side has not ended."""
+        return self._leave()
 
-    def _release(self, *, clean: bool) -> None:
-        reset = None if clean or self.is_over else self._reset_code
-        self.is_over = True
+    def _leave(self) -> bool:
+        if self.released:
+            return True
+        self.released = True
+        reset = None if self.state is CLOSED else self._reset_code
+        clean = reset is None and self._failure is None
+        self.state = CLOSED
         if not clean:
             # Nothing will arrive for a task that waits, or asks again.
             self._fail(ReadError("the stream was closed"))
-        self._connection.leave(self.stream_id, reset)
+        self._connection.leave(self, reset)
         if not clean:
-            # Lest one that writes to a tunnel waits for a window for ever.
-            self._connection.wake_senders()
+            # A task that writes to a tunnel would wait for a window for ever.
+            self._connection.outbound.wake_senders()
+        return clean
 
-    def _explain(self, exc: ExchangeError) -> ExchangeError:
-        if exc is self._failure and not self._answered:
-            mark_unanswered(exc, unsent=self.stream_id is None)
-            self._prepared.failure = exc
-        return exc
+    # -- Errors.
+
+    def _exception(self, failure: ExchangeError) -> ExchangeError | ExchangeFailed:
+        """The exception to raise for a failure. A copy, since the traceback of what is raised leads here."""
+        if self.answered:
+            return copied(failure)
+        return ExchangeFailed(
+            copied(failure), unanswered=True, unsent=self.stream_id is None, refused=self._refused
+        )
+
+    def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
+        """Choose `error`: sending fails where the stream has ended, of which the error tells why."""
+        return error
 
 
 def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = None) -> ExchangeError:

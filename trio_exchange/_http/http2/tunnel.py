@@ -1,7 +1,8 @@
-"""TODO _http.http2.tunnel."""
+"""Tunnels: what a stream of HTTP/2 becomes after a 2xx answer to CONNECT (RFC 9113, 8.5)."""
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,7 +13,23 @@ from ..._connect.transport import Pollable, Readiness
 from ..._exceptions import ExchangeError, WriteError
 
 if TYPE_CHECKING:
-    from .stream import HTTP2Exchange
+    from .stream import HTTP2Stream
+
+
+class TunnelState(enum.Enum):
+    """What the user has done with a tunnel.
+
+    Attributes:
+        NONE: There is no tunnel.
+        OPEN: It can be used.
+        SHUT: The end was sent.
+        CLOSED: It was closed.
+    """
+
+    NONE = enum.auto()
+    OPEN = enum.auto()
+    SHUT = enum.auto()
+    CLOSED = enum.auto()
 
 
 class Tunnel(Pollable, trio.abc.HalfCloseableStream):
@@ -22,18 +39,19 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
         transport_stream: What the connection runs on.
     """
 
-    def __init__(self, exchange: HTTP2Exchange, transport_stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: HTTP2Stream, transport_stream: trio.abc.Stream) -> None:
         self.transport_stream: trio.abc.Stream = transport_stream
-        self._exchange = exchange
+        self._stream = stream
         self._receiving = ConflictDetector("another task is receiving from this stream")
         self._sending = ConflictDetector("another task is sending to this stream")
+        stream.tunnel = TunnelState.OPEN
 
     def __repr__(self) -> str:
-        return f"<Tunnel on stream {self._exchange.stream_id} over {self.transport_stream!r}>"
+        return f"<Tunnel on stream {self._stream.stream_id} over {self.transport_stream!r}>"
 
     def peek(self) -> Readiness:
         """What has arrived and was not received."""
-        return self._exchange.peek()
+        return self._stream.peek()
 
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -43,7 +61,7 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_open()
             try:
-                return await self._exchange.receive(max_bytes)
+                return await self._stream.receive_some(max_bytes)
             except ExchangeError as exc:
                 self._check_open()
                 raise trio.BrokenResourceError(str(exc)) from exc
@@ -54,8 +72,10 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
+            rest = memoryview(to_octets(data))
             try:
-                await self._exchange.send(to_octets(data))
+                while rest:
+                    rest = rest[await self._stream.send_data(rest) :]
             except WriteError as exc:
                 self._check_sendable()
                 raise trio.BrokenResourceError(str(exc)) from exc
@@ -66,7 +86,7 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
-            await self._exchange.wait_for_room()
+            await self._stream.wait_for_room()
             self._check_sendable()
 
     @trio.lowlevel.enable_ki_protection
@@ -75,19 +95,20 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_open()
-            self._exchange.end_request()
+            if self._stream.end_request():
+                self._stream.tunnel = TunnelState.SHUT
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """End the tunnel. If the other side has not ended, the stream is reset."""
-        self._exchange.end_tunnel()
+        self._stream.end_tunnel()
         await trio.lowlevel.checkpoint()
 
     def _check_open(self) -> None:
-        if self._exchange.was_closed:
+        if self._stream.tunnel is TunnelState.CLOSED:
             raise trio.ClosedResourceError("the tunnel was closed")
 
     def _check_sendable(self) -> None:
         self._check_open()
-        if self._exchange.sent_end:
+        if self._stream.tunnel is TunnelState.SHUT:
             raise trio.ClosedResourceError("the end was sent already")

@@ -1,4 +1,4 @@
-"""TODO _http.http2.wakeup."""
+"""Waiting for something that another task does in a synchronous step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 
 
 class Wakeup:
-    """Lets one task wait for what others do synchronously."""
+    """A wait of one task at a time, which `set` ends. Unlike `trio.Event` it can be used again and again."""
 
     __slots__ = ("_task",)
 
