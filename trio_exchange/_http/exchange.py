@@ -400,11 +400,10 @@ class Exchange:
             await self._stream.discard_rest()
         elif self._stream.released or self._reader.busy:
             return
-        elif before is _READING:
-            if (upload is None or upload.done.is_set()) and await self._stream.discard_rest():
-                self._end_response()
-        elif upload is not None:
+        elif upload is not None and before is _COMPLETE:
             await self._let_end(upload)
+        elif (upload is None or upload.done.is_set()) and await self._stream.discard_rest():
+            self._end_response()
 
     async def _abandon(self) -> None:
         """End without a response."""

@@ -851,6 +851,10 @@ async def test_the_server_resets_a_tunnel(via: str, code: ErrorCodes) -> None:
                 with pytest.raises(trio.BrokenResourceError, match=code.name):
                     await stream.send_all(b"x")
                 await stream.wait_send_all_might_not_block()
+                # There is no end to send any more, and what is sent afterwards fails as before.
+                await stream.send_eof()
+                with pytest.raises(trio.BrokenResourceError, match=code.name):
+                    await stream.send_all(b"x")
             assert written == [WriteError]
         assert (await pool.request("GET", url)).content == b"hello"
         assert peer.sent(RstStreamFrame) == []

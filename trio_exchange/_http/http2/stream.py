@@ -283,7 +283,7 @@ class HTTP2Stream:
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         if size > len(data):
             # Padding is never taken.
-            self._credit(size - len(data))
+            self._open_window(self.window.credit(size - len(data)))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
         elif self._left is not None and len(data) > self._left:
@@ -426,16 +426,8 @@ class HTTP2Stream:
 
     def _consumed(self, size: int) -> None:
         """Let the server send on; if the user was faster than the server, more than before."""
-        if not self._ended_remotely:
+        if self.receives and self._failure is None:
             self._open_window(self.window.consume(size))
-
-    def _credit(self, size: int) -> None:
-        if not self._ended_remotely:
-            self._open_window(self.window.credit(size))
-
-    @property
-    def _ended_remotely(self) -> bool:
-        return not self.receives or self._failure is not None
 
     def _open_window(self, increments: Iterable[int]) -> None:
         for increment in increments:
