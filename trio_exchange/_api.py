@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from ._content import ContentTypes
-from ._entrypoints import drop_own_frames
+from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError
 from ._fields import HeaderTypes
 from ._models import Request, Response
@@ -38,7 +38,7 @@ async def request(
                 method, url, headers=headers, content=content, extensions=extensions, timeout=timeout
             )
     except ExchangeError as exc:
-        drop_own_frames(exc)
+        drop_library_frames(exc)
         raise
 
 

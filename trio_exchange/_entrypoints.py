@@ -44,7 +44,7 @@ def _asyncio_is_running() -> bool:
     return True
 
 
-def drop_own_frames(error: ExchangeError) -> None:
+def drop_library_frames(error: ExchangeError) -> None:
     """Remove this library's outermost frames from the tracebacks of an error and of its cause.
 
     Call it in an `except` clause that ends with a bare `raise`, which adds no frame.

@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from ._content import READ_ONLY_ONCE, SPENT, CollectableStream, ContentIterator, ContentTypes, to_stream
-from ._entrypoints import drop_own_frames
+from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError, InvalidURL, LocalProtocolError
 from ._fields import (
     HeaderList,
@@ -224,7 +224,7 @@ class Response:
         try:
             return await self._read_without_checkpoint()
         except ExchangeError as exc:
-            drop_own_frames(exc)
+            drop_library_frames(exc)
             raise
 
     async def _read_without_checkpoint(self) -> bytes:

@@ -24,7 +24,7 @@ from ._connections.manager import Checkout, ConnectionManager
 from ._connections.nursery import PoolNursery, PoolState
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
-from ._entrypoints import check_runs_under_trio, drop_own_frames
+from ._entrypoints import check_runs_under_trio, drop_library_frames
 from ._exceptions import ExchangeError, PoolTimeout
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
@@ -357,7 +357,7 @@ class ConnectionPool:
                 # Reading does not close a stream that was handed over.
                 await response.aclose()
         except ExchangeError as exc:
-            drop_own_frames(exc)
+            drop_library_frames(exc)
             raise
         return response
 
@@ -412,7 +412,7 @@ class ConnectionPool:
         except BaseException as exc:
             await body.close()
             if isinstance(exc, ExchangeError):
-                drop_own_frames(exc)
+                drop_library_frames(exc)
             raise
         self._served += 1
         return response
@@ -463,7 +463,7 @@ class ConnectionPool:
         try:
             connection = await self._manager.obtain(checkout)
         except ExchangeError as exc:
-            drop_own_frames(exc)
+            drop_library_frames(exc)
             raise
         return connection.raw_stream()
 

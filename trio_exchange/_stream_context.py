@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._entrypoints import drop_own_frames
+from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError
 from ._models import Request, Response
 
@@ -54,7 +54,7 @@ class StreamContext:
             if self._opens_pool:
                 await self._pool.__aexit__(type(exc), exc, exc.__traceback__)
             if isinstance(exc, ExchangeError):
-                drop_own_frames(exc)
+                drop_library_frames(exc)
             raise
         return self._response
 

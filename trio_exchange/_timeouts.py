@@ -181,7 +181,7 @@ class TimeBudget:
         self._spent = 0.0
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """The remaining seconds, infinity if there is no limit."""
         return math.inf if self.limit is None else max(0.0, self.limit - self._spent)
 
@@ -207,7 +207,7 @@ class TimeBudget:
             return await operation(*args)
         started = trio.current_time()
         try:
-            with trio.move_on_after(self.left):
+            with trio.move_on_after(self.remaining):
                 return await operation(*args)
         finally:
             self._spent += trio.current_time() - started

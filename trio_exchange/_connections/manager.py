@@ -71,8 +71,8 @@ class Checkout:
         "establish",
         "key",
         "refusals",
-        "repeated",
-        "repetitions",
+        "resends",
+        "resent_unanswered",
         "tracer",
         "waiter",
         "waiting",
@@ -95,9 +95,9 @@ class Checkout:
         self.asked_before = False
         # How many times the request was sent again or waited again. How many times the server refused it.
         # Whether it was sent again although the server may have acted on it.
-        self.repetitions = 0
+        self.resends = 0
         self.refusals = 0
-        self.repeated = False
+        self.resent_unanswered = False
 
     def pause_before(
         self, reason: Resend | None, connection: HTTPConnection, *, reused: bool
@@ -118,9 +118,9 @@ class Checkout:
             case None:
                 return None
             case Resend.UNANSWERED:
-                if self.repeated:
+                if self.resent_unanswered:
                     return None
-                self.repeated = True
+                self.resent_unanswered = True
             case Resend.REFUSED:
                 self.refusals += 1
                 goes_away = connection.readiness() is Readiness.CLOSED
@@ -129,14 +129,14 @@ class Checkout:
                 if self.refusals > 1 or not goes_away:
                     # Random, lest those that were refused together come back together.
                     pause = _FIRST_PAUSE * 2 ** (self.refusals - 1) * random.uniform(0.5, 1.5)
-                    if pause >= self.waiting.left:
+                    if pause >= self.waiting.remaining:
                         return None
             case Resend.UNSENT if not reused:
                 # Else a server that takes no request at all would be dialled for ever.
                 self.refusals += 1
         if self.refusals > _MOST_REFUSALS:
             return None
-        self.repetitions += 1
+        self.resends += 1
         return pause
 
     async def pause(self, seconds: float) -> None:
@@ -244,7 +244,7 @@ class ConnectionManager:
                 pause = self._pause_after(failed, context, checkout, connection, reused=reused)
                 if pause is None:
                     raise failed.error
-                info = {"attempt": checkout.repetitions, "delay": pause, "exception": failed.error}
+                info = {"attempt": checkout.resends, "delay": pause, "exception": failed.error}
             finally:
                 # The traceback of the error leads back to this frame.
                 del failed

@@ -30,7 +30,7 @@ import trio
 
 from .._conflicts import ConflictDetector
 from .._content import CollectableStream
-from .._entrypoints import drop_own_frames
+from .._entrypoints import drop_library_frames
 from .._exceptions import (
     ExchangeError,
     ExchangeFailed,
@@ -474,7 +474,7 @@ class ResponseBody(CollectableStream):
         try:
             chunk = await self._exchange.read(checkpoint=True)
         except ExchangeError as exc:
-            drop_own_frames(exc)
+            drop_library_frames(exc)
             raise
         if chunk is None:
             raise StopAsyncIteration

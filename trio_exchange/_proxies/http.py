@@ -146,7 +146,7 @@ class _TunnelRequest:
                 response = await budget.spend(self._ask, connection)
                 if not 200 <= response.status < 300:
                     # It is final, however little time there is for its content.
-                    raise await self._refusal(response, min(_BODY_GRACE, budget.left))
+                    raise await self._refusal(response, min(_BODY_GRACE, budget.remaining))
                 self.transport = self._attempt.own(response.extensions["network_stream"])
                 step.result = _head(response)
         except BaseException:
