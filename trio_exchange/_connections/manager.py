@@ -290,7 +290,8 @@ class ConnectionManager:
             connection.decline()
 
     async def _grant(self, checkout: Checkout) -> Any:
-        self._pool_nursery.check_open()
+        if self._pool_nursery.stopping:
+            raise pool_closed()
         waiter = checkout.waiter
         self._close_all(self.scheduler.request(waiter, trio.current_time(), first=checkout.asked_before))
         checkout.asked_before = True

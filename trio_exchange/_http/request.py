@@ -6,8 +6,7 @@ import copy
 import inspect
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Collection
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -151,8 +150,7 @@ class RequestBody:
         return prepared.without_content()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """What belongs to one request on its way from the pool to a connection.
 
     Attributes:
