@@ -116,7 +116,7 @@ class HTTP11Connection(HTTPConnection):
         """Check the idle connection without waiting."""
         readiness = poll(self.stream)
         if readiness is Readiness.READABLE and self._plain and self.transport.below is None:
-            # A server may send nothing before a request. Over TLS to a proxy it may not be HTTP data.
+            # A server may send nothing before a request. With TLS below, it may be TLS records only.
             return Readiness.CLOSED
         return readiness
 
