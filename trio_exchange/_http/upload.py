@@ -29,7 +29,7 @@ _SEND_SIZE = 256 * 1024
 
 
 class _SendingFailed(Exception):
-    """The network failed; `failure` has the error. User iterators can't raise this private class."""
+    """The network failed; `failure` has the error. This never comes from the content's iterator."""
 
 
 class Upload:
