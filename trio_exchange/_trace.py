@@ -60,7 +60,7 @@ class Tracer:
             await call_async("the trace extension", self._handler, event, info)
 
     def without_log(self) -> Tracer | None:
-        """Return a tracer for the handler alone, for events that another task logs. None without a handler."""
+        """Return a tracer for the handler alone, for events that another task logs; or None."""
         return Tracer(self._handler, log=False) if self._handler is not None else None
 
 

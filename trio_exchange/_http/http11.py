@@ -164,8 +164,8 @@ class HTTP11Connection(HTTPConnection):
             if not self._plain:
                 return bytes(await timed(timeout, ReadTimeout, self.stream.receive_some, RECEIVE_SIZE))
             # In a busy program the response has often arrived once other tasks have run, and a receive
-            # without waiting is much cheaper than a wait. After a miss the next `_WAITS` receives wait
-            # directly, since each further miss would only add its cost.
+            # without waiting is much cheaper than a wait. After a miss, `_WAITS` receives (this one
+            # included) wait directly, since each further miss would only add its cost.
             if not self._waits:
                 await trio.lowlevel.checkpoint()
                 data = self.transport.receive_nowait(RECEIVE_SIZE)

@@ -118,7 +118,7 @@ class RequestBody:
 
     @trio.lowlevel.disable_ki_protection
     async def close(self) -> None:
-        """Close the caller's generator at its current position, rather than leave that to the garbage collector."""
+        """Close the caller's generator at its current position. Garbage collection could be too late."""
         iterator: Any = self._iterator
         if inspect.isasyncgen(iterator):
             await iterator.aclose()

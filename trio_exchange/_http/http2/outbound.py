@@ -152,7 +152,7 @@ class OutboundQueue:
     # -- Called by the connection's task when it closes.
 
     def hurry(self) -> None:
-        """Limit the send in flight to half a second more."""
+        """Limit the send in flight to `_LAST_SEND` seconds from now."""
         self._sending.deadline = trio.current_time() + _LAST_SEND
 
     def take_rest(self) -> bytes | None:

@@ -54,7 +54,7 @@ class ResetLedger:
         return max(0, self._unread - _MOST_UNREAD)
 
     def ask(self) -> bool:
-        """Decide whether to send a PING now. Its answer confirms that the server has read all earlier resets."""
+        """Decide whether to send a PING now. Its answer confirms that the server has read earlier resets."""
         if self._asked_for or not self.unread_beyond_limit:
             return False
         self._asked_for = self._unread
