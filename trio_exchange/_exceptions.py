@@ -1,9 +1,9 @@
-"""The exception tree, and which failures leave a request safe to send again.
+"""The exception tree, and the failures that leave a request safe to send again.
 
-Every error that this library raises for something that happened on the way to, or at, a server is an
-`ExchangeError`. Errors about wrong arguments are Python's own (`TypeError`, `ValueError`), raised
-before anything is sent; one about a URL is both. Whatever a user's own code raises (a body iterator,
-a trace handler) passes through unchanged.
+Every error about the way to a server, or about the server itself, is an `ExchangeError`. Wrong arguments
+raise Python's own errors (`TypeError`, `ValueError`) before anything is sent. `InvalidURL` is both an
+`ExchangeError` and a `ValueError`. Exceptions from user code, such as a body iterator or a trace handler,
+propagate unchanged.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class ExchangeError(Exception):
 
 
 class ConnectionNotAvailable(ExchangeError):
-    """No connection can be had: the pool is closed, or it closed while the request was waiting."""
+    """No connection is available: the pool is closed, or it closed while the request was waiting."""
 
 
 class ProxyError(ExchangeError):
     """A proxy refused or failed to open a tunnel.
 
     Attributes:
-        response: The answer of an HTTP proxy that refused, with the first 64 KiB of its content; else None.
-        reply_code: The code of a SOCKS proxy that refused, else None.
-        meaning: What that code means, else None.
+        response: The response of an HTTP proxy that refused, with the first 64 KiB of its content; else None.
+        reply_code: The reply code of a SOCKS proxy that refused, else None.
+        meaning: The meaning of the reply code, else None.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class LocalProtocolError(ProtocolError):
 
 
 class InvalidURL(LocalProtocolError, ValueError):
-    """A URL is not one that a request can be sent to, or that a proxy can have.
+    """The URL is not valid for a request or for a proxy.
 
-    Its message shows nothing of a URL that has an `@`, since what stands before that may be a password.
+    The message shows no part of a URL that contains an `@`, since the text before the `@` may be a password.
     """
 
 
 class UnsupportedProtocol(InvalidURL):
-    """The URL's scheme is missing or is none that this library speaks."""
+    """The URL's scheme is missing or not supported."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The server broke HTTP, or closed the connection in the middle of its answer."""
+    """The server broke HTTP, or closed the connection before its response was complete."""
 
 
 class TimeoutException(ExchangeError):
@@ -114,26 +114,26 @@ class NetworkError(ExchangeError):
 
 
 class ConnectError(NetworkError):
-    """The connection could not be established: name, route, refusal, or TLS."""
+    """The connection could not be established: name resolution, routing, a refusal, or TLS failed."""
 
 
 class ReadError(NetworkError):
-    """The connection broke, or was closed, while reading from it."""
+    """The connection broke or was closed while the library was reading from it."""
 
 
 class WriteError(NetworkError):
-    """The connection broke, or was closed, while writing to it."""
+    """The connection broke or was closed while the library was writing to it."""
 
 
 class ExchangeFailed(Exception):
-    """The network or the server failed before the response began. Private: callers get its `error`.
+    """The network or the server failed before the response began. Private: users get its `error`.
 
-    Only connections raise it, out of `exchange`. So it can't be confused with an error that a callback
-    raises, which may be an `ExchangeError` of a request that the callback made.
+    Only the `exchange` method of connections raises it. So it can't be confused with an error from a
+    callback, which may be an `ExchangeError` of a request that the callback made.
 
     Args:
         error: The error to raise unless the request is sent again.
-        unsent: The transport accepted not even one byte of the request.
+        unsent: The transport accepted no byte of the request.
         unanswered: No byte of a response arrived.
         refused: The server has promised that it did not act on the request (RFC 9113, 8.7).
     """
@@ -149,7 +149,7 @@ class ExchangeFailed(Exception):
 
 
 def bare(error: BaseException) -> BaseException:
-    """The exception that is alone in `error` if that is a group, however deep; else `error` as it is."""
+    """Unwrap nested exception groups that contain a single exception. Return other errors unchanged."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
@@ -159,10 +159,10 @@ E = TypeVar("E", bound=BaseException)
 
 
 def without_frames(error: E) -> E:
-    """Drop the tracebacks of an error that is kept, and of those that led to it.
+    """Drop the tracebacks of an error to keep, and of its causes and contexts.
 
-    The frames of a traceback keep their local variables alive: among them a request's body, and often the
-    object that keeps the error.
+    The frames of a traceback keep their local variables alive. Among them are the request's body, and often
+    the object that keeps the error.
     """
     link: BaseException | None = error
     while link is not None:
@@ -172,10 +172,10 @@ def without_frames(error: E) -> E:
 
 
 def copied(error: E) -> E:
-    """An error of the same type, with the same arguments, that was not raised yet.
+    """Return an error of the same type, with the same arguments, that was not raised yet.
 
-    Its causes are copies too, since from CPython 3.12 on the frames of a cause's traceback keep those above
-    them alive. A cause that can't be copied is left out.
+    Its causes are copies too: from CPython 3.12 on, the frames of a cause's traceback keep the frames above
+    them alive. A cause that can't be copied is omitted.
     """
     other = copy.copy(error)
     cause = error.__cause__
@@ -183,6 +183,6 @@ def copied(error: E) -> E:
         try:
             other.__cause__ = copied(cause)
         except Exception:
-            # An exception with arguments of its own kind. The message tells of it.
+            # The cause's constructor takes other arguments. The error's message describes the cause.
             other.__suppress_context__ = True
     return other

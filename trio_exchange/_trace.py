@@ -1,11 +1,11 @@
 """Trace points: the `trace` request extension and the debug log.
 
-A trace point is an operation that reports its beginning and its end, as `NAME.started`, then
-`NAME.complete` or `NAME.failed`. The handler is awaited inline, in the requester's task and in its cancel
-scopes, without a shield: what a handler waits for, the request waits for, and a handler called while the
-request is being cancelled runs to its first checkpoint. An exception that it raises ends the request.
+A trace point is an operation that reports its beginning as `NAME.started`, and its end as `NAME.complete` or
+`NAME.failed`. The handler is awaited inline, in the requester's task and its cancel scopes, without a
+shield. So the request waits while the handler waits. A handler that is called while the request is being
+cancelled runs up to its first checkpoint. An exception from the handler ends the request.
 
-Untraced requests pay next to nothing: without a handler and with logging off a request has no `Tracer`, and
+Untraced requests pay almost nothing. Without a handler and with logging off, a request has no `Tracer`, and
 all its spans are one shared object that does nothing.
 
 The log shows the same events, on one logger for each protocol (`trio_exchange.connection`,
@@ -25,7 +25,7 @@ import trio
 
 from ._exceptions import ExchangeFailed
 
-#: What the `trace` extension holds: an asynchronous function of the event's name and its info.
+#: The type of the `trace` extension: an asynchronous function of the event's name and its info.
 TraceHandler: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 _LOGGERS = {
@@ -39,7 +39,7 @@ _SECRET_HEADERS = frozenset(
 
 
 class Tracer:
-    """Reports events to a handler, to the log, or to both."""
+    """A reporter of events to a handler, to the log, or to both."""
 
     __slots__ = ("_handler", "_log")
 
@@ -48,11 +48,11 @@ class Tracer:
         self._log = log
 
     async def report(self, event: str, info: dict[str, Any]) -> None:
-        """Tell the log, then the handler, about one event.
+        """Report one event to the log, then to the handler.
 
         Raises:
             TypeError: The handler is not asynchronous.
-            Exception: Whatever the handler raises.
+            Exception: The handler raised it.
         """
         if self._log:
             _log(event, info)
@@ -60,12 +60,12 @@ class Tracer:
             await call_async("the trace extension", self._handler, event, info)
 
     def without_log(self) -> Tracer | None:
-        """The same handler, for events that another task already writes to the log."""
+        """Return a tracer for the handler alone, for events that another task logs; or None."""
         return Tracer(self._handler, log=False) if self._handler is not None else None
 
 
 def tracer_for(extensions: Mapping[str, Any]) -> Tracer | None:
-    """The tracer of a request, or None where nobody is looking.
+    """Return the tracer of a request, or None without a handler and with logging off.
 
     Args:
         extensions: The request's extensions.
@@ -81,7 +81,7 @@ def tracer_for(extensions: Mapping[str, Any]) -> Tracer | None:
 
 
 def log_enabled() -> bool:
-    """Whether any of the library's loggers takes debug messages."""
+    """Return whether any of the library's loggers accepts debug messages."""
     for logger in _LOGGERS.values():  # noqa: SIM110 - a generator costs every request a microsecond
         if logger.isEnabledFor(logging.DEBUG):
             return True
@@ -89,11 +89,11 @@ def log_enabled() -> bool:
 
 
 class Span:
-    """An operation of which nothing is reported, as an asynchronous context manager.
+    """An operation that reports no events, as an asynchronous context manager.
 
     Attributes:
-        result: What the `complete` event tells. The code inside sets it. (A property here, since one object
-            is shared by all requests, which would keep the result alive.)
+        result: The `return_value` of the `complete` event, set by the code inside the block. This class
+            discards it: all requests share one object, which would keep the result alive.
     """
 
     __slots__ = ()
@@ -107,7 +107,7 @@ class Span:
         pass
 
     async def start(self) -> None:
-        """Report the beginning, for operations that are no block of code."""
+        """Report the beginning, for operations that are not a single block of code."""
 
     async def complete(self) -> None:
         """Report the end."""
@@ -165,12 +165,12 @@ _NOT_TRACED = Span()
 
 
 def span(tracer: Tracer | None, name: str, info: dict[str, Any]) -> Span:
-    """Make the trace point `name` of the code in an `async with` block.
+    """Return a span that reports the code in an `async with` block as the trace point `name`.
 
     Args:
-        tracer: Reports the events; None for no reports.
+        tracer: The tracer to report to, or None for no reports.
         name: The trace point's name, such as `http11.send_request_headers`.
-        info: What the `started` event tells.
+        info: The info of the `started` event.
     """
     return _NOT_TRACED if tracer is None else _TracedSpan(tracer, name, info)
 
@@ -180,12 +180,12 @@ async def call_async(name: str, function: Callable[..., Any], *args: Any) -> Non
     """Call a user's asynchronous function.
 
     Args:
-        name: Where the function came from, for the error's message.
-        function: The function.
-        args: Its arguments.
+        name: The origin of the function, for the error message.
+        function: The function to call.
+        args: The arguments of the function.
 
     Raises:
-        TypeError: It is not asynchronous.
+        TypeError: The function is not asynchronous.
     """
     result = function(*args)
     if not inspect.isawaitable(result):
@@ -200,7 +200,7 @@ def _log(event: str, info: dict[str, Any]) -> None:
 
 
 def _without_secrets(value: Any) -> Any:
-    """Copy the tuples and lists of an event's info with the secret headers' values hidden."""
+    """Return a copy of a value of an event's info, with the values of secret headers hidden."""
     match value:
         case (bytes() as name, bytes()) if name.lower() in _SECRET_HEADERS:
             return (name, b"[hidden]")

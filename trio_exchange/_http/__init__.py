@@ -1,5 +1,5 @@
-"""HTTP: a request's exchange with its response, and the connections that carry exchanges.
+"""HTTP: the exchange of a request and its response, and the connections that carry exchanges.
 
-Knows neither the pool nor who gets which connection: a connection tells its owner what happens to it.
+Does not depend on the pool or its scheduling: a connection reports its events to its `Owner`.
 Imports the modules at the top of the package, and `_connect`.
 """

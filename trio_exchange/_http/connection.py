@@ -1,9 +1,9 @@
-"""What connections have in common whatever they speak.
+"""The base classes of connections.
 
-Theory of operation. A connection lives as long as its task, `run`, which is also what closes it. Other tasks
-only *mark* it: `close_soon` is synchronous, can be called in any state and from any task, and is all that a
-failing or cancelled request has to do. So there is exactly one place where the socket is closed, and it is
-reached however a request ends.
+Theory of operation. A connection lives as long as its task, `run`, and only that task closes it. Other tasks
+only *mark* the connection for closing: `close_soon` is synchronous, and can be called in any state and from
+any task. A failing or cancelled request has nothing else to do. So exactly one place closes the socket, and
+every way in which a request can end leads there.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .._urls import Origin
 from .request import RequestContext
 from .upload import Upload
 
-# How long closing a connection may take before it is cut.
+# Seconds that closing a connection may take before it is closed forcefully.
 _CLOSE_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A pool's settings for what it speaks.
+    """A pool's settings for its connections.
 
     Attributes:
         max_header_bytes: The largest head of a response, in bytes.
         expect_continue_timeout: Seconds to wait for `100 (Continue)`.
-        ping_interval: Seconds of silence after which an HTTP/2 connection is tested; None for never.
-        ping_timeout: Seconds that the test may take.
+        ping_interval: Seconds of silence after which an HTTP/2 connection sends a PING; None for never.
+        ping_timeout: Seconds to wait for an answer to the PING.
     """
 
     max_header_bytes: int = 100 * 1024
@@ -51,11 +51,11 @@ class Owner:
     """The pool's functions that a connection calls, synchronously.
 
     Attributes:
-        released: A request has ended, so that the connection has a place more.
-        capacity_changed: The number of requests that the connection can carry at once has changed.
-        closing: The connection is marked for closing.
-        start_upload: Starts an upload's task, which lives at most as long as the pool, in the caller's
-            context.
+        released: Called when a request has ended, so that the connection has one more free place.
+        capacity_changed: Called with the number of requests that the connection can now carry at once.
+        closing: Called when the connection is marked for closing.
+        start_upload: Starts an upload's task in the caller's context. The task lives at most as long as the
+            pool.
     """
 
     released: Callable[[BaseConnection], None]
@@ -67,27 +67,27 @@ class Owner:
 class PooledConnection(Protocol):
     """An established connection, as `ConnectionPool.connections` shows it.
 
-    Its `repr` tells what it is doing. What else it may have is not for users.
+    Its `repr` shows its origin, protocol and state. Other attributes of the object are private.
     """
 
     @property
     def origin(self) -> Origin:
-        """Scheme, host and port that it is to: a server's, or those of a proxy that forwards requests."""
+        """The scheme, host and port of the server, or of the proxy that forwards the requests."""
         ...
 
     @property
     def http_version(self) -> str:
-        """What it speaks: `HTTP/1.1`, `HTTP/2`, or `no HTTP` for a stream that was handed over."""
+        """The protocol: `HTTP/1.1`, `HTTP/2`, or `no HTTP` for a raw stream that belongs to the user."""
         ...
 
     @property
     def state(self) -> str:
-        """One of `active`, `idle`, `closing` and `closed`."""
+        """The state: `active`, `idle`, `closing` or `closed`."""
         ...
 
     @property
     def requests(self) -> int:
-        """How many requests it has carried, those under way included."""
+        """The number of requests that it has carried, including current ones."""
         ...
 
 
@@ -118,7 +118,7 @@ class BaseConnection(abc.ABC):
 
     @property
     def state(self) -> str:
-        """One of `active`, `idle`, `closing` and `closed`."""
+        """The state: `active`, `idle`, `closing` or `closed`."""
         if self.closed.is_set():
             return "closed"
         if self._close_requested.is_set():
@@ -127,11 +127,11 @@ class BaseConnection(abc.ABC):
 
     @property
     def will_close(self) -> bool:
-        """Whether the connection is marked for closing, or closed."""
+        """Whether the connection is marked for closing or closed."""
         return self._close_requested.is_set()
 
     async def run(self) -> None:
-        """The connection's task: live until it is to be closed, and close it."""
+        """Run the connection's task: serve until the connection is marked for closing, then close it."""
         try:
             await self._live()
         finally:
@@ -140,7 +140,7 @@ class BaseConnection(abc.ABC):
                 async with span(tracer_for({}), "connection.close", {"connection": self}):
                     await self._close()
             except BaseException:
-                # A logging handler of the program's may have failed before anything was closed.
+                # A logging handler of the program may have failed before the stream was closed.
                 with trio.CancelScope(shield=True):
                     await trio.aclose_forcefully(self.stream)
                 raise
@@ -148,7 +148,7 @@ class BaseConnection(abc.ABC):
                 self.closed.set()
 
     async def _close(self) -> None:
-        # The socket is closed whatever fails here, and no request is left that the failure would matter to.
+        # Any failure here still closes the socket, and no request is left to raise it in.
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
                 scope.shield = True
@@ -160,33 +160,33 @@ class BaseConnection(abc.ABC):
                 await trio.aclose_forcefully(self.stream)
 
     def close_soon(self) -> None:
-        """Mark the connection for closing. Ends whatever is done on it."""
+        """Mark the connection for closing, and end its exchanges."""
         if not self._close_requested.is_set():
             self._close_requested.set()
             self.owner.closing(self)
             self._end_exchanges()
 
     def raw_stream(self, received: bytes = b"") -> NetworkStream:
-        """The stream for a user of its own, beginning with what was received already."""
+        """Return the raw stream for the user. It starts with the bytes that were already received."""
         if not self._plain:
             return NetworkStream(self.stream, received=received, on_close=self.close_soon)
-        # Trio's own stream has the checks for misuse that the transport leaves out.
+        # Trio's own stream has the checks for misuse that the transport omits.
         received += self.transport.take_unread()
         return NetworkStream(self.transport.stream, received=received, on_close=self.close_soon)
 
     async def _live(self) -> None:
-        """Do what the connection's task does while the connection is open."""
+        """Serve the connection until it is marked for closing."""
         await self._close_requested.wait()
 
     async def _say_goodbye(self) -> None:  # noqa: B027 - HTTP/1.1 has nothing to say
-        """Send what the protocol sends before closing."""
+        """Send the protocol's last message before closing."""
 
     @abc.abstractmethod
     def _is_active(self) -> bool:
-        """Whether it is being used."""
+        """Return whether the connection is in use."""
 
     def _end_exchanges(self) -> None:  # noqa: B027 - there may never be one
-        """The connection has been marked for closing, maybe with exchanges under way."""
+        """End the exchanges under way, since the connection was marked for closing."""
 
 
 class RawConnection(BaseConnection):
@@ -203,7 +203,7 @@ class HTTPConnection(BaseConnection):
 
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         super().__init__(established, origin, settings, owner)
-        # An answer may come after sending has failed.
+        # A response may still arrive after sending has failed.
         self.transport.defer_errors = True
 
     def _details(self) -> tuple[str, ...]:
@@ -213,22 +213,22 @@ class HTTPConnection(BaseConnection):
     async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
 
-        The pool has granted this; in whatever way the exchange ends, the grant is given back.
+        The pool has granted a place for the request. The end of the exchange always returns the grant.
 
         Raises:
             ExchangeFailed: The network or the server failed before the response began.
-            ExchangeError: The request failed otherwise.
-            Exception: What a callback or the content's iterator raised.
+            ExchangeError: The request failed in another way.
+            Exception: A callback or the content's iterator raised it.
         """
 
     @abc.abstractmethod
     def readiness(self) -> Readiness:
-        """Whether the connection can take the request that it was granted to."""
+        """Check without waiting whether the connection can take the granted request."""
 
     @abc.abstractmethod
     async def still_open(self) -> bool:
-        """Whether an idle connection is still usable after what has arrived on it."""
+        """Process what has arrived on an idle connection, and return whether it is still usable."""
 
     @abc.abstractmethod
     def decline(self) -> None:
-        """Give back a grant: the connection can't carry the request."""
+        """Return a grant because the connection can't carry the request."""

@@ -1,21 +1,21 @@
-"""An exchange: one request and its response, whatever the protocol.
+"""An exchange: one request and its response, over either protocol.
 
-Theory of operation. An `Exchange` runs in the requester's task: it sends the request, waits for the
-response's head, and goes on while the response's body is read. It owns what the request's user can notice:
-the upload of a large body, trace events, callbacks and timeouts. What goes on the wire is the
-`MessageStream`'s, which also decides whether the connection can be used again.
+Theory of operation. An `Exchange` runs in the requester's task. It sends the request, waits for the
+response's head, and stays in use while the response's body is read. It owns everything that the caller can
+observe: the upload of a large body, trace events, callbacks and timeouts. The `MessageStream` owns the bytes
+on the wire. It also decides whether the connection can be reused.
 
-*Errors.* The stream raises `ExchangeFailed` for failures before the response begins. Trace handlers, the
-`informational` callback and the content's iterator raise whatever they raise, which is passed on as it is.
+*Errors.* The stream raises `ExchangeFailed` for failures before the response begins. Exceptions from trace
+handlers, from the `informational` callback and from the content's iterator propagate unchanged.
 
-*Leaks.* The response's body, a `ResponseBody`, refers to the exchange; nothing of the library refers to the
-body. So the body is collected when the user has dropped the response, and if that is still open then, the
-body gives a `ResourceWarning` and lets Trio end the exchange. An exchange that is over is part of no
-reference cycle: an error that was raised, and whose traceback leads to the exchange, is not kept by it.
+*Leaks.* The response's body, a `ResponseBody`, refers to the exchange; no object of the library refers to
+the body. So the body is garbage collected once the user has dropped the response. If the response is still
+open then, the body emits a `ResourceWarning` and schedules the exchange's end on the Trio thread. A finished
+exchange is not part of a reference cycle: it does not keep an error whose traceback refers to the exchange.
 
-*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_release`. The only wait that is
-shielded is for the upload's task after it has been cancelled; this ends as soon as the user's iterator
-honours cancellation.
+*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_release`. Only one wait is
+shielded: the wait for the upload's task after its cancellation. It ends as soon as the user's iterator
+honours the cancellation.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ from .upload import Upload
 
 # A body up to this size goes out with the head, in the requester's task.
 SMALL_BODY = 16 * 1024
-# How many informational responses one request may get before it is an attack.
+# The most informational responses for one request. A server that sends more is treated as an attacker.
 MAX_INFORMATIONAL = 100
-# Seconds that an upload may still take once the response is complete: it may be just about to end.
+# Seconds that an upload may still take once the response is complete. It is often about to end.
 _UPLOAD_GRACE = 0.05
 
 T = TypeVar("T")
 
 
 class ExchangeState(enum.Enum):
-    """How far an exchange has come.
+    """The state of an exchange.
 
     Attributes:
         WAITING: The final head has not arrived.
         READING: The response's body is being read.
         COMPLETE: The body was read to its end.
-        HANDED_OVER: A stream of bytes follows the final head, which belongs to the user.
-        CLOSED: The response was closed after one of the two before.
-        CLOSED_EARLY: The response was closed before its body was read.
+        HANDED_OVER: A raw byte stream follows the final head. It belongs to the user.
+        CLOSED: The response was closed in the state COMPLETE or HANDED_OVER.
+        CLOSED_EARLY: The response was closed before its body was read to its end.
     """
 
     WAITING = enum.auto()
@@ -77,7 +77,7 @@ class ExchangeState(enum.Enum):
     CLOSED_EARLY = enum.auto()
 
 
-# Looking a member up in its class takes Python 3.11 a quarter of a microsecond, each time.
+# Python 3.11 takes a quarter of a microsecond for each lookup of a member in its class.
 _WAITING, _READING, _COMPLETE, _HANDED_OVER, _CLOSED, _CLOSED_EARLY = ExchangeState
 
 
@@ -86,8 +86,8 @@ class Exchange:
     """One request and its response.
 
     Args:
-        connection: What it runs on.
-        stream: What it sends to and receives from.
+        connection: The connection that carries the exchange.
+        stream: The message stream to send to and receive from.
         context: The request.
     """
 
@@ -101,18 +101,18 @@ class Exchange:
         self._trailers: Headers = Headers()
         self._upload: Upload | None = None
         self._write_error: WriteError | WriteTimeout | None = None
-        # From the first read on, which may be followed by others before it ends.
+        # Set by the first read. It stays open across reads until the body ends or a read raises.
         self._body_span: Span | None = None
 
-    # -- From the request to the response's head.
+    # -- The request, up to the response's head.
 
     async def start(self) -> Response:
-        """Send the request, and receive the response's head.
+        """Send the request and receive the response's head.
 
         Raises:
             ExchangeFailed: The network or the server failed before the response began.
-            ExchangeError: The request failed otherwise.
-            Exception: What a callback or the content's iterator raised.
+            ExchangeError: The request failed in another way.
+            Exception: A callback or the content's iterator raised it.
         """
         try:
             await self._send()
@@ -146,15 +146,15 @@ class Exchange:
             await self._start_upload()
         elif tracer is not None:
             async with self._span(self._points.send_request_body):
-                # It went out with the head.
+                # The body was sent together with the head.
                 pass
 
     async def _start_upload(self) -> None:
-        """Let a task send the body, while this one waits for the response."""
+        """Start a task that sends the body while this task waits for the response."""
         tracer = self._context.tracer
         if tracer is not None:
             await tracer.report(f"{self._points.send_request_body}.started", self._info())
-        # The pool's tasks may have ended meanwhile.
+        # The pool's tasks may have ended during the trace handler.
         self._stream.check_open()
         settings = self._connection.settings
         upload = Upload(self._context, self._stream, continue_timeout=settings.expect_continue_timeout)
@@ -173,7 +173,7 @@ class Exchange:
         return head
 
     async def _wait_for_upload_or_answer(self, upload: Upload) -> None:
-        """Let the upload's end be traced before the response's beginning, where that is the order."""
+        """Wait so that an upload that ends before the response begins is also traced before it."""
         while not upload.reported and not self._stream.answered:
             if upload.done.is_set():
                 await self._report_upload(upload)
@@ -200,12 +200,12 @@ class Exchange:
         raise RemoteProtocolError(f"the server sent more than {MAX_INFORMATIONAL} informational responses")
 
     async def _respond(self, head: Head) -> Response:
-        """Make the response of its head."""
+        """Build the response from its final head."""
         status, stream = head.status, self._stream
         network_stream = self._connection.info
         if status == 101 or (self._context.prepared.method == b"CONNECT" and status < 300):
             if self._upload is not None:
-                # Its last bytes may have been sent, but the call that sent them not have returned yet.
+                # The last bytes may be on the wire although the call that sent them has not returned.
                 await self._let_end(self._upload)
             network_stream = stream.hand_over(head)
             self._state = _HANDED_OVER
@@ -225,19 +225,19 @@ class Exchange:
     # -- Waiting for the server and for the upload.
 
     async def _receive(self, receive: Callable[[float | None], Awaitable[T]]) -> T:
-        """Await `receive`, and take it up again after the upload's end, which counts in between."""
+        """Await `receive`, and call it again after the upload has ended and been reported."""
         upload, timeout = self._upload, self._context.timeouts.read
         while upload is not None and not upload.reported:
             if upload.done.is_set() and not self._stream.has_arrived():
                 await self._report_upload(upload)
                 break
             with trio.CancelScope() as upload.wake:
-                # Before the response begins, the server's time begins with the upload's end.
+                # Before the response begins, the read timeout starts only at the upload's end.
                 return await receive(None if self._state is _WAITING else timeout)
         return await receive(timeout)
 
     async def _report_upload(self, upload: Upload) -> None:
-        """Take note of an upload's end, and raise what it has to be raised for."""
+        """Trace an upload's end, and raise its error if that ends the exchange."""
         error, failure = upload.take_outcome()
         tracer = self._context.tracer
         try:
@@ -263,19 +263,19 @@ class Exchange:
 
     @property
     def request(self) -> Request:
-        """The request, as the caller made it."""
+        """The request as the caller made it."""
         return self._context.prepared.request
 
     @property
     def response_complete(self) -> bool:
-        """Whether the response was read to its end, or handed over."""
+        """Whether the response was read to its end or handed over."""
         return self._state in (_COMPLETE, _HANDED_OVER, _CLOSED)
 
     @property
     def is_open(self) -> bool:
-        """Whether the response is still to be read or closed, and its connection has not ended.
+        """Whether the response must still be read or closed, on a connection that has not ended.
 
-        A response that was read is open as long as the request has not been sent whole.
+        A response that was read to its end stays open until its request was sent completely.
         """
         if self._state is _COMPLETE:
             if self._stream.released:
@@ -290,13 +290,13 @@ class Exchange:
         return self._upload is not None and not self._upload.done.is_set()
 
     async def read(self, *, checkpoint: bool) -> bytes | None:
-        """Receive the next piece of the body.
+        """Receive the next chunk of the body.
 
         Args:
-            checkpoint: Whether this is a checkpoint even if it does not have to wait.
+            checkpoint: Whether to execute a checkpoint even if data is available at once.
 
         Returns:
-            Some bytes, or None at the end.
+            A chunk of the body, or None at the end.
         """
         if self._state is _CLOSED_EARLY:
             raise ReadError("the response was closed before its body was read")
@@ -327,12 +327,11 @@ class Exchange:
         with self._reader:
             try:
                 if checkpoint and self._stream.has_arrived():
-                    # What is here was received before, so that this has to be the checkpoint.
+                    # The data has already arrived, so receiving it executes no checkpoint.
                     await trio.lowlevel.checkpoint()
                 chunk = await self._receive(self._stream.receive_data)
             except Exception as exc:
-                # Whatever went wrong, it goes on being wrong. A cancelled read, in contrast, can be
-                # taken up again.
+                # A failed read stays failed: later reads fail too. A cancelled read can be repeated.
                 self._release(reusable=False)
                 if self._state is _CLOSED_EARLY and isinstance(exc, ReadError):
                     raise ReadError("the response was closed while its body was being read") from None
@@ -349,7 +348,7 @@ class Exchange:
             self._release()
 
     async def collect(self) -> bytes:
-        """Read what is left of the body, and close the response unless its stream was handed over."""
+        """Read the rest of the body, and close the response unless its stream was handed over."""
         chunks = []
         try:
             while (chunk := await self.read(checkpoint=False)) is not None:
@@ -363,12 +362,12 @@ class Exchange:
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close the response; what was not read of it is given up."""
+        """Close the response and discard the unread part of its body."""
         await self._close()
         await trio.lowlevel.checkpoint()
 
     def give_up_soon(self) -> None:
-        """Let Trio end the exchange. It can be called from any thread, and in the middle of anything."""
+        """Schedule the exchange's end on the Trio thread. Safe from any thread and from finalizers."""
         with contextlib.suppress(trio.RunFinishedError):
             self._connection.trio_token.run_sync_soon(self._give_up)
 
@@ -394,7 +393,7 @@ class Exchange:
         await self._trace_closing()
 
     async def _settle(self, before: ExchangeState) -> None:
-        """Bring both sides to their end, where this takes next to no time."""
+        """Finish both sides of the exchange if that takes almost no time."""
         upload = self._upload
         if before is _HANDED_OVER:
             await self._stream.discard_rest()
@@ -406,7 +405,7 @@ class Exchange:
             self._end_response()
 
     async def _abandon(self) -> None:
-        """End without a response."""
+        """End the exchange without a response."""
         self._state = _CLOSED_EARLY
         self._release(reusable=False)
         await self._end()
@@ -417,7 +416,7 @@ class Exchange:
         if upload is not None:
             await upload.join()
             if not upload.done.is_set():
-                # It is the iterator that closes the response.
+                # The content's iterator itself is closing the response.
                 upload.give_up()
             elif not upload.reported:
                 await self._report_upload(upload)
@@ -439,8 +438,8 @@ class Exchange:
         return span(self._context.tracer, name, self._info())
 
     async def _trace_closing(self) -> None:
-        """Let the trace show that the connection did not outlive the exchange."""
-        # The connection's own task writes to the log.
+        """Trace the closing of the connection if the exchange ended it."""
+        # The connection's own task logs these events.
         tracer = self._context.tracer and self._context.tracer.without_log()
         if tracer is not None and self._stream.ends_connection:
             async with span(tracer, "connection.close", {"connection": self._connection}):
@@ -451,7 +450,7 @@ class ResponseBody(CollectableStream):
     """The body of a response: an asynchronous iterator of bytes.
 
     Args:
-        exchange: Where it comes from.
+        exchange: The exchange that receives the body.
     """
 
     __slots__ = ("_exchange",)
@@ -461,13 +460,13 @@ class ResponseBody(CollectableStream):
 
     @property
     def ended(self) -> bool:
-        """Whether it was read to its end."""
+        """Whether the body was read to its end."""
         return self._exchange.response_complete
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
-    # These are coroutine functions, so that the body stays alive while they are awaited.
+    # Coroutine functions keep a reference to the body, so it stays alive while they are awaited.
 
     @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> bytes:
@@ -481,12 +480,12 @@ class ResponseBody(CollectableStream):
         return chunk
 
     async def collect(self) -> bytes:
-        """Read what is left of the body, and close, but for a stream that was handed over."""
+        """Read the rest of the body, and close the response unless its stream was handed over."""
         return await self._exchange.collect()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close the response; what was not read of it is given up."""
+        """Close the response and discard the unread part of its body."""
         await self._exchange.aclose()
 
     def __del__(self) -> None:

@@ -1,16 +1,16 @@
 """HTTP/1.1: a connection, and the stream of one request and its response on it.
 
-Theory of operation. After a response `release` decides about the connection: either both sides have ended
-and the connection can take another request, or it is marked for closing. Whatever is ambiguous (bytes
-after the response, both lengths, a request that was not sent whole) means closing.
+Theory of operation. After a response, `release` decides what happens to the connection. If both sides have
+ended, the connection can take another request; otherwise it is marked for closing. Ambiguity means closing:
+bytes after the response, both a Content-Length and a Transfer-Encoding, or an incomplete request.
 
-*Sending.* Head and small body go out in one write. A body that is large, streamed, or waits for
-`100 (Continue)` is sent by an `Upload`, see there.
+*Sending.* The head and a small body go out in one write. An `Upload` sends a body that is large, streamed,
+or waits for `100 (Continue)`.
 
-*Receiving.* h11 parses heads, and bodies that have to be parsed. A body of known length has not, and is
-passed from the stream to the user past h11, which saves a small response a tenth of its cost and a large
-one half. h11 has then not seen the response's end, but tells by the state of the request's side whether
-the connection may persist, and another `h11.Connection` takes over for the next exchange.
+*Receiving.* h11 parses heads, and the bodies that need parsing. A body of known length needs none: it goes
+from the stream to the user without h11, which saves a tenth of the cost of a small response and half the
+cost of a large one. h11 has then not seen the response's end. Its state for the request's side still tells
+whether the connection may persist, and a new `h11.Connection` serves the next exchange.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from .message_stream import CLOSED, OPEN, Head, StreamState, TracePoints
 from .request import PreparedRequest, RequestContext
 
 _RESPONSE_BEGINS = b"HTTP/1."
-# How often an answer is waited for before it is looked for again without waiting.
+# The number of receives that wait before the next attempt to receive without waiting.
 _WAITS = 8
 
 
@@ -77,7 +77,7 @@ class HTTP11Connection(HTTPConnection):
         return self._stream is not None
 
     def _end_exchanges(self) -> None:
-        # The exchange goes on without the connection until its user closes the response.
+        # The exchange outlives the connection until the user closes the response.
         stream, self._stream = self._stream, None
         if stream is not None and stream.stop_sending is not None:
             stream.stop_sending()
@@ -88,8 +88,8 @@ class HTTP11Connection(HTTPConnection):
     async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
 
-        When it raises, or is cancelled, the connection is marked for closing, unless the request can't
-        be made over HTTP/1.1 at all.
+        An error or a cancellation marks the connection for closing, unless HTTP/1.1 can't express the
+        request at all.
         """
         if context.prepared.protocol is not None:
             self.owner.released(self)
@@ -99,7 +99,7 @@ class HTTP11Connection(HTTPConnection):
         return await Exchange(self, stream, context).start()
 
     def stream_done(self, *, reusable: bool) -> None:
-        """The stream has ended. Called by it, once."""
+        """Take note that the stream has ended. The stream calls this once."""
         self._stream = None
         if self._close_requested.is_set():
             return
@@ -113,21 +113,22 @@ class HTTP11Connection(HTTPConnection):
             self.close_soon()
 
     def readiness(self) -> Readiness:
-        """What is known about the idle connection without waiting."""
+        """Check the idle connection without waiting."""
         readiness = poll(self.stream)
         if readiness is Readiness.READABLE and self._plain and self.transport.below is None:
-            # Nothing may come before a request was sent. Of TLS below a proxy this is not sure to be data.
+            # A server may send nothing before a request. With TLS below, it may be TLS records only.
             return Readiness.CLOSED
         return readiness
 
     def decline(self) -> None:
-        """Give back a grant: the connection is dead."""
+        """Return a grant because the connection is dead."""
         self.close_soon()
 
     async def still_open(self) -> bool:
-        """Whether what has arrived on an idle TLS connection is harmless.
+        """Check that only harmless TLS records have arrived on an idle TLS connection.
 
-        Session tickets (RFC 8446, 4.6.1) may come at any time; a closing or data may not.
+        Session tickets (RFC 8446, 4.6.1) may come at any time. A closure or data makes the connection
+        unusable.
         """
         try:
             await self.receive_available()
@@ -138,33 +139,33 @@ class HTTP11Connection(HTTPConnection):
         return False
 
     def encode_head(self, prepared: PreparedRequest) -> bytes:
-        """The head of a request on the wire."""
-        # On one connection a request's head, or at least its headers, are often those of the request
-        # before, and h11 takes what it has checked as it is.
+        """Encode the head of a request."""
+        # Consecutive requests on a connection often have the same head, or at least the same headers.
+        # h11 does not check again what it has already checked.
         headers: Any = prepared.headers
         last = self._last_head
         if last is not None and headers == self._last_headers:
             if last.target == prepared.target and last.method == prepared.method:
                 return _to_wire(self.h11, last, prepared)
             headers = last.headers
-        # It finds nothing that was not found when the request was prepared.
+        # h11's checks can't fail here: preparing the request has already made them.
         self._last_head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
         self._last_headers = prepared.headers
         return _to_wire(self.h11, self._last_head, prepared)
 
     async def receive(self, timeout: float | None) -> bytes:
-        """Wait for data; none is the end.
+        """Wait for data. Return `b""` at the end of the stream.
 
         Raises:
-            ReadTimeout: None came within `timeout` seconds.
-            ReadError: The connection broke, or was closed.
+            ReadTimeout: No data came within `timeout` seconds.
+            ReadError: The connection broke or was closed.
         """
         try:
             if not self._plain:
                 return bytes(await timed(timeout, ReadTimeout, self.stream.receive_some, RECEIVE_SIZE))
-            # In a busy program the answer has often come by the time that others have had their turn, and
-            # asking for it is much cheaper than waiting for it. Where it had not, it is not tried again
-            # at once, as it would cost the more.
+            # In a busy program the response has often arrived once other tasks have run, and a receive
+            # without waiting is much cheaper than a wait. After a miss, `_WAITS` receives (this one
+            # included) wait directly, since each further miss would only add its cost.
             if not self._waits:
                 await trio.lowlevel.checkpoint()
                 data = self.transport.receive_nowait(RECEIVE_SIZE)
@@ -177,11 +178,11 @@ class HTTP11Connection(HTTPConnection):
             raise ReadError(explain(exc)) from exc
 
     async def receive_available(self) -> bytes:
-        """Receive without waiting.
+        """Receive data without waiting.
 
         Raises:
-            WouldBlock: Nothing is there.
-            ReadError: The connection broke, or was closed.
+            WouldBlock: No data has arrived.
+            ReadError: The connection broke or was closed.
         """
         self.transport.probing = MAX_PROBES
         try:
@@ -192,11 +193,11 @@ class HTTP11Connection(HTTPConnection):
             self.transport.probing = 0
 
     async def send(self, data: bytes | memoryview, timeout: float | None) -> None:
-        """Send everything. It is a checkpoint only if it has to wait.
+        """Send all of `data`. This is a checkpoint only if it has to wait.
 
         Raises:
-            WriteTimeout: Not everything was accepted within `timeout` seconds.
-            WriteError: The connection broke, or was closed.
+            WriteTimeout: The transport did not accept all of `data` within `timeout` seconds.
+            WriteError: The connection broke or was closed.
         """
         try:
             if self._plain:
@@ -225,7 +226,7 @@ class HTTP11Stream:
     """One request and its response over HTTP/1.1; see `MessageStream`.
 
     Args:
-        connection: What it runs on.
+        connection: The connection that carries the stream.
         context: The request.
     """
 
@@ -242,38 +243,38 @@ class HTTP11Stream:
         self._context = context
         self._prepared = context.prepared
         self._h11 = connection.h11
-        # Sending. An error does not end the exchange, since the server may have answered all the same.
+        # Sending. A write error does not end the exchange, since the server may still have answered.
         self._to_send = b""
         self._sent_before = connection.transport.bytes_sent
         self._write_error: WriteError | None = None
-        # Receiving a head: how many bytes since the last head that was accepted, and these bytes; None
-        # after the final head.
+        # Receiving a head: the number of bytes since the last accepted head, and these bytes. `_head` is
+        # None after the final head.
         self._received = 0
         self._head: list[bytes] | None = []
-        # The next event if it was looked for; `h11.NEED_DATA` if it has not arrived.
+        # The next event, once h11 was asked for it: `h11.NEED_DATA` if it is incomplete.
         self._event: Any = None
-        # What is wrong with the response: h11 says it only once.
+        # The explanation of h11's error, kept because h11 gives the reason only once.
         self._violation = ""
-        # A body of known length: how much is still to come, and what came together with the head.
+        # A body of known length: the number of bytes to come, and the bytes that came with the head.
         self._left: int | None = None
         self._buffered = b""
-        # After a CONNECT that they refused, some proxies don't understand what follows.
+        # Some proxies can't parse a further request after a CONNECT that they refused.
         self._may_reuse = context.prepared.method != b"CONNECT"
 
     @property
     def failed(self) -> bool:
-        """A failure closes the connection, so that there is no other sign of it."""
+        """Always False: a failure closes the connection, and `will_close` shows that."""
         return False
 
     @property
     def trace_info(self) -> dict[str, Any]:
-        """Nothing: a connection has one stream at a time."""
+        """Always empty: a connection has one stream at a time."""
         return {}
 
     # -- The request.
 
     async def prepare(self, content: bytes | None) -> bool:
-        """Make the head, with the content if it is small."""
+        """Encode the head, with the content if it is small."""
         data = self._connection.encode_head(self._prepared)
         if content is None:
             self._to_send = data
@@ -284,9 +285,9 @@ class HTTP11Stream:
         return True
 
     async def send_head(self) -> None:
-        """Send the head; where the connection breaks, the server's answer may be there all the same."""
-        # The pool has checked a reused connection without an await since, other than for trace handlers,
-        # which may take any time.
+        """Send the head. Keep a write error for later, since the server may still have answered."""
+        # The pool has just checked a reused connection. Only trace handlers, which may take any time, are
+        # awaited between that check and this call.
         if self._connection.requests == 1:
             await self._receive_early()
         elif self._context.tracer is not None:
@@ -301,11 +302,11 @@ class HTTP11Stream:
         self._to_send = b""
 
     async def _receive_early(self) -> None:
-        """Receive what the server has sent on a new connection before the request.
+        """Receive data that the server has sent on a new connection before the request.
 
-        It is taken for the response: a server may refuse a connection in HTTP (408, 503) without reading
-        from it. A response to the request may still follow and be taken for the next one's, so there is no
-        next request on this connection.
+        The data counts as the response: a server may refuse a connection with an HTTP response (408, 503)
+        without reading from it. The response to this request could then be mistaken for the response to
+        the next one, so the connection is not reused.
         """
         connection = self._connection
         if poll(connection.stream) is not Readiness.READABLE:
@@ -320,12 +321,12 @@ class HTTP11Stream:
         self._feed(data)
 
     async def _check_still_usable(self) -> None:
-        """Refuse to send on a pooled connection that was closed, or on which unsolicited data has arrived."""
+        """Raise if the reused connection was closed or has received unsolicited data."""
         connection = self._connection
         readiness = connection.readiness()
         if readiness is Readiness.READABLE and await connection.still_open():
             readiness = Readiness.QUIET
-        # Reading may have made TLS send something (RFC 8446, 4.6).
+        # TLS may have sent records in answer to what was read (RFC 8446, 4.6).
         self._sent_before = connection.transport.bytes_sent
         if readiness is not Readiness.QUIET:
             raise self._failure(
@@ -342,7 +343,7 @@ class HTTP11Stream:
 
     async def send_data(self, data: memoryview) -> int:
         """Send all of `data`."""
-        body: Any = data  # h11 takes whatever is like bytes.
+        body: Any = data  # h11 accepts any bytes-like object.
         await self._send_event(h11.Data(data=body))
         return len(data)
 
@@ -359,10 +360,10 @@ class HTTP11Stream:
     # -- Receiving.
 
     def has_arrived(self) -> bool:
-        """Whether the next receive need not wait."""
+        """Return whether the next receive completes without waiting."""
         if self._left is not None:
             return not self._left or bool(self._buffered)
-        # A connection is reused only with nothing left in h11's buffer, so there is no need to ask.
+        # Before the first bytes h11 has no event: a connection is reused only with an empty h11 buffer.
         if self._event is None and self.answered:
             self._event = self._take_event()
         return self._event is not None and self._event is not h11.NEED_DATA
@@ -403,7 +404,7 @@ class HTTP11Stream:
         self._event = None
 
     def _count(self, data: bytes) -> None:
-        """Take note of bytes received, and refuse what is not HTTP: it may never end as a head does."""
+        """Count received bytes of a head. Raise early if they are not HTTP, since no head might ever end."""
         if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
             secure = with_tls(self._connection.origin)
             if secure is not None and TLS_ALERT.startswith(data[:2]):
@@ -420,7 +421,7 @@ class HTTP11Stream:
             if not self._violation:
                 limit = self._connection.settings.max_header_bytes
                 self._violation = explain_received(str(exc), b"".join(self._head or ()), limit)
-            # h11 raises it in a method of its own, so that its traceback leads back to it.
+            # The frames of h11's traceback refer to the h11 connection.
             raise RemoteProtocolError(self._violation) from without_frames(exc)
 
     # -- The response's head.
@@ -441,7 +442,7 @@ class HTTP11Stream:
         return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, Headers(headers))
 
     def _check_head_size(self) -> None:
-        """Hold the limit exactly: h11 does not, for a head that arrives together with its end."""
+        """Enforce the limit exactly: h11 does not check a head that arrives complete in one piece."""
         limit = self._connection.settings.max_header_bytes
         if self._received > limit:
             rest = len(self._h11.trailing_data[0])
@@ -449,22 +450,22 @@ class HTTP11Stream:
                 raise RemoteProtocolError(f"the response's head is larger than {limit} bytes")
 
     def extensions(self, head: Head) -> dict[str, Any]:
-        """The reason phrase, which HTTP/2 does not have."""
+        """Return the reason phrase, which HTTP/2 does not have."""
         return {"reason_phrase": head.reason}
 
     def hand_over(self, head: Head) -> NetworkStream:
-        """The connection's stream, beginning with the bytes that came after the head."""
+        """Return the connection's stream, starting with the bytes that came after the head."""
         if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
-            # Nothing of the request may get between what the stream's user sends.
+            # The rest of the request must not mix with the data that the stream's user sends.
             raise RemoteProtocolError(f"the server answered {head.status} before the request was sent whole")
         return self._connection.raw_stream(self._h11.trailing_data[0])
 
     def begin_body(self, head: Head) -> None:
-        """Find out how the body ends."""
+        """Determine the framing of the body."""
         self._frame_body(head.status, head.headers)
 
     def _frame_body(self, status: int, headers: HeaderList) -> None:
-        """Find out whether the body is of known length (RFC 9112, 6.3)."""
+        """Determine whether the body is of known length (RFC 9112, 6.3)."""
         length, coded = None, False
         for name, value in headers:
             match name.lower():
@@ -473,11 +474,11 @@ class HTTP11Stream:
                 case b"transfer-encoding":
                     coded = True
         if status < 200 or status == 204:
-            # These have no body and may not announce one (RFC 9110, 8.6; RFC 9112, 6.1). A server that
-            # does may send it all the same, and it must not be taken for the next response.
+            # These responses have no body and must not announce one (RFC 9110, 8.6; RFC 9112, 6.1). A
+            # server that announces one may also send it, and it must not be parsed as the next response.
             self._may_reuse = self._may_reuse and not (length or coded)
         elif coded:
-            # With both an attempt at smuggling, or a server that can't be understood.
+            # A Content-Length beside it may be an attempt at smuggling (RFC 9112, 6.3).
             self._may_reuse = self._may_reuse and length is None
         elif length is not None and self._prepared.method != b"HEAD" and status != 304:
             self._left = length
@@ -486,7 +487,7 @@ class HTTP11Stream:
     # -- The response's body.
 
     async def receive_data(self, timeout: float | None) -> bytes | None:
-        """Receive a piece of the body, None for its end."""
+        """Receive a chunk of the body, or None at its end."""
         left = self._left
         if left is not None:
             if left:
@@ -504,7 +505,7 @@ class HTTP11Stream:
         return data
 
     def _take(self, left: int, data: bytes) -> bytes:
-        """Count data as part of a body of which `left` bytes are to come."""
+        """Count data as part of a body of which `left` bytes are still to come."""
         if not data:
             raise RemoteProtocolError(
                 f"the server closed the connection {left} bytes before the end of the body"
@@ -522,7 +523,7 @@ class HTTP11Stream:
     # -- The end.
 
     async def discard_rest(self) -> bool:
-        """Drop the rest of the body if it has arrived, and is little: at most one more receive."""
+        """Discard the rest of the body if it has arrived and takes at most one more receive."""
         with contextlib.suppress(WouldBlock, ReadError, RemoteProtocolError):
             if self._left is None:
                 return await self._discard_parsed()
@@ -564,24 +565,24 @@ class HTTP11Stream:
     def _is_clean(self) -> bool:
         if self.state is not CLOSED or not self._may_reuse or self._write_error is not None:
             return False
-        # It is another state where the request asks for the connection's end.
+        # h11 is in MUST_CLOSE instead if the request asked for the connection's end.
         if self._h11.our_state is not h11.DONE:
             return False
         if self._left is not None:
             return not self._buffered
-        # Neither bytes beyond the response, nor the connection's end.
+        # h11 has seen neither bytes after the response nor the end of the stream.
         return self._h11.their_state is h11.DONE and self._h11.trailing_data == (b"", False)
 
     # -- Errors.
 
     def _failure(self, error: ExchangeError) -> ExchangeError | ExchangeFailed:
-        """The exception to raise for an error of the network or the server."""
+        """Return the exception to raise for an error of the network or the server."""
         if self.answered:
             return error
         unsent = self._connection.transport.bytes_sent == self._sent_before
         return ExchangeFailed(error, unanswered=True, unsent=unsent)
 
     def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
-        """Choose the error that says most about why no response began."""
-        # An alert says more than that sending failed after it.
+        """Choose the error that best explains why no response began."""
+        # A TLS alert explains more than the write error that followed it.
         return error if is_alert(error.__cause__) else write_error or self._write_error or error

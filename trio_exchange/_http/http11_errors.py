@@ -1,7 +1,7 @@
-"""What h11 finds wrong, in the words of HTTP.
+"""Explanations of h11's errors in the terms of HTTP.
 
-h11 gives its reasons as texts only, which are told apart here by how they begin. A text that is not known,
-from another version of h11, is passed on as it is.
+h11 gives its reasons only as text. This module recognizes a text by its beginning. An unknown text, from
+another version of h11, is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from .._fields import HeaderList
 
-# How much is shown of each piece that was received, in bytes.
+# The most bytes that an explanation shows of each received piece.
 _MOST_SHOWN = 100
 
-# A `bytes` or `bytearray` in an error's text.
+# A `bytes` or `bytearray` literal in an error's text.
 _LITERAL = re.compile(r"""b'(?:[^'\\]|\\.)*'|b"(?:[^"\\]|\\.)*\"""")
 
 _RECEIVED = {
@@ -64,12 +64,12 @@ _SENT = {
 
 
 def explain_received(text: str, head: bytes, limit: int) -> str:
-    """Say what is wrong with a response: what was received and what was expected.
+    """Explain the error in a response: what was received and what was expected.
 
     Args:
-        text: Of the error that h11 raised.
-        head: The bytes of a head that h11 refused; none if it refused something in the body.
-        limit: The most bytes of a head, of a chunk's size and of the trailers.
+        text: The text of the error that h11 raised.
+        head: The bytes of the rejected head. Empty if h11 rejected a part of the body.
+        limit: The most bytes of a head, of a chunk's size line and of the trailers.
     """
     lines = [line.removesuffix(b"\r") for line in head.split(b"\n")]
     lines = list(itertools.takewhile(bool, lines)) or [b""]
@@ -88,11 +88,11 @@ def explain_received(text: str, head: bytes, limit: int) -> str:
 
 
 def explain_sent(text: str, headers: HeaderList) -> str:
-    """Say what is wrong with a request.
+    """Explain the error in a request.
 
     Args:
-        text: Of the error that h11 raised.
-        headers: The request's.
+        text: The text of the error that h11 raised.
+        headers: The request's headers.
     """
     lengths = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-length"]
     return _sentence(_SENT, text, "{text}").format(text=text, length=", ".join(lengths))

@@ -1,7 +1,7 @@
-"""What an exchange needs of a protocol: a stream that carries one request and its response.
+"""The interface between an exchange and a protocol: a stream that carries one request and its response.
 
-HTTP/1.1 and HTTP/2 implement it, in `http11` and in `http2.stream`. A message stream knows the wire, its
-states and its limits. It calls nothing of the user's, and reports nothing to traces.
+`http11` and `http2.stream` implement it. A message stream handles the bytes on the wire, the protocol's
+states and its limits. It calls no user code and reports no trace events.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Head(NamedTuple):
     """The head of a response.
 
     Attributes:
-        version: Such as `b"HTTP/1.1"`.
+        version: The protocol version, such as `b"HTTP/1.1"`.
         status: The status code.
         reason: The reason phrase.
-        headers: In the order and case of the wire.
+        headers: The headers, in the order and case of the wire.
     """
 
     version: bytes
@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
 
 class StreamState(enum.Enum):
-    """How far both sides have come, in the terms of RFC 9113, 5.1.
+    """The state of both sides, in the terms of RFC 9113, 5.1.
 
     Attributes:
         OPEN: Neither side has ended.
@@ -47,24 +47,24 @@ class StreamState(enum.Enum):
     CLOSED = enum.auto()
 
     def after_local_end(self) -> StreamState:
-        """The state once the request was sent to its end."""
+        """Return the state after the request was sent to its end."""
         return HALF_CLOSED_LOCAL if self is OPEN else CLOSED
 
     def after_remote_end(self) -> StreamState:
-        """The state once the response has arrived to its end."""
+        """Return the state after the response has arrived to its end."""
         return HALF_CLOSED_REMOTE if self is OPEN else CLOSED
 
 
-# Looking a member up in its class takes Python 3.11 a quarter of a microsecond, each time.
+# Python 3.11 takes a quarter of a microsecond for each lookup of a member in its class.
 OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, CLOSED = StreamState
 
 
 class TracePoints:
-    """The names of one protocol's trace points, and what they tell of a response's head.
+    """The names of one protocol's trace points, and the `return_value` of a response's head.
 
     Args:
         protocol: The first part of the names.
-        describe: Makes an event's `return_value` of a head.
+        describe: Makes an event's `return_value` from a head.
     """
 
     def __init__(self, protocol: str, describe: Callable[[Head], Any]) -> None:
@@ -80,14 +80,13 @@ class TracePoints:
 class MessageStream(Protocol):
     """A stream that carries one request and its response.
 
-    All methods that receive can be cancelled and called again: nothing that has arrived is lost.
-    A failure of the network or the server is raised as `ExchangeFailed` before the response begins, and as an
-    `ExchangeError` of its own after that.
+    All methods that receive can be cancelled and called again without losing data. A failure of the network
+    or the server raises `ExchangeFailed` before the response begins, and an `ExchangeError` after that.
 
     Attributes:
-        trace_points: The protocol's.
-        trailers: What followed the body; empty before the body was received to its end.
-        stop_sending: Called when the stream takes no more data, which ends the upload. None without one.
+        trace_points: The protocol's trace points.
+        trailers: The trailer fields. Empty before the body was received to its end.
+        stop_sending: Called when the stream takes no more data, to end the upload. None without an upload.
     """
 
     trace_points: TracePoints
@@ -96,7 +95,7 @@ class MessageStream(Protocol):
 
     @property
     def state(self) -> StreamState:
-        """How far both sides have come."""
+        """The state of both sides."""
         ...
 
     @property
@@ -116,17 +115,17 @@ class MessageStream(Protocol):
 
     @property
     def trace_info(self) -> dict[str, Any]:
-        """What trace points tell of the stream."""
+        """The entries that the stream adds to the info of trace events."""
         ...
 
     async def prepare(self, content: bytes | None) -> bool:
-        """Make the head, and wait until the request may be sent.
+        """Encode the head, and wait until the request may be sent.
 
         Args:
-            content: The request's content if it is small and need not wait; else None.
+            content: The request's content if it is small and can be sent at once, else None.
 
         Returns:
-            Whether the content goes out with the head, so that nothing follows.
+            Whether the content goes out with the head, so that no upload is needed.
 
         Raises:
             LocalProtocolError: The protocol can't express the request.
@@ -134,7 +133,7 @@ class MessageStream(Protocol):
         ...
 
     async def send_head(self) -> None:
-        """Send what `prepare` made."""
+        """Send the bytes that `prepare` made."""
         ...
 
     def check_open(self) -> None:
@@ -142,10 +141,10 @@ class MessageStream(Protocol):
         ...
 
     async def send_data(self, data: memoryview) -> int:
-        """Send the beginning of `data`, waiting until that is possible.
+        """Wait until `data` can be sent at least in part, and send that part.
 
         Returns:
-            How many bytes were accepted.
+            The number of bytes that were accepted.
 
         Raises:
             WriteError: The stream takes no more data.
@@ -163,39 +162,39 @@ class MessageStream(Protocol):
         ...
 
     def has_arrived(self) -> bool:
-        """Whether the next receive need not wait."""
+        """Return whether the next receive completes without waiting."""
         ...
 
     async def wait_until_answered(self, timeout: float | None) -> None:
-        """Wait for the first bytes of the response, each time for at most `timeout` seconds."""
+        """Wait for the first bytes of the response. Each wait takes at most `timeout` seconds."""
         ...
 
     async def receive_head(self, timeout: float | None) -> Head:
-        """Receive the next head, interim or final, waiting each time for at most `timeout` seconds."""
+        """Receive the next head, interim or final. Each wait takes at most `timeout` seconds."""
         ...
 
     def begin_body(self, head: Head) -> None:
-        """Take up the body after the final head."""
+        """Prepare to receive the body after the final head."""
         ...
 
     def hand_over(self, head: Head) -> NetworkStream:
-        """Give up HTTP after the final head, and return the stream of bytes that follows it.
+        """Leave HTTP after the final head, and return the raw byte stream that follows it.
 
         Raises:
-            RemoteProtocolError: The request was not sent whole.
+            RemoteProtocolError: The request was not sent to its end.
         """
         ...
 
     def extensions(self, head: Head) -> dict[str, Any]:
-        """What the response's extensions tell of this protocol alone."""
+        """Return the response extensions that are specific to the protocol."""
         ...
 
     async def receive_data(self, timeout: float | None) -> bytes | None:
-        """Receive a piece of the body, None for its end, waiting each time for at most `timeout` seconds."""
+        """Receive a chunk of the body, or None at its end. Each wait takes at most `timeout` seconds."""
         ...
 
     async def discard_rest(self) -> bool:
-        """Drop what is left of the response if it has arrived, and is little.
+        """Discard the rest of the response if it has arrived and is small.
 
         Returns:
             Whether the response has ended.
@@ -203,26 +202,26 @@ class MessageStream(Protocol):
         ...
 
     def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
-        """Choose the error that says most about why no response began.
+        """Choose the error that best explains why no response began.
 
         Args:
-            error: What was raised.
-            write_error: Why the content was not sent whole; None if it was.
+            error: The error that was raised.
+            write_error: The error that ended the upload, or None.
         """
         ...
 
     def release(self, *, reusable: bool) -> bool:
-        """Release the connection, for reuse if both sides finished cleanly. Calling it again does nothing.
+        """Release the connection, for reuse if both sides finished cleanly. Further calls do nothing.
 
         Args:
-            reusable: False if the caller knows that they did not.
+            reusable: False if the caller knows that a side did not finish cleanly.
 
         Returns:
-            Whether they did.
+            Whether both sides finished cleanly; True for further calls.
         """
         ...
 
     @property
     def ends_connection(self) -> bool:
-        """Whether the connection is closed because of how the stream was released."""
+        """Whether releasing the stream closed the connection."""
         ...

@@ -1,4 +1,4 @@
-"""What connections are given: a request that was checked and completed, and what belongs to it."""
+"""The request as connections receive it: checked and completed, with its body, key, timeouts and tracer."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .._urls import TARGET, authority_of, split_absolute, unless_secret
 # RFC 9110, 9.2.2.
 IDEMPOTENT_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
-# Methods whose requests usually have no content (RFC 9110, 9.3): a stream of unknown length given with
-# one of them is looked into before the head is sent, see `RequestBody.peek`.
+# Methods whose requests usually have no content (RFC 9110, 9.3). For these, `RequestBody.peek` checks a
+# stream of unknown length for content before the head is sent.
 _USUALLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE", b"CONNECT"))
-# As many digits as the parser takes.
+# The number of digits that the parser of responses accepts.
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
 class PreparedRequest:
-    """A request that has been checked and completed, ready for any connection. It does not change.
+    """A request that has been checked and completed, ready for any connection. It is immutable.
 
     Attributes:
         request: The request as the caller made it.
-        method: bytes.
-        target: bytes.
-        headers: As they go on the wire, Host and framing included.
-        body: The body if all of it is there, else None.
+        method: The method.
+        target: The request target.
+        headers: The headers as they go on the wire, Host and framing included.
+        body: The complete body if it is in memory, None for a stream.
         idempotent: Whether the method is idempotent (RFC 9110, 9.2.2).
         expects_continue: Whether the body waits for `100 (Continue)` (RFC 9110, 10.1.1).
-        protocol: What an extended CONNECT asks for (RFC 8441), else None.
+        protocol: The protocol of an extended CONNECT (RFC 8441), else None.
     """
 
     __slots__ = (
@@ -73,20 +73,20 @@ class PreparedRequest:
         self.expects_continue: Final[bool] = expects_continue
 
     def replace(self, **changes: Any) -> PreparedRequest:
-        """Make a copy that has other values of some attributes."""
+        """Return a copy with other values for some attributes."""
         other = copy.copy(self)
         for name, value in changes.items():
             setattr(other, name, value)
         return other
 
     def without_content(self) -> PreparedRequest:
-        """Make a copy for a stream that turned out to be empty."""
+        """Return a copy without content, for a stream that turned out to be empty."""
         headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
         return self.replace(body=b"", expects_continue=False, headers=headers)
 
 
 class RequestBody:
-    """The content of one request, as far as it was taken from the caller's iterable.
+    """The content of one request, and the state of its iteration.
 
     Args:
         stream: The request's `stream`.
@@ -101,14 +101,14 @@ class RequestBody:
 
     @property
     def can_be_sent_again(self) -> bool:
-        """Whether `iterate` would give the same content once more, or was not called yet."""
+        """Whether `iterate` would yield the whole content, for the first time or again."""
         if self._iterator is None or self._peeked is not None:
             return True
         stream = self._stream
         return isinstance(stream, IterableStream) and isinstance(stream.iterable, Collection)
 
     def iterate(self) -> AsyncIterator[bytes]:
-        """Start to take the content from the caller's iterable."""
+        """Return an iterator over the content, from its beginning."""
         if self._peeked is None or self._iterator is None:
             self._iterator = aiter(self._stream)
             return self._iterator
@@ -117,20 +117,20 @@ class RequestBody:
 
     @trio.lowlevel.disable_ki_protection
     async def close(self) -> None:
-        """Close the caller's generator wherever it is; its clean-up is not left to garbage collection."""
+        """Close the caller's generator at its current position. Garbage collection could be too late."""
         iterator: Any = self._iterator
         if inspect.isasyncgen(iterator):
             await iterator.aclose()
 
     async def peek(self, prepared: PreparedRequest) -> PreparedRequest:
-        """Find out whether a stream of unknown length has any content at all.
+        """Check whether a stream of unknown length has any content.
 
-        Adapters hand every request's body over as a stream, also the empty one of a GET. Sent as an
-        empty chunked body it confuses servers that don't expect one there. So with a method that
-        seldom has content, wait for the first chunk, which decides.
+        Adapters pass every request's body as a stream, even the empty body of a GET. An empty chunked body
+        confuses servers that don't expect one. So for a method that seldom has content, this waits for the
+        first non-empty chunk or the end.
 
-        A generator that the caller made for this very request is left alone. It has content, and may have
-        cancel scopes around its yields, so that all of it has to be taken in one task.
+        A generator that the caller made for this request is not touched. It has content, and may have cancel
+        scopes around its yields, so a single task must run all of it.
 
         Returns:
             The request as given, or a copy without content.
@@ -151,14 +151,14 @@ class RequestBody:
 
 
 class RequestContext(NamedTuple):
-    """What belongs to one request on its way from the pool to a connection.
+    """The request and its settings, on the way from the pool to a connection.
 
     Attributes:
         prepared: The request as it is sent.
-        body: Its content, as far as it was taken from the caller.
-        key: Which connections can carry it.
-        timeouts: How long its operations may take.
-        tracer: Reports its events; None if there is neither a handler nor a log.
+        body: The request's content and the state of its iteration.
+        key: The key of the connections that can carry the request.
+        timeouts: The timeouts of its operations.
+        tracer: The reporter of its trace events, or None without a handler or a log.
     """
 
     prepared: PreparedRequest
@@ -169,19 +169,19 @@ class RequestContext(NamedTuple):
 
     @property
     def can_be_sent_again(self) -> bool:
-        """Whether the content can be sent from its beginning once more."""
+        """Whether the content can be sent from its beginning, for the first time or again."""
         return self.prepared.body is not None or self.body.can_be_sent_again
 
 
-#: What `next_chunk` returns when the iterator has ended.
+#: The value that `next_chunk` returns when the iterator has ended.
 END_OF_BODY: Final = object()
 
 
 @trio.lowlevel.disable_ki_protection
 async def next_chunk(iterator: AsyncIterator[bytes]) -> Any:
-    """Take the next chunk of a body from the caller's iterator, or `END_OF_BODY`.
+    """Return the next chunk of a body from the caller's iterator, or `END_OF_BODY`.
 
-    Ctrl-C may interrupt the iterator, as it may interrupt any code of the program.
+    Ctrl-C may interrupt the iterator, like any other user code.
     """
     return await anext(iterator, END_OF_BODY)
 
@@ -217,13 +217,13 @@ def _protocol(request: Request) -> bytes | None:
 
 
 def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList, bool]:
-    """Check everything that goes on the wire, and add what HTTP requires and the caller left out.
+    """Check everything that goes on the wire, and add required headers that the caller omitted.
 
     Returns:
         The headers, and whether the body waits for `100 (Continue)`.
 
     Raises:
-        LocalProtocolError: Naming the part that can't be sent.
+        LocalProtocolError: A part can't be sent. The message names it.
     """
     if not TOKEN.fullmatch(request.method):
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
@@ -261,7 +261,7 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList,
         if not (has_length or has_coding):
             headers.append((b"Transfer-Encoding", b"chunked"))
     elif not (has_length or has_coding) and (body or request.method in (b"POST", b"PUT", b"PATCH")):
-        # RFC 9110, 8.6: these three say that their content is empty.
+        # RFC 9110, 8.6: a request with one of these methods declares even empty content.
         headers.append((b"Content-Length", b"%d" % len(body)))
     return headers, expects_continue and body != b""
 
@@ -274,7 +274,7 @@ def _check_content_length(value: bytes, body: bytes | None) -> None:
 
 
 def _host_header(request: Request) -> bytes:
-    """The Host header's value (RFC 9112, 3.2): the authority of the target, where that has one."""
+    """Return the Host header's value (RFC 9112, 3.2): the target's authority, or else the URL's."""
     url, target = request.url, request.url.target
     if request.method == b"CONNECT" and not target.startswith((b"/", b"*")) and b"/" not in target:
         return target

@@ -1,4 +1,4 @@
-"""Why a request that failed may be sent again."""
+"""The reasons to send a failed request again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .._exceptions import ExchangeFailed
 
 
 class Resend(enum.Enum):
-    """Why a request that failed may be sent again. The reason decides how often.
+    """The reason to send a failed request again. It decides how often that may happen.
 
     Attributes:
-        UNSENT: Nothing was sent, since the connection took no more requests, or broke after it had carried
-            others. Sending the request is no repetition.
+        UNSENT: No byte was sent: the connection took no more requests, or it broke after it had carried
+            others. Sending the request is not a repetition.
         REFUSED: The server has promised that it did not act on the request.
-        UNANSWERED: The connection may have been dead before the request, whose method is idempotent.
+        UNANSWERED: The connection may have been dead before the request. Its method is idempotent.
     """
 
     UNSENT = enum.auto()
@@ -23,16 +23,16 @@ class Resend(enum.Enum):
 
 
 def reason_to_resend(failed: ExchangeFailed, *, idempotent: bool, reused: bool) -> Resend | None:
-    """Find out why a request that failed may be sent again.
+    """Return the reason to send a failed request again, if there is one.
 
-    A request that the server has promised not to have acted on may be. Otherwise the failure matters only
-    on a reused connection: a server closes an idle connection at a moment of its choosing, so a request can
-    cross the closing on the wire. If nothing was sent, sending the request is no repetition. If something
-    was sent but no response began, the server may have acted on it, and only an idempotent method
-    (RFC 9110, 9.2.2) may be repeated without asking the user.
+    A request may be sent again if the server promised that it did not act on it. Otherwise it may be sent
+    again only if the connection was reused: a server may close an idle connection at any time, so the
+    request and the closure can cross on the wire. If no byte was sent, sending the request is not a
+    repetition. If bytes were sent but no response began, the server may have acted on the request, and only
+    an idempotent method (RFC 9110, 9.2.2) may be repeated without asking the user.
 
     Args:
-        failed: What the connection raised.
+        failed: The exception that the connection raised.
         idempotent: Whether the request's method is idempotent.
         reused: Whether the connection had carried a request before.
 

@@ -1,11 +1,11 @@
-"""Sending a body in a task of its own, while the exchange already waits for the response.
+"""The upload of a body, in a task of its own, while the exchange waits for the response.
 
-Theory of operation. Servers may answer before they have read everything, or never read the rest, or answer
-piece by piece as they read. So one task sends while another waits for the response. The upload reports only
-by its attributes, and by interrupting the exchange's wait; what the user's iterator raises is raised by the
-exchange, in the requester's task. The timeouts:
+Theory of operation. A server may answer before it has read the whole request, never read the rest, or answer
+piece by piece as it reads. So one task sends while another waits for the response. The upload reports its
+outcome only through its attributes and by interrupting the exchange's wait. The exchange raises the errors
+of the user's iterator, in the requester's task. The timeouts:
 
-- Until the response begins, the write timeout limits each send; the read timeout starts when the upload
+- Until the response begins, the write timeout limits each send. The read timeout starts when the upload
   has ended.
 - Once the response has begun, a failure to send no longer matters, sends have no limit, and the read timeout
   applies. A send in flight is not cancelled before the response was read, since under TLS that would make
@@ -29,24 +29,25 @@ _SEND_SIZE = 256 * 1024
 
 
 class _SendingFailed(Exception):
-    """The network failed, as `failure` says. What the iterator raises is never this."""
+    """The network failed; `failure` has the error. This never comes from the content's iterator."""
 
 
 class Upload:
-    """The task that sends a body, and what the exchange needs to know of it.
+    """The task that sends a body, and its outcome for the exchange.
 
     Args:
         context: The request.
-        stream: Where the content is sent.
+        stream: The stream to send the content on.
         continue_timeout: Seconds to wait for `100 (Continue)`, if the request expects it.
 
     Attributes:
         done: Set when the task has ended.
         succeeded: Whether the body was sent to its last byte, and the task has ended.
-        error: What the user's iterator raised, or the `LocalProtocolError` that its content amounts to.
-        failure: Why the network did not take the whole body.
-        reported: Whether the exchange has taken the outcome, or has no use for it.
-        wake: The scope in which the exchange waits, to be cancelled when the task ends.
+        error: The exception that the user's iterator raised, or the error that its content caused, such as
+            a `LocalProtocolError` for a wrong length.
+        failure: The reason why the network did not take the whole body.
+        reported: Whether the exchange has taken the outcome or ignores it.
+        wake: The scope of the exchange's wait. The upload cancels it when the task ends.
         go_ahead: Set when the body may be sent.
     """
 
@@ -64,7 +65,7 @@ class Upload:
         self._send_scope = trio.CancelScope()
         # Shielded, so that only `cancel` ends the task. Otherwise it could end without setting `done`.
         self._scope = trio.CancelScope(shield=True)
-        # Its iterator may be what closes the response.
+        # The content's iterator, which runs in this task, may close the response.
         self._task: trio.lowlevel.Task | None = None
         self.go_ahead = trio.Event()
         self.done = trio.Event()
@@ -77,7 +78,7 @@ class Upload:
             self.go_ahead.set()
 
     async def run(self) -> None:
-        """The task. It raises only a KeyboardInterrupt, if no exchange is left that would."""
+        """Run the task. It raises only a KeyboardInterrupt, and only if no exchange will raise it."""
         self._task = trio.lowlevel.current_task()
         try:
             with self._scope:
@@ -97,7 +98,7 @@ class Upload:
             elif isinstance(exc, KeyboardInterrupt):
                 raise
         finally:
-            # Both lead back to the upload, or to its exchange.
+            # The failure's frames and the stream refer to the upload or to its exchange.
             if self.failure is not None:
                 without_frames(self.failure)
             del self._stream
@@ -125,7 +126,7 @@ class Upload:
             await self._send_piece(view[start : start + _SEND_SIZE])
 
     async def _send_piece(self, piece: memoryview | None) -> None:
-        # An iterator that never waits must not keep other tasks from running.
+        # An iterator that never waits would otherwise keep other tasks from running.
         await trio.lowlevel.checkpoint()
         with trio.CancelScope() as self._send_scope:
             self._restart_timeout()
@@ -149,12 +150,12 @@ class Upload:
             self._restart_timeout()
 
     def _restart_timeout(self) -> None:
-        """The server has accepted something, so that its time begins anew."""
+        """Restart the write timeout, since the server has accepted data."""
         if self._write_timeout is not None:
             self._send_scope.deadline = trio.current_time() + self._write_timeout
 
     def take_outcome(self) -> tuple[BaseException | None, WriteError | WriteTimeout | None]:
-        """Take `error` and `failure`, whose tracebacks, once they are raised, lead back to the upload."""
+        """Return `error` and `failure`, and drop them: once raised, their tracebacks refer to the upload."""
         self.reported = True
         error, self.error = self.error, None
         failure, self.failure = self.failure, None
@@ -165,7 +166,7 @@ class Upload:
         self._write_timeout = None
         self._send_scope.deadline = math.inf
         if not self.go_ahead.is_set():
-            # It answered instead of asking for the body (RFC 9110, 10.1.1).
+            # The server answered instead of asking for the body (RFC 9110, 10.1.1).
             self.cancel()
 
     def cancel(self) -> None:
@@ -178,7 +179,7 @@ class Upload:
         self.cancel()
 
     async def join(self) -> None:
-        """End the task, and wait until it has ended, unless this is called in that task."""
+        """End the task, and wait for its end unless it is the calling task."""
         self.cancel()
         if trio.lowlevel.current_task() is not self._task:
             with trio.CancelScope(shield=True):

@@ -1,27 +1,27 @@
-"""A connection of HTTP/2, which any number of streams share.
+"""An HTTP/2 connection, which any number of streams share.
 
 Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
 
-- its *reader* hands what arrives to h2, and what h2 makes of it to the streams, without ever waiting for
-  one of them;
-- its *writer* sends what could not be sent at once, and everything where there is TLS (`outbound`);
-- the *requesters'* tasks run the exchanges, and their uploads.
+- the *reader* passes received frames to h2 or to the streams, and never waits for a stream;
+- the *writer* sends the bytes that could not be sent at once, and all bytes over TLS (`outbound`);
+- the *requesters'* tasks run the exchanges and their uploads.
 
-All of them change the state of h2 in synchronous steps only, and then call `flush`, before which only a trace
-handler is awaited. So bytes leave in the order in which h2 made them, and a cancelled request can't
-tear a frame. To open a stream, allocating its id and making its HEADERS are one such step, since ids must
-appear on the wire in their order.
+All of them change the state of h2 only in synchronous steps, and then call `flush`. Only a trace handler is
+awaited between the two. So bytes leave in the order in which h2 made them, and a cancelled request can't
+tear a frame. Opening a stream allocates its id and makes its HEADERS in one such step, since ids must
+appear on the wire in ascending order.
 
-*Resets.* A stream whose sides have not both ended when its exchange does is reset, and its place is free at
-once. What still arrives for it is dropped, and credited to the connection (`resets`, `flow_control`).
+*Resets.* If an exchange ends before both sides of its stream have ended, the stream is reset, and its place
+is free at once. Frames that still arrive for it are dropped, and their data is credited to the connection
+(`resets`, `flow_control`).
 
-*The end.* A connection that was told to go away, or has no stream ids left, is *draining*: its capacity is 0
-and it closes after its last stream. When it fails every stream gets an error of its own. After
-a failed send, reading goes on for a moment: the server's last words often say why, and which requests it has
-not acted on.
+*The end.* A connection that received GOAWAY, or has no stream ids left, is *draining*: its capacity is 0
+and it closes after its last stream. When the connection fails, every stream gets an error of its own. After
+a failed send, the reader runs for another moment: a GOAWAY from the server often gives the reason, and tells
+which requests the server has not acted on.
 
-*Bounds.* Data waits for the server's windows and for the output to drain; what is sent in answer to the
-server alone is limited in `_receive`, and frames that serve no request by `FloodGuard`.
+*Bounds.* Data waits for the server's windows and for the output to drain. `_receive` limits the bytes that
+are sent in answer to the server alone. `FloodGuard` limits the frames that serve no request.
 """
 
 from __future__ import annotations
@@ -78,20 +78,20 @@ from .outbound import OutboundQueue
 from .resets import ResetLedger
 from .stream import HTTP2Stream
 
-# The largest frame of data sent, whatever the server allows: others want to be sent too.
+# The largest DATA frame to send, even if the server allows more. Larger frames would delay other streams.
 _MOST_IN_FRAME = 64 * 1024
-# How many streams are opened at once, however many the server allows: h2 counts them one by one.
+# The most streams open at once, even if the server allows more: h2 counts its open streams one by one.
 _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
-# How large the table of headers sent before may become (RFC 7541, 4.2).
+# The most bytes of the encoder's dynamic table (RFC 7541, 4.2).
 _HEADER_TABLE_SIZE = 4096
 _RESETS_READ = b"resets?!"
-# How long reading goes on when nothing can be sent any more.
+# Seconds for which reading continues after sending has failed.
 _LAST_WORDS = 1.0
 
 
 class HTTP2Connection(HTTPConnection):
-    """A connection that speaks HTTP/2, as many exchanges at a time as the server allows."""
+    """A connection that speaks HTTP/2, with as many concurrent exchanges as the server allows."""
 
     http_version = "HTTP/2"
 
@@ -105,34 +105,34 @@ class HTTP2Connection(HTTPConnection):
         )
         self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
-        # By id. A stream has its place before it is opened, and keeps it until its exchange has ended.
+        # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
         self._streams: dict[int, HTTP2Stream] = {}
         self._places_taken = 0
         self._draining = False
         self._failure: ExchangeError | None = None
-        # The reader's.
+        # The reader's state.
         self.settings_received: trio.Event = trio.Event()
         secure = with_tls(origin)
         self._splitter = FrameSplitter(None if secure is None else str(secure))
         self._window = ConnectionWindow()
         self._flood_guard = FloodGuard(trio.current_time())
         self._last_received = trio.current_time()
-        # The pieces of a header block whose end is to come, and whether it ends its stream.
+        # The fragments of an incomplete header block, and whether the block ends its stream.
         self._block: list[bytes] = []
         self._block_ends_stream = False
-        # What the server has said of the reason why it closes the connection.
+        # The server's GOAWAY, in words, for the error that its closing the connection causes.
         self._farewell = ""
-        # Set by the reader for the connection's task: the GOAWAY that says which rule was broken is made.
+        # Set by the reader for the connection's task: h2 already holds the GOAWAY for a violation.
         self._goaway_made = False
 
     def _details(self) -> tuple[str, ...]:
         streams = "1 stream" if self._places_taken == 1 else f"{self._places_taken} streams"
         return (streams, *super()._details())
 
-    # -- What the pool does.
+    # -- Called by the pool.
 
     def readiness(self) -> Readiness:
-        """What the kernel knows of a connection without exchanges; others are being read anyway."""
+        """Ask the kernel about a connection without exchanges. The reader watches all others."""
         if self.will_close or self._draining:
             return Readiness.CLOSED
         if self._places_taken:
@@ -143,18 +143,18 @@ class HTTP2Connection(HTTPConnection):
         return readiness
 
     async def still_open(self) -> bool:
-        """Whether the connection can be used when the reader has read what has arrived."""
-        # In the first turn the kernel is asked, in the second the reader has run.
+        """Let the reader process what has arrived, and return whether the connection can still be used."""
+        # The kernel is polled in the first turn of the scheduler, and the reader runs in the second.
         await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
         return not (self.will_close or self._draining)
 
     def decline(self) -> None:
-        """Give back a grant: the connection takes no more requests, but it may carry others."""
+        """Return a grant: the connection takes no more requests, but it may still carry earlier ones."""
         self.owner.released(self)
 
     async def exchange(self, context: RequestContext) -> Response:
-        """Send a request and receive the head of its response. Other requests are not affected by its end."""
+        """Send a request and receive the head of its response. Its end does not affect other requests."""
         self.requests += 1
         self._places_taken += 1
         return await Exchange(self, HTTP2Stream(self, context), context).start()
@@ -165,7 +165,7 @@ class HTTP2Connection(HTTPConnection):
     def _end_exchanges(self) -> None:
         failure = self.failure
         self.settings_received.set()
-        # The exchanges go on without the connection until their users close the responses.
+        # The exchanges outlive the connection until their users close the responses.
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.connection_failed(failure)
@@ -193,7 +193,7 @@ class HTTP2Connection(HTTPConnection):
         try:
             while data := await receive(RECEIVE_SIZE):
                 if self.will_close:
-                    # Else a further violation would replace the code of the GOAWAY that is to be sent.
+                    # A further violation would replace the error code of the pending GOAWAY.
                     return
                 self._receive(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -213,7 +213,7 @@ class HTTP2Connection(HTTPConnection):
 
     @trio.lowlevel.enable_ki_protection
     async def _test(self, interval: float) -> None:
-        """Find out whether the server is alive when it has said nothing for a while."""
+        """Send a PING after `interval` seconds of silence, and fail the connection without an answer."""
         while True:
             heard = self._last_received
             await trio.sleep_until(heard + interval)
@@ -235,11 +235,11 @@ class HTTP2Connection(HTTPConnection):
 
     @property
     def failure(self) -> ExchangeError:
-        """Why the connection was closed."""
+        """The reason why the connection was closed."""
         return self._failure or ReadError("the connection was closed")
 
     def _fail(self, failure: ExchangeError) -> None:
-        """The connection has come to its end, and this is why."""
+        """Mark the connection for closing because of `failure`, unless it already has a failure."""
         self._failure = self._failure or without_frames(failure)
         self.close_soon()
 
@@ -254,7 +254,7 @@ class HTTP2Connection(HTTPConnection):
     # -- Sending.
 
     def flush(self, more: bytes = b"") -> None:
-        """Send what h2 has to say and then `more`, now if this is possible, else soon."""
+        """Send h2's pending bytes and then `more`, at once if possible, else by the writer."""
         if self.outbound.accepts:
             data = self._h2.data_to_send() + more
             if data:
@@ -262,10 +262,10 @@ class HTTP2Connection(HTTPConnection):
                 if self.outbound.failure is not None:
                     self._drain()
 
-    # -- What streams do.
+    # -- Called by streams.
 
     def open(self, stream: HTTP2Stream, headers: HeaderList, body: bytes, *, end_stream: bool) -> int | None:
-        """Open a stream, with the request's head and, if it is small, all of its body.
+        """Open a stream with the request's head and, if it is small, its whole body.
 
         Returns:
             The stream's id, or None if the connection takes no more requests.
@@ -276,7 +276,7 @@ class HTTP2Connection(HTTPConnection):
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, headers, end_stream=end_stream and not body)
         except h2.exceptions.TooManyStreamsError:
-            # The server has lowered its limit since this was granted.
+            # The server has lowered its limit since the pool granted this request.
             return None
         self._streams[stream_id] = stream
         if body:
@@ -286,14 +286,14 @@ class HTTP2Connection(HTTPConnection):
         return stream_id
 
     def room(self, stream_id: int) -> int:
-        """How many bytes of data can be sent on a stream now, in one frame."""
+        """Return how many bytes of data a stream can send now, in one frame."""
         if self.outbound.is_full:
             return 0
         window = self._h2.local_flow_control_window(stream_id)
         return max(0, min(window, self._h2.max_outbound_frame_size, _MOST_IN_FRAME))
 
     def fits(self, size: int) -> bool:
-        """Whether a new stream can send so many bytes of data at once."""
+        """Return whether a new stream can send `size` bytes of data at once."""
         return size <= min(
             self._h2.outbound_flow_control_window,
             self._h2.remote_settings.initial_window_size,
@@ -301,25 +301,25 @@ class HTTP2Connection(HTTPConnection):
         )
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
-        """Send data for which there is room."""
+        """Send data that fits into the stream's `room`."""
         self._h2.send_data(stream_id, data, end_stream=end_stream)
         self._flood_guard.earn()
         self.flush()
 
     @property
     def extended_connect_enabled(self) -> bool:
-        """Whether the server takes extended CONNECT (RFC 8441, 3)."""
+        """Whether the server accepts extended CONNECT (RFC 8441, 3)."""
         return bool(self._h2.remote_settings.enable_connect_protocol)
 
     def leave(self, stream: HTTP2Stream, reset: ErrorCodes | None) -> None:
-        """A stream has ended. Called by it, once.
+        """Remove a stream that has ended. The stream calls this once.
 
         Args:
-            stream: Which; it may never have been opened.
-            reset: How to reset the stream, None if it has ended by itself.
+            stream: The stream, which may never have been opened.
+            reset: The error code to reset the stream with, or None if both sides have ended.
         """
         stream_id = stream.stream_id
-        # Of a connection that is to be closed all streams have ended.
+        # Marking the connection for closing has already removed all streams.
         if stream_id is not None and not self.will_close:
             del self._streams[stream_id]
             if reset is not None:
@@ -331,7 +331,7 @@ class HTTP2Connection(HTTPConnection):
         self.owner.released(self)
 
     def _reset(self, stream_id: int, code: ErrorCodes, receivable: int) -> None:
-        # It may have ended in the frame that is being worked on.
+        # The frame being processed may have ended the stream.
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self._h2.reset_stream(stream_id, code)
         self._forget(stream_id, receivable)
@@ -339,7 +339,7 @@ class HTTP2Connection(HTTPConnection):
         self._heed_resets()
 
     def _forget(self, stream_id: int, receivable: int) -> None:
-        """Expect nothing more on a stream, and let what still comes do no harm."""
+        """Forget a stream, and expect frames that the server sent before it saw the reset."""
         forget_stream(self._h2, stream_id)
         self._resets.remember(stream_id, receivable)
 
@@ -356,15 +356,15 @@ class HTTP2Connection(HTTPConnection):
             self._tell_capacity()
 
     def _tell_capacity(self) -> None:
-        # Before the server has said how many it takes, it is asked one thing at a time.
+        # Until the server's SETTINGS arrive, the connection carries one request at a time.
         if self.settings_received.is_set() and not self._draining:
             limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
-            # One is always left, even if the server does not answer.
+            # At least one place stays available, even if the server never answers the PING.
             unread = min(self._resets.unread_beyond_limit, max(0, limit - 1))
             self.owner.capacity_changed(self, limit - unread)
 
     def _drain(self) -> None:
-        """Take no more requests, and close after the last."""
+        """Take no more requests, and close after the last stream."""
         if not self._draining:
             self._draining = True
             self.owner.capacity_changed(self, 0)
@@ -384,7 +384,7 @@ class HTTP2Connection(HTTPConnection):
             if not self.outbound.add_answers(self.outbound.size - before):
                 raise Violation(ErrorCodes.ENHANCE_YOUR_CALM, "the server does not read what it asks for")
         except Violation as exc:
-            # Only the GOAWAY matters from here on.
+            # Drop all other pending bytes: from here on only the GOAWAY matters.
             self._h2.clear_outbound_data_buffer()
             self._h2.close_connection(exc.code)
             self._goaway_made = True
@@ -404,20 +404,24 @@ class HTTP2Connection(HTTPConnection):
             self._take_goaway(frame)
             return
         if frame.kind not in (HEADERS, CONTINUATION) or self._receiver(frame.stream_id) is None:
-            # It serves no request. A SETTINGS frame is as much work as there are settings in it.
+            # The frame serves no request. The work for a SETTINGS frame grows with its settings.
             cost = 1 + frame.length // 6 if frame.kind == SETTINGS else 1
             self._flood_guard.spend(self._last_received, cost)
-        # Extensions are not used here, and h2 would be particular about ALTSVC.
+        # Extension frames are ignored here, since h2 would reject some ALTSVC frames.
         if frame.kind <= CONTINUATION and not self._take_fragment(frame):
             self._show_h2(frame.raw)
 
     def _receiver(self, stream_id: int) -> HTTP2Stream | None:
-        """The stream with that id if it may receive heads, data and trailers."""
+        """Return the stream with that id if it may receive heads, data and trailers, else None."""
         stream = self._streams.get(stream_id)
         return stream if stream is not None and stream.receives else None
 
     def _take_fragment(self, frame: Frame) -> bool:
-        """Take a piece of a header block past h2, where it is for an exchange."""
+        """Take a fragment of a header block for an exchange, bypassing h2.
+
+        Returns:
+            Whether the frame was taken.
+        """
         if frame.kind == HEADERS and frame.stream_id in self._streams:
             self._block_ends_stream = bool(frame.flags & END_STREAM)
         elif not self._block:
@@ -425,9 +429,9 @@ class HTTP2Connection(HTTPConnection):
         self._block.append(fragment_of(frame))
         if frame.flags & END_HEADERS:
             data, self._block = b"".join(self._block), []
-            # Also for a stream that was left, since later blocks depend on the table of headers.
+            # Decode it even for a stream that was released: later blocks depend on the dynamic table.
             block: HeaderList = self._blaming_server(decode_headers, self._h2, data)
-            # The request may have been given up between the pieces.
+            # The request may have been cancelled between the fragments.
             stream = self._streams.get(frame.stream_id)
             if stream is not None and stream.state is not CLOSED:
                 stream.take_block(block, ends=self._block_ends_stream)
@@ -436,19 +440,23 @@ class HTTP2Connection(HTTPConnection):
         return True
 
     def _take_end(self, stream_id: int, stream: HTTP2Stream) -> None:
-        """The server has ended a stream, unless it was reset for what came along with the end."""
+        """End the server's side of a stream, unless the frame with the end caused a reset."""
         if stream.state is not CLOSED:
             end_stream_remotely(self._h2, stream_id)
             stream.take_end()
 
     def _take_data(self, frame: Frame) -> bool:
-        """Take data past h2, where it is for a stream that h2 would not complain about."""
+        """Take a DATA frame, bypassing h2, if its stream is known.
+
+        Returns:
+            Whether the frame was taken. h2 checks the others.
+        """
         stream = self._receiver(frame.stream_id)
         if stream is None:
             if frame.stream_id not in self._resets:
                 return False
-            # It counts, though it is dropped (RFC 9113, 5.1). What was sent before the reset was seen is
-            # no offence.
+            # Dropped data still counts for the connection's window (RFC 9113, 5.1). Data that the server
+            # sent before it saw the reset does not count as a flood.
             self._window.use(frame.length)
             if not self._resets.use(frame.stream_id, frame.length):
                 self._flood_guard.spend(self._last_received)
@@ -471,7 +479,7 @@ class HTTP2Connection(HTTPConnection):
                 take(self, event)
 
     def _blaming_server(self, parse: Callable[..., Any], *args: Any) -> Any:
-        """Call a parser of the server's bytes, and raise `Violation` for whatever it raises."""
+        """Call a parser of the server's bytes, and raise `Violation` for any exception."""
         try:
             return parse(*args)
         except h2.exceptions.ProtocolError as exc:
@@ -483,7 +491,7 @@ class HTTP2Connection(HTTPConnection):
                 ErrorCodes.COMPRESSION_ERROR, f"the server sent a bad header block: {exc}"
             ) from exc
         except Exception as exc:
-            # A bug of the parser's, which only these bytes can have triggered.
+            # A bug in the parser, triggered by the server's bytes.
             raise Violation(
                 ErrorCodes.PROTOCOL_ERROR, f"the server sent what can't be understood: {exc!r}"
             ) from exc
@@ -495,7 +503,7 @@ class HTTP2Connection(HTTPConnection):
         reason = f"sent GOAWAY ({name_of(goaway.code)}{_quoted(goaway.debug_data)})"
         self._farewell = f"{reason} and "
         for stream_id, stream in list(self._streams.items()):
-            # One that has been refused, or has failed, hears no more.
+            # A stream that was refused or has failed keeps its first error.
             if stream_id > goaway.last_stream_id and stream.state is not CLOSED:
                 stream.refused(f"the server {reason} and has not acted on the request")
                 self._forget(stream_id, stream.window.receivable)
@@ -503,14 +511,14 @@ class HTTP2Connection(HTTPConnection):
             self._fail(RemoteProtocolError(f"the server {reason}"))
 
     def _take_reset(self, event: h2.events.StreamReset) -> None:
-        # Streams that were left h2 does not know either.
+        # h2 reports only streams that it knows, and it forgets a stream when this connection does.
         stream = self._streams[event.stream_id or 0]
         stream.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
         for code in event.changed_settings:
             if not isinstance(code, SettingCodes):
-                # Unknown ones are ignored (RFC 9113, 6.5.2); h2 would keep them all.
+                # Unknown settings are ignored (RFC 9113, 6.5.2). h2 would store all of them.
                 del self._h2.remote_settings[code]
         if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
             limit_header_table(self._h2, _HEADER_TABLE_SIZE)

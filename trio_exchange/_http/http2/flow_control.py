@@ -1,24 +1,25 @@
-"""The windows of HTTP/2 (RFC 9113, 5.2): how much a server may send before it is read."""
+"""HTTP/2 receive windows (RFC 9113, 5.2): how much a server may send before the user reads it."""
 
 from __future__ import annotations
 
-# A stream's window at first, and at most; and the connection's, which has to be well above.
+# The initial and the largest window of a stream, and the window of the connection. The last must be well
+# above the others.
 INITIAL_WINDOW = 256 * 1024
 LARGEST_WINDOW = 8 * 1024 * 1024
 CONNECTION_WINDOW = 2 * LARGEST_WINDOW
-# How much data is credited to the connection at once.
+# The number of received bytes after which the connection's window is opened again.
 _CREDIT_STEP = 1024 * 1024
 
 
 class ReceiveWindow:
-    """The window of one stream.
+    """The receive window of one stream.
 
-    It is opened as the user takes the data, so that an unread body holds at most one window. It grows while
-    the user keeps up, so that a fast reader isn't held down over a link with latency.
+    The window is opened as the user takes the data, so an unread body occupies at most one window of memory.
+    The window grows while the user keeps up, so that latency does not slow down a fast reader.
 
     Attributes:
-        receivable: How much of it the server has not used.
-        awaited: Whether the user was there before what was taken last.
+        receivable: The number of bytes that the server may still send.
+        awaited: Whether the user was already waiting when the last item arrived.
     """
 
     __slots__ = ("_size", "_uncredited", "awaited", "receivable")
@@ -27,16 +28,20 @@ class ReceiveWindow:
         self.receivable = INITIAL_WINDOW
         self.awaited = False
         self._size = INITIAL_WINDOW
-        # How much is free again, and the server was not told.
+        # The number of bytes that are free again, but not yet credited to the server.
         self._uncredited = 0
 
     def use(self, size: int) -> bool:
-        """Count data that has arrived, padding included. Whether the server was allowed to send it."""
+        """Count data that has arrived, padding included.
+
+        Returns:
+            Whether the server was allowed to send it.
+        """
         self.receivable -= size
         return self.receivable >= 0
 
     def consume(self, size: int) -> list[int]:
-        """Count data that was taken; if the user was faster than the server, let the window grow.
+        """Count data that the user took. The window grows if the user was faster than the server.
 
         Returns:
             The increments of the WINDOW_UPDATE frames to send.
@@ -48,7 +53,7 @@ class ReceiveWindow:
         return increments
 
     def credit(self, size: int) -> list[int]:
-        """Open the window by `size`, once this is not too little.
+        """Credit `size` bytes, in one increment once at least half of the window is free.
 
         Returns:
             The increments of the WINDOW_UPDATE frames to send.
@@ -62,10 +67,10 @@ class ReceiveWindow:
 
 
 class ConnectionWindow:
-    """The window of a connection.
+    """The receive window of a connection.
 
-    It is opened again as soon as data has arrived, whichever stream it is for, so that no stream can block
-    others. Since all data is soon credited, the window is never used up, and need not be counted.
+    Data of any stream is credited as soon as it has arrived, so that no stream can block others. Since
+    all data is soon credited, the window is never used up, and the rest of it need not be counted.
     """
 
     __slots__ = ("_uncredited",)
@@ -78,7 +83,7 @@ class ConnectionWindow:
         self._uncredited += size
 
     def take_increment(self) -> int:
-        """The increment of the WINDOW_UPDATE frame to send now, 0 for none."""
+        """Return the increment of the WINDOW_UPDATE frame to send now, 0 for none."""
         if self._uncredited < _CREDIT_STEP:
             return 0
         increment, self._uncredited = self._uncredited, 0

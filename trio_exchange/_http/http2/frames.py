@@ -1,18 +1,19 @@
-"""Frames of HTTP/2 as they arrive, before h2 sees them.
+"""HTTP/2 frames as they arrive, before h2 sees them.
 
-Theory of operation. h2 keeps the protocol's state and does most of the checking. This stands before it
-where h2 would do something else than a client must:
+Theory of operation. h2 keeps the protocol's state and does most of the checks. This module handles the cases
+in which h2 differs from the rules for a client:
 
-- The first frame has to be SETTINGS, and a server that answers in text is told apart at once.
-- A frame that is too large is refused by its header, before the rest of it is kept.
-- Frames on streams that were never opened are a connection error, whatever their type; h2 ignores some.
-- Nothing comes between the frames of a header block, of which there are not too many.
-- GOAWAY goes past h2, for which it is the end of the connection, though streams may go on.
-- DATA goes past h2 as well, which would cost several times what all the rest does. Of it, h2 is only told
-  the end of a stream.
-- So do header blocks, since a malformed response concerns its stream alone (RFC 9113, 8.1.1), while h2 gives
-  up the connection for some.
-- Frames that serve no request are limited (`FloodGuard`).
+- The first frame must be SETTINGS. A server that answers in text is recognized at once.
+- A frame that is too large is rejected by its header, before its payload is buffered.
+- A frame on a stream that was never opened is a connection error, for every type that RFC 9113 defines
+  except PRIORITY. h2 ignores some of them.
+- No other frame may come between the frames of a header block, and their number is limited.
+- GOAWAY bypasses h2, which would end the connection although some streams may continue.
+- DATA bypasses h2, whose processing would cost several times as much as all the rest. h2 is only told about
+  the end of the stream.
+- Header blocks bypass h2: a malformed response affects only its stream (RFC 9113, 8.1.1), but h2 ends the
+  connection for some of them.
+- The number of frames that serve no request is limited (`FloodGuard`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PADDED = 0x8
 PRIORITIZED = 0x20
 
 MAX_FRAME_SIZE = 16384
-# h2 has this limit too, but calls it a protocol error.
+# h2 has the same limit, but reports it as PROTOCOL_ERROR.
 MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _PRIORITY_SIZE = 5
@@ -46,8 +47,8 @@ class Violation(Exception):
     """The server broke HTTP/2 in a way that ends the connection.
 
     Args:
-        code: Of the GOAWAY that says so.
-        message: What it did.
+        code: The error code of the GOAWAY to send.
+        message: A description of the violation.
     """
 
     def __init__(self, code: ErrorCodes, message: str) -> None:
@@ -56,13 +57,13 @@ class Violation(Exception):
 
 
 class Frame(NamedTuple):
-    """One frame.
+    """An HTTP/2 frame.
 
     Attributes:
-        kind: Its type.
-        flags: Its flags.
-        stream_id: Its stream, 0 for the connection.
-        raw: The frame as it was received.
+        kind: The frame's type.
+        flags: The frame's flags.
+        stream_id: The id of its stream, 0 for the connection.
+        raw: The frame as it was received, header included.
     """
 
     kind: int
@@ -72,38 +73,38 @@ class Frame(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The length of what follows the frame's header."""
+        """The length of the frame's payload."""
         return len(self.raw) - _HEADER_SIZE
 
 
 class FrameSplitter:
-    """Splits what arrives into frames.
+    """A parser that splits received bytes into frames.
 
     Args:
-        secure_url: The URL of the same port with TLS, None if there is TLS; for an error's message.
+        secure_url: The URL of the same port with TLS, for an error message. None if TLS is in use.
     """
 
     def __init__(self, secure_url: str | None = None) -> None:
         self._secure_url = secure_url
         self._buffer = b""
         self._preface_seen = False
-        # The stream of a header block whose end is to come, and how many frames of it there were.
+        # The stream of an incomplete header block, and the number of its frames so far.
         self._block_stream: int | None = None
         self._block_frames = 0
 
     def split(self, data: bytes, highest_stream_id: int) -> Iterator[Frame]:
-        """The frames that are complete with `data`.
+        """Iterate over the frames that `data` completes.
 
         Args:
-            data: What was received.
-            highest_stream_id: Of the streams that were opened.
+            data: The received bytes.
+            highest_stream_id: The highest id of the opened streams.
 
         Raises:
-            Violation: From the iterator.
+            Violation: A frame breaks the rules. The iterator raises it.
         """
         buffer = self._buffer + data if self._buffer else data
         if not self._preface_seen and self._secure_url is not None and buffer.startswith(TLS_ALERT):
-            # It is shorter than the header of a frame.
+            # An alert is shorter than a frame header, so the loop below would not see it.
             raise Violation(
                 ErrorCodes.PROTOCOL_ERROR,
                 f"the server does not speak HTTP/2 on this port, but TLS (use {self._secure_url})",
@@ -131,7 +132,7 @@ class FrameSplitter:
             self._buffer = buffer[start:]
 
     def _check_preface(self, buffer: bytes, kind: int, flags: int) -> None:
-        """RFC 9113, 3.4."""
+        """Check that the first frame is SETTINGS (RFC 9113, 3.4)."""
         self._preface_seen = True
         if buffer.startswith(b"HTTP/"):
             line = buffer.partition(b"\r\n")[0]
@@ -160,7 +161,7 @@ class FrameSplitter:
             )
 
     def _check_header_block(self, frame: Frame) -> None:
-        """RFC 9113, 4.3 and 6.10."""
+        """Check that a header block is contiguous and not too long (RFC 9113, 4.3 and 6.10)."""
         if self._block_stream is not None or frame.kind == CONTINUATION:
             if frame.kind != CONTINUATION or frame.stream_id != self._block_stream:
                 where = "outside" if self._block_stream is None else "in the middle"
@@ -184,12 +185,12 @@ class FrameSplitter:
 
 
 class Goaway(NamedTuple):
-    """What a GOAWAY frame says (RFC 9113, 6.8).
+    """The content of a GOAWAY frame (RFC 9113, 6.8).
 
     Attributes:
-        last_stream_id: The server has not acted on streams above this, and will not.
-        code: Why.
-        debug_data: Why, in words.
+        last_stream_id: The server has not acted on streams above this id, and will not.
+        code: The error code.
+        debug_data: The server's additional debug data, often text.
     """
 
     last_stream_id: int
@@ -198,10 +199,10 @@ class Goaway(NamedTuple):
 
 
 def parse_goaway(frame: Frame) -> Goaway:
-    """Read a GOAWAY frame.
+    """Parse a GOAWAY frame.
 
     Raises:
-        Violation: It is malformed.
+        Violation: The frame is malformed.
     """
     if frame.stream_id:
         raise Violation(ErrorCodes.PROTOCOL_ERROR, "the server sent GOAWAY on a stream")
@@ -212,7 +213,7 @@ def parse_goaway(frame: Frame) -> Goaway:
 
 
 def content_of(frame: Frame) -> bytes:
-    """What a DATA or HEADERS frame carries, without its padding (RFC 9113, 6.1 and 6.2).
+    """Return the payload of a DATA or HEADERS frame without padding (RFC 9113, 6.1 and 6.2).
 
     Raises:
         Violation: The padding is as long as the frame, or longer, or its length is missing.
@@ -234,7 +235,7 @@ def content_of(frame: Frame) -> bytes:
 
 
 def fragment_of(frame: Frame) -> bytes:
-    """The piece of a header block that a HEADERS or CONTINUATION frame carries (RFC 9113, 6.2 and 6.10).
+    """Return the field block fragment of a HEADERS or CONTINUATION frame (RFC 9113, 6.2 and 6.10).
 
     Raises:
         Violation: The padding or the priority does not fit into the frame.
@@ -250,12 +251,12 @@ def fragment_of(frame: Frame) -> bytes:
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame (RFC 9113, 6.9), for the connection if the stream is 0."""
+    """Make a WINDOW_UPDATE frame (RFC 9113, 6.9), for the connection if `stream_id` is 0."""
     return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 def name_of(code: int) -> str:
-    """The name of an error code (RFC 9113, 7)."""
+    """Return the name of an error code (RFC 9113, 7)."""
     try:
         return ErrorCodes(code).name
     except ValueError:
@@ -263,10 +264,10 @@ def name_of(code: int) -> str:
 
 
 class FloodGuard:
-    """Limits how many frames a server may send that serve no request (RFC 9113, 10.5).
+    """A limit on the frames that serve no request (RFC 9113, 10.5).
 
-    Frames that serve a request raise the limit again, so that many small ones on a busy connection are no
-    offence. After a while the count starts anew.
+    Each frame that serves a request earns part of the allowance back, so that a busy connection may receive
+    many small frames. The allowance is restored if it lasted for at least `SECONDS`.
     """
 
     LIMIT = 10_000
@@ -282,10 +283,10 @@ class FloodGuard:
         self._left = min(self.LIMIT, self._left + self.EARNED)
 
     def spend(self, now: float, cost: int = 1) -> None:
-        """Count a frame that served no request, by the work that it made.
+        """Count a frame that served no request, at the cost of the work that it caused.
 
         Raises:
-            Violation: The limit was reached.
+            Violation: The server has exceeded the limit.
         """
         self._left -= cost
         if self._left < 0:

@@ -1,7 +1,7 @@
-"""All that this package does with h2 and hpack beyond their documented interfaces.
+"""The only module that uses h2 and hpack beyond their documented interfaces.
 
-Checked on h2 4.4.1 and hpack 4.2.0. Each function says what it is needed for. Where
-another version lacks one of the names used here, `tests/test_private_names.py` fails and says which.
+Checked with h2 4.4.1 and hpack 4.2.0. Each function documents why it is needed. If another version lacks a
+name that is used here, `tests/test_private_names.py` fails and reports that name.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..._fields import HeaderList
 def new_connection(
     *, initial_window: int, connection_window: int, max_header_bytes: int
 ) -> h2.connection.H2Connection:
-    """Make the state of a client's connection, with its first bytes ready to be sent.
+    """Create h2's state of a client connection, with its preface ready to be sent.
 
-    h2 offers no argument for the settings of the first SETTINGS frame, nor for the limit of a header list,
-    which it copies to its decoder only when the server has acknowledged the setting.
+    h2 has no argument for the values of the first SETTINGS frame. It has none for the limit of a header list
+    either, which it passes to its decoder only when the server has acknowledged the setting.
 
     Args:
-        initial_window: Of each stream.
-        connection_window: Of the connection.
-        max_header_bytes: The largest header list that is accepted.
+        initial_window: The initial receive window of each stream, in bytes.
+        connection_window: The receive window of the connection, in bytes.
+        max_header_bytes: The largest header list to accept, in bytes.
     """
     config = h2.config.H2Configuration(
         client_side=True,
@@ -54,48 +54,47 @@ def new_connection(
 
 
 def highest_stream_id(connection: h2.connection.H2Connection) -> int:
-    """The highest id of the streams that were opened, 0 if none was."""
+    """Return the highest id of the opened streams, 0 before the first."""
     return connection.highest_outbound_stream_id
 
 
 def decode_headers(connection: h2.connection.H2Connection, block: bytes) -> HeaderList:
-    """Decode a header block past h2, with the table that h2 decodes with.
+    """Decode a header block with h2's decoder and its dynamic table, bypassing h2's state.
 
-    A malformed response concerns its stream alone (RFC 9113, 8.1.1), while h2 gives up the connection for
-    some.
+    A malformed response affects only its stream (RFC 9113, 8.1.1), but h2 ends the connection for some.
 
     Raises:
-        hpack.HPACKError: It can't be decoded, or is too large.
+        hpack.HPACKError: The block can't be decoded or is too large.
     """
     fields: Any = connection.decoder.decode(block, raw=True)
     return cast("HeaderList", fields)
 
 
 def end_stream_remotely(connection: h2.connection.H2Connection, stream_id: int) -> None:
-    """Tell h2 that the server has ended a stream, in a frame that h2 was not shown."""
+    """Tell h2 that the server has ended a stream, in a frame that bypassed h2."""
     connection.streams[stream_id].state_machine.process_input(StreamInputs.RECV_END_STREAM)
 
 
 def forget_stream(connection: h2.connection.H2Connection, stream_id: int) -> None:
-    """Let h2 take a stream for one that was closed long ago, and ignore what still arrives on it.
+    """Make h2 treat a stream as long closed, so that it ignores frames that still arrive on the stream.
 
-    Were it kept, h2 would give up the connection for a late informational response, or for data: it was not
-    shown the head.
+    Otherwise h2 would end the connection for a late informational response or for data, since the head
+    bypassed it.
     """
     closed_by = connection.streams.pop(stream_id).closed_by
     connection._closed_streams[stream_id] = closed_by or StreamClosedBy.SEND_RST_STREAM
 
 
 def limit_header_table(connection: h2.connection.H2Connection, most: int) -> None:
-    """Let hpack use no more of the table that the server offers than `most` bytes.
+    """Limit hpack's encoder to `most` bytes of the dynamic table that the server offers.
 
-    Every header is looked for in all of the table. h2 takes over whatever the server offers.
+    The encoder searches the whole table for each header, and h2 adopts any size that the server offers.
     """
     encoder = connection.encoder
     encoder.header_table_size = min(encoder.header_table_size, most)
-    # Of several changes, only the smallest and the last are to be told (RFC 7541, 4.2).
+    # Of several changes, only the smallest and the last are signalled (RFC 7541, 4.2).
     last = encoder.header_table_size
     smallest = min(encoder.table_size_changes, default=last)
     encoder.table_size_changes = [smallest, last] if smallest < last else [last]
-    # A size that is set twice is no change to hpack, which then forgets the first.
+    # hpack does not count setting the same size again as a change, and would then not signal the first one.
     encoder.header_table.resized = True

@@ -1,8 +1,8 @@
-"""Header blocks of HTTP/2: made from a request, and checked when they are a response's.
+"""HTTP/2 header blocks: made from requests, and checked in responses.
 
-h2 is told not to touch or check headers. What goes out was checked when the request was prepared, more
-strictly than h2 would. What comes in is checked here, since a malformed response concerns its stream alone
-(RFC 9113, 8.1.1), while h2 would give up the connection.
+h2 is configured not to normalize or validate headers. A request's headers were checked when the request was
+prepared, more strictly than h2 would check them. A response's headers are checked here: a malformed response
+affects only its stream (RFC 9113, 8.1.1), but h2 would end the connection.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..._urls import split_absolute, unless_secret
 from ..message_stream import Head
 from ..request import PreparedRequest
 
-# RFC 9113, 8.2.2. Host has become :authority.
+# RFC 9113, 8.2.2: connection-specific fields. Host is sent as :authority.
 _OF_THE_CONNECTION = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 _NOT_SENT = _OF_THE_CONNECTION | {b"host", b"te"}
-# RFC 7541, 7.1.3: what a guess at a compressed value must not reveal.
+# RFC 7541, 7.1.3: an attacker could guess the values of indexed fields from the compressed size.
 _NEVER_INDEXED = frozenset((b"authorization", b"proxy-authorization", b"cookie"))
 _SCHEMES = {b"ws": b"http", b"wss": b"https"}
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -33,7 +33,7 @@ _LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
 def request_headers(prepared: PreparedRequest) -> HeaderList:
-    """The header block of a request (RFC 9113, 8.3.1; 8.5 for CONNECT; RFC 8441 for extended CONNECT).
+    """Make the header block of a request (RFC 9113, 8.3.1; CONNECT: 8.5; extended CONNECT: RFC 8441).
 
     Raises:
         LocalProtocolError: The request can't be expressed in HTTP/2.
@@ -61,12 +61,12 @@ def _pseudo_headers(prepared: PreparedRequest, authority: bytes) -> HeaderList:
         if prepared.body != b"":
             raise LocalProtocolError("a CONNECT request can't have content over HTTP/2")
         if prepared.protocol is None:
-            # Whatever Host says, which may be the proxy.
+            # The target takes precedence over Host, which may name the proxy.
             return block if b"/" in target else [block[0], (b":authority", target)]
         block.append((b":protocol", prepared.protocol))
     absolute = split_absolute(target)
     if absolute is not None:
-        # A request to a proxy (RFC 9113, 8.3.1); for what the absolute form leaves out see RFC 9110, 7.1.
+        # A request to a proxy (RFC 9113, 8.3.1). RFC 9110, 7.1 covers an absolute form without a path.
         scheme, block[1], target = absolute[0].lower(), (b":authority", absolute[1]), absolute[2]
         if target.startswith(b"?") or not target:
             target = b"*" if method == b"OPTIONS" and not target else b"/" + target
@@ -79,10 +79,10 @@ def _pseudo_headers(prepared: PreparedRequest, authority: bytes) -> HeaderList:
 
 
 def response_head(block: list[tuple[bytes, bytes]]) -> Head:
-    """The head of a response.
+    """Return the head of a response.
 
     Raises:
-        RemoteProtocolError: It is malformed (RFC 9113, 8.1.1).
+        RemoteProtocolError: The head is malformed (RFC 9113, 8.1.1).
     """
     name, status = block[0] if block else (b"", b"")
     if name != b":status" or not _STATUS.fullmatch(status):
@@ -95,14 +95,14 @@ def response_head(block: list[tuple[bytes, bytes]]) -> Head:
 
 
 def check_trailers(block: HeaderList, *, ends: bool) -> None:
-    """Check what comes after a response's head, which can only be trailers (RFC 9113, 8.1).
+    """Check a header block after the final head, which can only be trailers (RFC 9113, 8.1).
 
     Args:
         block: The header block.
-        ends: Whether it ends the stream.
+        ends: Whether the block ends the stream.
 
     Raises:
-        RemoteProtocolError: It is something else, or malformed.
+        RemoteProtocolError: The block is not a trailer section, or it is malformed.
     """
     if not ends:
         name, status = block[0] if block else (b"", b"")
@@ -117,7 +117,7 @@ def check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check header or trailer fields (RFC 9113, 8.2).
 
     Raises:
-        RemoteProtocolError: They are malformed.
+        RemoteProtocolError: A field is malformed.
     """
     for name, value in headers:
         if not _NAME.fullmatch(name):
@@ -129,10 +129,10 @@ def check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 def content_length(headers: HeaderList) -> int | None:
-    """The length of the body that is to come, None if it is not known.
+    """Return the declared length of the body in bytes, or None without a content-length.
 
     Raises:
-        RemoteProtocolError: There are several different ones, or what is no number.
+        RemoteProtocolError: The content-length fields differ, or the value is not a number.
     """
     lengths = {value for name, value in headers if name == b"content-length"}
     if not lengths:

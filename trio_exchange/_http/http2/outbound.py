@@ -1,8 +1,8 @@
-"""What waits to be sent on a connection of HTTP/2.
+"""The output queue of an HTTP/2 connection.
 
 Theory of operation. Any task adds bytes, in synchronous steps, so that they leave in the order in which they
-were made. They are sent at once where that is possible without TLS, otherwise by the writer's task, which is
-not cancelled while it sends: a torn frame would make everything after it useless.
+were made. Without TLS, bytes that the socket accepts are sent at once. The writer's task sends all others.
+It is not cancelled while it sends, since a torn frame would make all later bytes useless.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ..._exceptions import WriteError, WriteTimeout, copied, without_frames
 from ..._timeouts import timed
 from .wakeup import Wakeup
 
-# How much may wait before data has to wait.
+# Bytes in the queue above which streams may add no more DATA.
 HIGH_WATER = 64 * 1024
-# How much may wait in answer to a server that does not read it.
+# The most bytes of answers to a server that does not read them.
 _MOST_ANSWERS = 256 * 1024
-# Seconds that sending may go on when the connection is to be closed.
+# Seconds that a send in flight may still take once the connection is marked for closing.
 _LAST_SEND = 0.5
 
 
@@ -26,12 +26,12 @@ class OutboundQueue:
     """Sends bytes in the order in which they are added.
 
     Args:
-        transport: The bottom of the connection.
-        stream: What is sent on: the transport, or TLS on it.
-        closing: Set when the connection is to be closed, from when on nothing more is accepted.
+        transport: The transport below the connection.
+        stream: The stream to send on: the transport itself, or TLS over it.
+        closing: Set when the connection is marked for closing. The queue accepts no more bytes then.
 
     Attributes:
-        failure: Why sending failed.
+        failure: The error that ended sending, or None.
     """
 
     def __init__(self, transport: Transport, stream: trio.abc.Stream, closing: trio.Event) -> None:
@@ -40,30 +40,30 @@ class OutboundQueue:
         self._stream = stream
         self._closing = closing
         self._waiting = bytearray()
-        # Bytes made in answer to the server alone, since the queue was empty last.
+        # The number of bytes in answer to the server alone, since the queue was last empty.
         self._answers = 0
-        # Wakes the tasks that wait for room here, or for a window of the server's.
+        # The tasks that wait for room in the queue or for one of the server's windows.
         self._progress = trio.lowlevel.ParkingLot()
-        # The writer's: how many bytes it is sending, in which scope, and what wakes it.
+        # The writer's state: the number of bytes it is sending, the scope of that send, and its wakeup.
         self._in_flight = 0
         self._sending = trio.CancelScope()
         self._writable = Wakeup()
 
-    # -- Any task.
+    # -- Called by any task.
 
     @property
     def accepts(self) -> bool:
-        """Whether bytes that are added will be sent."""
+        """Whether the queue still takes bytes to send."""
         return self.failure is None and not self._closing.is_set()
 
     @property
     def size(self) -> int:
-        """How many bytes wait to be sent."""
+        """The number of bytes that wait to be sent."""
         return self._in_flight + len(self._waiting)
 
     @property
     def is_full(self) -> bool:
-        """Whether data has to wait."""
+        """Whether streams must wait before they add data."""
         return self.size > HIGH_WATER
 
     @property
@@ -72,7 +72,7 @@ class OutboundQueue:
         return bool(self._progress)
 
     def add(self, data: bytes | memoryview) -> None:
-        """Send `data`, now if this is possible, else soon. Failing sets `failure`."""
+        """Send `data` at once if possible, else queue it for the writer. A failed send sets `failure`."""
         if self._stream is self._transport and not self.size:
             try:
                 sent = self._transport.send_nowait(data)
@@ -86,23 +86,27 @@ class OutboundQueue:
         self._writable.set()
 
     def add_answers(self, size: int) -> bool:
-        """Count bytes that were added in answer to the server. Whether it takes them as fast as it asks."""
+        """Count bytes that were added in answer to the server.
+
+        Returns:
+            Whether their number is still within the limit.
+        """
         self._answers += size
         return self._answers <= _MOST_ANSWERS
 
     async def wait_for_progress(self) -> None:
-        """Wait until more may be sent than before, for whatever reason."""
+        """Wait for the next change that may allow more to be sent."""
         await self._progress.park()
 
     def wake_senders(self) -> None:
-        """Let the tasks that wait to send look again at how things are."""
+        """Wake the tasks that wait to send, so that they check again whether they can."""
         self._progress.unpark_all()
 
     async def drained(self, timeout: float | None) -> None:
-        """Wait until not too much waits to be sent. It is a checkpoint only if it has to wait.
+        """Wait until the queue is no longer full. This is a checkpoint only if it has to wait.
 
         Raises:
-            WriteTimeout: It took more than `timeout` seconds.
+            WriteTimeout: The queue stayed full for more than `timeout` seconds.
         """
         if self.is_full:
             await timed(timeout, WriteTimeout, self._wait_until_drained)
@@ -111,10 +115,10 @@ class OutboundQueue:
         while self.is_full and not self._closing.is_set():
             await self._progress.park()
 
-    # -- The writer.
+    # -- Called by the writer's task.
 
     async def run(self) -> None:
-        """Send what can't be sent at once, until sending fails or the connection is to be closed."""
+        """Send the queued bytes until sending fails or the connection is marked for closing."""
         while self.failure is None:
             if not self._waiting:
                 await self._writable.wait()
@@ -124,7 +128,7 @@ class OutboundQueue:
             data, self._waiting = self._waiting, bytearray()
             self._in_flight = len(data)
             try:
-                # Not cancelled with the rest, which would tear a frame, so that no GOAWAY could follow.
+                # Cancelling the send would tear a frame, and no GOAWAY could follow it.
                 with trio.CancelScope(shield=True) as self._sending:
                     await self._stream.send_all(data)
                 if self._transport.send_error is not None:
@@ -145,14 +149,14 @@ class OutboundQueue:
         self._writable.set()
         self._progress.unpark_all()
 
-    # -- The connection's task, at the end.
+    # -- Called by the connection's task when it closes.
 
     def hurry(self) -> None:
-        """Give up before long what is being sent."""
+        """Limit the send in flight to `_LAST_SEND` seconds from now."""
         self._sending.deadline = trio.current_time() + _LAST_SEND
 
     def take_rest(self) -> bytes | None:
-        """Take what waits, to be sent with the GOAWAY; None if nothing can be sent any more."""
+        """Return and drop the queued bytes, to be sent with the GOAWAY. None if nothing more can be sent."""
         if self.failure is not None or self._in_flight:
             return None
         rest, self._waiting = self._waiting, bytearray()

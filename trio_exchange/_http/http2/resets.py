@@ -1,32 +1,32 @@
-"""Streams that were reset on this side, and what the server may still do about them."""
+"""The streams that this side has reset, and the frames that the server may still send on them."""
 
 from __future__ import annotations
 
-# How many of them are remembered.
+# The most streams that a ledger remembers.
 MOST_REMEMBERED = 1000
-# How many resets a server may not have read yet before each counts as a stream that is still open. To one
-# that reads hundreds of requests and their resets at once, the client looks like an attacker.
+# The number of unconfirmed resets above which each further one counts as an open stream. To a server that
+# reads hundreds of requests and their resets at once, the client would look like an attacker.
 _MOST_UNREAD = 10
 
 
 class ResetLedger:
-    """Keeps account of the streams of one connection that were reset or refused."""
+    """The ledger of one connection's streams that were reset or refused."""
 
     __slots__ = ("_asked_for", "_receivable", "_unread")
 
     def __init__(self) -> None:
-        # How much may still arrive on each stream, in the order of their resets.
+        # The number of bytes that may still arrive on each stream, in the order of their resets.
         self._receivable: dict[int, int] = {}
-        # How many resets the server may not have read yet, and how many the answer to a PING will confirm.
+        # The number of unconfirmed resets, and how many of them the answer to the current PING will confirm.
         self._unread = 0
         self._asked_for = 0
 
     def remember(self, stream_id: int, receivable: int) -> None:
-        """Expect data on a stream that was sent before its reset was seen.
+        """Expect data on a stream, sent by the server before it saw the reset.
 
         Args:
-            stream_id: The stream.
-            receivable: How much the server may send at most.
+            stream_id: The id of the stream.
+            receivable: The most bytes that the server may still send.
         """
         self._receivable[stream_id] = receivable
         if len(self._receivable) > MOST_REMEMBERED:
@@ -36,10 +36,10 @@ class ResetLedger:
         return stream_id in self._receivable
 
     def use(self, stream_id: int, size: int) -> bool:
-        """Count data that has arrived on a stream that is remembered.
+        """Count data that has arrived on a remembered stream.
 
         Returns:
-            Whether the server was allowed to send it, and it was not empty.
+            Whether the data was not empty and the server was allowed to send it.
         """
         self._receivable[stream_id] -= size
         return bool(size) and self._receivable[stream_id] >= 0
@@ -50,17 +50,17 @@ class ResetLedger:
 
     @property
     def unread_beyond_limit(self) -> int:
-        """How many resets count as streams that are still open."""
+        """The number of resets that count as open streams."""
         return max(0, self._unread - _MOST_UNREAD)
 
     def ask(self) -> bool:
-        """Whether to send a PING now, whose answer shows that the resets before it were read."""
+        """Decide whether to send a PING now. Its answer confirms that the server has read earlier resets."""
         if self._asked_for or not self.unread_beyond_limit:
             return False
         self._asked_for = self._unread
         return True
 
     def confirm(self) -> None:
-        """Take note of the answer to the PING."""
+        """Confirm the resets that were sent before the PING, since its answer has arrived."""
         self._unread -= self._asked_for
         self._asked_for = 0

@@ -1,8 +1,8 @@
-"""A stream of HTTP/2 that carries one request and its response (RFC 9113, 5.1).
+"""An HTTP/2 stream that carries one request and its response (RFC 9113, 5.1).
 
 Theory of operation. The connection's reader puts heads, data, trailers and the end into the stream's inbox
-and wakes the task that waits. The requester's task takes them out. Neither waits for the other: a reader that
-did would hold up all streams.
+and wakes the waiting task. The requester's task takes them out. The reader never waits for that task, since
+it would then delay all other streams.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class HTTP2Stream:
     """One request and its response over HTTP/2; see `MessageStream`.
 
     Args:
-        connection: What it runs on.
+        connection: The connection that carries the stream.
         context: The request.
     """
 
     trace_points = TracePoints("http2", lambda head: (head.status, head.headers))
-    #: The connection goes on, whatever becomes of a stream.
+    #: The end of a stream never ends the connection.
     ends_connection = False
 
     def __init__(self, connection: HTTP2Connection, context: RequestContext) -> None:
@@ -74,26 +74,27 @@ class HTTP2Stream:
         self._connection = connection
         self._context = context
         self._prepared = context.prepared
-        # Why nothing more will arrive, and whether the server has promised not to have acted on the request.
+        # The reason why nothing more will arrive, and whether the server promised that it did not act on
+        # the request.
         self._failure: ExchangeError | None = None
         self._refused = False
-        # How the stream is to be reset if its sides don't get to the end.
+        # The error code of the reset if the stream is released before both sides have ended.
         self._reset_code = ErrorCodes.CANCEL
-        # Sending: how much of a content of declared length is to come.
+        # Sending: the number of bytes that remain of content with a declared length.
         self._to_send: int | None = None
-        # Set by the reader: what has arrived and was not taken (heads, pieces of the body, trailers, and None
-        # for the end), and how much of a body of declared length is to come.
+        # Set by the reader: the items that the requester's task has not taken (heads, data, trailers, and
+        # None for the end), and the number of bytes that remain of a body with a declared length.
         self._inbox: deque[Head | bytes | bytearray | HeaderList | None] = deque()
         self._arrived = Wakeup()
         self._has_head = False
         self._informational = 0
         self._left: int | None = None
-        # Set by the tunnel. The stream has no reference to that, which would be a cycle.
+        # Set by the tunnel. A reference from the stream to the tunnel would make a cycle.
         self.tunnel: TunnelState = TunnelState.NONE
 
     @property
     def id_on_wire(self) -> int:
-        """The stream's id; it has been opened."""
+        """The id of a stream that has been opened."""
         assert self.stream_id is not None
         return self.stream_id
 
@@ -104,13 +105,13 @@ class HTTP2Stream:
 
     @property
     def trace_info(self) -> dict[str, Any]:
-        """The stream's id."""
+        """The stream's id, for trace events."""
         return {"stream_id": self.stream_id}
 
     # -- The request.
 
     async def prepare(self, content: bytes | None) -> bool:
-        """Open the stream: allocate its id and make its HEADERS, and DATA if there is room for all of it."""
+        """Open the stream: allocate its id, make HEADERS, and make DATA if all of the content fits."""
         connection = self._connection
         if connection.requests == 1 and self._context.tracer is not None:
             info = {"request": self._prepared.request}
@@ -136,9 +137,9 @@ class HTTP2Stream:
         return whole
 
     async def _check_extended_connect(self) -> None:
-        """RFC 8441, 3: not before the server has said that it takes it."""
+        """Wait for the server's SETTINGS, and check that they allow extended CONNECT (RFC 8441, 3)."""
         connection = self._connection
-        # A server may wait for the connection's first bytes before it says anything.
+        # A server may wait for the client's preface before it sends SETTINGS.
         connection.flush()
         await timed(self._context.timeouts.read, ReadTimeout, connection.settings_received.wait)
         if connection.will_close:
@@ -151,7 +152,7 @@ class HTTP2Stream:
             )
 
     async def send_head(self) -> None:
-        """Send what was made, and wait until not too much waits to be sent."""
+        """Send the prepared bytes, and wait until the output queue has drained far enough."""
         self._connection.flush()
         await self._connection.outbound.drained(self._context.timeouts.write)
 
@@ -162,7 +163,10 @@ class HTTP2Stream:
             raise self._exception(self._failure)
 
     async def send_data(self, data: memoryview) -> int:
-        """Send as much of `data` as there is room for. A checkpoint only if it has to wait."""
+        """Send as much of `data` as there is room for.
+
+        This is a checkpoint if it has to wait, or if other tasks wait to send what did not fit.
+        """
         size = len(data)
         if self._to_send is not None and size > self._to_send:
             raise LocalProtocolError("the content is longer than its Content-Length")
@@ -178,7 +182,7 @@ class HTTP2Stream:
         return size
 
     async def _wait_for_room(self, most: int) -> int:
-        """Wait until some data can be sent, and return how much, `most` at most."""
+        """Wait until some data can be sent, and return how many bytes, `most` at most."""
         while True:
             self._check_sendable()
             size = min(most, self._connection.room(self.id_on_wire))
@@ -187,7 +191,7 @@ class HTTP2Stream:
             await self._connection.outbound.wait_for_progress()
 
     async def send_end(self) -> None:
-        """Send END_STREAM, unless the last data had it."""
+        """Send END_STREAM unless the last DATA frame carried it."""
         if self._to_send:
             raise LocalProtocolError(f"the content is {self._to_send} bytes shorter than its Content-Length")
         if not self._request_ended:
@@ -218,18 +222,22 @@ class HTTP2Stream:
         return self.state is CLOSED or self._failure is not None or self._connection.will_close
 
     def end_request(self) -> bool:
-        """Send END_STREAM if that is still to be sent and can be. Whether it was sent, now or before."""
+        """Send END_STREAM if it is still missing and can be sent.
+
+        Returns:
+            Whether END_STREAM was sent, now or before.
+        """
         if self._request_ended or self._is_over:
             return self._request_ended
         self._send(b"", end=True)
         return True
 
     async def wait_for_room(self) -> None:
-        """Wait until there is room for data, or never will be."""
+        """Wait until there is room for data, or the stream can send no more."""
         while not (self._is_over or self._connection.room(self.id_on_wire)):
             await self._connection.outbound.wait_for_progress()
 
-    # -- What the connection's reader tells. Nothing here waits.
+    # -- Called by the connection's reader. None of these methods waits.
 
     @property
     def receives(self) -> bool:
@@ -237,9 +245,14 @@ class HTTP2Stream:
         return self.state in (OPEN, HALF_CLOSED_LOCAL)
 
     def take_block(self, block: HeaderList, *, ends: bool) -> None:
-        """A head of whatever kind, or the trailers; the end follows if it `ends` the stream."""
+        """Take an interim head, the final head or the trailers.
+
+        Args:
+            block: The decoded header block.
+            ends: Whether the block ends the stream. `take_end` follows then.
+        """
         if not self.receives:
-            # The request is still being sent (RFC 9113, 5.1, half-closed (remote)).
+            # RFC 9113, 5.1, half-closed (remote): the response ended while the request is still being sent.
             self._reset_code = ErrorCodes.STREAM_CLOSED
             self._leave()
             return
@@ -278,11 +291,11 @@ class HTTP2Stream:
             )
 
     def take_data(self, data: bytes, size: int) -> None:
-        """A piece of the body, and how much of the stream's window it has used."""
+        """Take a piece of the body, which has used `size` bytes of the stream's window."""
         if not self.window.use(size):
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         if size > len(data):
-            # Padding is never taken.
+            # The user never takes the padding, so its credit is returned here.
             self._open_window(self.window.credit(size - len(data)))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
@@ -294,7 +307,7 @@ class HTTP2Stream:
             self._put_data(data)
 
     def take_end(self) -> None:
-        """The end of the response."""
+        """Take the end of the response."""
         if self._left:
             self._malformed(RemoteProtocolError(f"the response's body ends {self._left} bytes early"))
             return
@@ -304,31 +317,31 @@ class HTTP2Stream:
             self._leave()
 
     def take_reset(self, code: int, *, by_server: bool | None) -> None:
-        """The stream has been reset."""
+        """Take a reset of the stream."""
         complete = self.state is HALF_CLOSED_REMOTE
         self.state = CLOSED
-        # A task that writes to a tunnel would wait for a window for ever.
+        # A task that writes to a tunnel would otherwise wait for a window forever.
         self._connection.outbound.wake_senders()
         if complete:
-            # The response is whole, and the server does not want the rest of the request (8.1).
+            # The response is complete, and the server does not need the rest of the request (RFC 9113, 8.1).
             self._fail(ReadError("the stream was closed"))
             self._leave()
         elif code == ErrorCodes.REFUSED_STREAM:
             self.refused("the server refused the request (REFUSED_STREAM)")
         else:
-            # This is an answer. What the server did before it is unknown.
+            # A reset counts as an answer: the server may have acted on the request.
             self.answered = True
             what = "the server reset the stream" if by_server else "the server broke HTTP/2 on the stream"
             self._fail(RemoteProtocolError(f"{what}: {name_of(code)}"))
 
     def refused(self, reason: str) -> None:
-        """The server has promised not to have acted on the request (RFC 9113, 8.7)."""
+        """Fail the stream because the server promised that it did not act on the request (RFC 9113, 8.7)."""
         self.state = CLOSED
         self._refused = True
         self._fail(RemoteProtocolError(reason))
 
     def connection_failed(self, failure: ExchangeError) -> None:
-        """The connection has ended, and with it the stream."""
+        """Close the stream because its connection has ended."""
         complete = self.state is HALF_CLOSED_REMOTE
         self.state = CLOSED
         if complete:
@@ -336,7 +349,7 @@ class HTTP2Stream:
         elif not self.answered:
             self._fail(_own(failure, "without a response"))
         else:
-            # Whatever the connection failed of, here it is reading that does.
+            # For this exchange a write error of the connection is a failure to read the response.
             kind = ReadError if isinstance(failure, WriteError) else type(failure)
             self._fail(_own(failure, "in the middle of the response", kind))
 
@@ -361,7 +374,7 @@ class HTTP2Stream:
         self._arrived.set()
 
     def _put_data(self, data: bytes) -> None:
-        """Join data to what is unread: many tiny pieces would take many times their size in memory."""
+        """Append data to unread data, since many tiny objects would take many times their size in memory."""
         last = self._inbox[-1] if self._inbox else None
         if isinstance(last, bytearray):
             last += data
@@ -373,11 +386,11 @@ class HTTP2Stream:
     # -- Receiving.
 
     def has_arrived(self) -> bool:
-        """Whether the next receive need not wait."""
+        """Return whether the next receive completes without waiting."""
         return bool(self._inbox)
 
     async def wait_until_answered(self, timeout: float | None) -> None:
-        """Wait for the response's head, or for what comes in its place."""
+        """Wait for the response's first head, or raise the failure that comes instead."""
         while not self.answered:
             await self._wait(timeout)
 
@@ -398,15 +411,15 @@ class HTTP2Stream:
         return head
 
     def extensions(self, head: Head) -> dict[str, Any]:
-        """The stream's id."""
+        """Return the stream's id."""
         return self.trace_info
 
     def hand_over(self, head: Head) -> NetworkStream:
-        """Make a tunnel of the stream."""
+        """Turn the stream into a tunnel."""
         return NetworkStream(Tunnel(self, self._connection.stream))
 
     def begin_body(self, head: Head) -> None:
-        """End a CONNECT request that the server has refused: there will be no tunnel."""
+        """End the request if it is a CONNECT that the server has refused, since no tunnel follows."""
         if self._prepared.method == b"CONNECT":
             self.end_request()
 
@@ -414,7 +427,7 @@ class HTTP2Stream:
         return self._prepared.method == b"CONNECT" and 200 <= status < 300
 
     async def receive_data(self, timeout: float | None) -> bytes | None:
-        """Receive a piece of the body, None for its end."""
+        """Receive a chunk of the body, or None at its end."""
         item = await self._next(timeout)
         if isinstance(item, list):
             self.trailers = item
@@ -425,7 +438,7 @@ class HTTP2Stream:
         return bytes(item)
 
     def _consumed(self, size: int) -> None:
-        """Let the server send on; if the user was faster than the server, more than before."""
+        """Return credit to the server. The window grows if the user reads faster than the server sends."""
         if self.receives and self._failure is None:
             self._open_window(self.window.consume(size))
 
@@ -434,16 +447,16 @@ class HTTP2Stream:
             self._connection.flush(window_update(self.id_on_wire, increment))
 
     async def receive_some(self, max_bytes: int | None) -> bytes:
-        """Receive some bytes from the other end of a tunnel; none is the end.
+        """Receive some bytes from the other end of a tunnel. Return `b""` at its end.
 
         Raises:
-            ExchangeError: The stream has failed, or was closed.
+            ExchangeError: The stream has failed or was closed.
         """
         self.window.awaited = not self._inbox
         while True:
             while not self._inbox:
                 if self._failure is not None:
-                    # A copy, since the traceback of what is raised leads to the stream.
+                    # Raise a copy: the traceback of the raised error refers to the stream.
                     raise copied(self._failure)
                 await self._arrived.wait()
             if self._inbox[0] is None:
@@ -459,7 +472,7 @@ class HTTP2Stream:
                 return data
 
     def peek(self) -> Readiness:
-        """What the next `receive_some` would find."""
+        """Return the state that the next `receive_some` would find."""
         if self._inbox:
             return Readiness.CLOSED if self._inbox[0] is None else Readiness.READABLE
         if self._failure is not None or self._connection.transport.peek() is Readiness.CLOSED:
@@ -469,7 +482,7 @@ class HTTP2Stream:
     # -- The end.
 
     async def discard_rest(self) -> bool:
-        """Drop the rest of the response if all of it has arrived; or end the tunnel."""
+        """Discard the rest of the response if all of it has arrived, or end the tunnel."""
         if self.tunnel is not TunnelState.NONE:
             self.end_tunnel()
             return False
@@ -480,7 +493,7 @@ class HTTP2Stream:
         return True
 
     def end_tunnel(self) -> None:
-        """End the stream under a tunnel, by resetting it if the other side has not ended."""
+        """End the stream under a tunnel. Reset the stream if the other side has not ended."""
         if self.tunnel is TunnelState.CLOSED:
             return
         self.tunnel = TunnelState.CLOSED
@@ -492,7 +505,7 @@ class HTTP2Stream:
         self._connection.outbound.wake_senders()
 
     def release(self, *, reusable: bool) -> bool:
-        """Leave the connection, resetting the stream if one side has not ended."""
+        """Release the connection. Reset the stream if one side has not ended."""
         return self._leave()
 
     def _leave(self) -> bool:
@@ -503,18 +516,18 @@ class HTTP2Stream:
         clean = reset is None and self._failure is None
         self.state = CLOSED
         if not clean:
-            # Nothing will arrive for a task that waits, or asks again.
+            # Nothing more will arrive for a task that waits now or receives later.
             self._fail(ReadError("the stream was closed"))
         self._connection.leave(self, reset)
         if not clean:
-            # A task that writes to a tunnel would wait for a window for ever.
+            # A task that writes to a tunnel would otherwise wait for a window forever.
             self._connection.outbound.wake_senders()
         return clean
 
     # -- Errors.
 
     def _exception(self, failure: ExchangeError) -> ExchangeError | ExchangeFailed:
-        """The exception to raise for a failure. A copy, since the traceback of what is raised leads here."""
+        """Return a copy of a failure to raise: the traceback of the raised error refers to the stream."""
         if self.answered:
             return copied(failure)
         return ExchangeFailed(
@@ -522,12 +535,12 @@ class HTTP2Stream:
         )
 
     def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
-        """Choose `error`: sending fails where the stream has ended, of which the error tells why."""
+        """Choose `error`: it explains why the stream ended, and sending failed because of that end."""
         return error
 
 
 def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = None) -> ExchangeError:
-    """A failure of the connection as one exchange's own error."""
+    """Return a failure of the connection as an error of one exchange's own."""
     own = (kind or type(failure))(f"{failure}, {when}")
     own.__cause__ = failure.__cause__
     return own

@@ -1,4 +1,4 @@
-"""Tunnels: what a stream of HTTP/2 becomes after a 2xx answer to CONNECT (RFC 9113, 8.5)."""
+"""Tunnels over an HTTP/2 stream, after a 2xx response to CONNECT (RFC 9113, 8.5)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class TunnelState(enum.Enum):
-    """What the user has done with a tunnel.
+    """The local state of a tunnel.
 
     Attributes:
-        NONE: There is no tunnel.
-        OPEN: It can be used.
-        SHUT: The end was sent.
-        CLOSED: It was closed.
+        NONE: The stream has no tunnel.
+        OPEN: The user can send and receive.
+        SHUT: The user has sent the end and can only receive.
+        CLOSED: The user has closed the tunnel.
     """
 
     NONE = enum.auto()
@@ -33,10 +33,10 @@ class TunnelState(enum.Enum):
 
 
 class Tunnel(Pollable, trio.abc.HalfCloseableStream):
-    """A stream of HTTP/2 as a stream of Trio, after a 2xx answer to CONNECT (RFC 9113, 8.5).
+    """An HTTP/2 stream as a Trio stream, after a 2xx response to CONNECT (RFC 9113, 8.5).
 
     Attributes:
-        transport_stream: What the connection runs on.
+        transport_stream: The Trio stream below the HTTP/2 connection.
     """
 
     def __init__(self, stream: HTTP2Stream, transport_stream: trio.abc.Stream) -> None:
@@ -50,12 +50,12 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
         return f"<Tunnel on stream {self._stream.stream_id} over {self.transport_stream!r}>"
 
     def peek(self) -> Readiness:
-        """What has arrived and was not received."""
+        """Return whether unread data or the end has arrived."""
         return self._stream.peek()
 
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive some bytes; `b""` when the other side has ended."""
+        """Receive some bytes, or `b""` when the other side has ended."""
         check_max_bytes(max_bytes)
         with self._receiving:
             await trio.lowlevel.checkpoint()
@@ -68,7 +68,7 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`, as fast as the other side takes it."""
+        """Send all of `data`, waiting for the other side's flow control."""
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
@@ -82,7 +82,7 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until something can be sent, or sending fails."""
+        """Wait until data can be sent or sending would fail."""
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_sendable()
@@ -100,7 +100,7 @@ class Tunnel(Pollable, trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """End the tunnel. If the other side has not ended, the stream is reset."""
+        """Close the tunnel. Reset the stream if the other side has not ended."""
         self._stream.end_tunnel()
         await trio.lowlevel.checkpoint()
 

@@ -1,4 +1,4 @@
-"""Waiting for something that another task does in a synchronous step."""
+"""A reusable event for one waiting task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 
 
 class Wakeup:
-    """A wait of one task at a time, which `set` ends. Unlike `trio.Event` it can be used again and again."""
+    """An event that one task at a time can wait for. Unlike `trio.Event` it can be used repeatedly."""
 
     __slots__ = ("_task",)
 
@@ -16,7 +16,7 @@ class Wakeup:
         self._task: trio.lowlevel.Task | None = None
 
     async def wait(self) -> None:
-        """Wait for `set`."""
+        """Wait for the next call of `set`."""
         self._task = trio.lowlevel.current_task()
 
         def abort(_: Any) -> trio.lowlevel.Abort:
@@ -26,7 +26,7 @@ class Wakeup:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def set(self) -> None:
-        """Wake the task that waits, if one does."""
+        """Wake the waiting task, if there is one."""
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
