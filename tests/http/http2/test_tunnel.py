@@ -860,6 +860,31 @@ async def test_the_server_resets_a_tunnel(via: str, code: ErrorCodes) -> None:
         assert peer.sent(RstStreamFrame) == []
 
 
+@everywhere
+async def test_the_connection_ends_after_the_other_end_of_a_tunnel(via: str) -> None:
+    """There is no end to send any more, and what is sent afterwards fails as before."""
+    go = trio.Event()
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        await send(peer, await accept(peer), b"", end=True)
+        await go.wait()
+        await peer.stream.aclose()
+
+    async with a_pool(via, serve) as (pool, url, _), a_tunnel(pool, url) as response:
+        stream = network_stream(response)
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b""
+            [connection] = internals(pool)
+            go.set()
+            await connection.closed.wait()
+            assert await stream.receive_some() == b""
+            for _ in range(2):
+                with pytest.raises(trio.BrokenResourceError, match="the stream was closed"):
+                    await stream.send_all(b"x")
+                await stream.send_eof()
+
+
 async def test_the_server_resets_while_the_window_is_waited_for(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -345,7 +345,8 @@ class HTTP2Stream:
         complete = self.state is HALF_CLOSED_REMOTE
         self.state = CLOSED
         if complete:
-            self._stop_upload()
+            # The response is whole, but the request never will be: no END_STREAM was sent.
+            self._fail(ReadError("the stream was closed"))
         elif not self.answered:
             self._fail(_own(failure, "without a response"))
         else:
@@ -362,12 +363,9 @@ class HTTP2Stream:
 
     def _fail(self, failure: ExchangeError) -> None:
         self._failure = self._failure or failure
-        self._stop_upload()
-        self._arrived.set()
-
-    def _stop_upload(self) -> None:
         if self.stop_sending is not None:
             self.stop_sending()
+        self._arrived.set()
 
     def _put(self, item: Head | bytes | bytearray | HeaderList | None) -> None:
         self._inbox.append(item)
