@@ -784,3 +784,27 @@ async def test_less_than_a_record_of_a_connectors_tls_is_not_waited_for(
         await trio.sleep(idle)
         with trio.fail_after(1000), pytest.raises(ReadTimeout):
             await pool.request("GET", "https://example.com/", extensions={"timeout": timeouts})
+
+
+async def test_collecting_a_transport_closes_no_descriptor_of_others() -> None:
+    """A transport that was not closed itself, in a reference cycle as `trio.SSLStream` makes them."""
+    one, other = socket.socketpair()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+    kind: Any = type(transport_over(stream)._socket)
+    descriptor = one.fileno()
+    # Made before the transport, so that the collector finalizes it first.
+    borrowed = kind(fileno=descriptor)
+    transport: Any = transport_over(stream)
+    transport._socket.detach()
+    transport._socket = borrowed
+    cycle: list[Any] = [borrowed, transport]
+    transport.cycle = cycle
+    await stream.aclose()
+    reused, far = socket.socketpair()
+    assert reused.fileno() == descriptor
+    del transport, cycle, borrowed
+    gc.collect()
+    far.send(b"still open")
+    assert reused.recv(100) == b"still open"
+    for sock in (other, reused, far):
+        sock.close()

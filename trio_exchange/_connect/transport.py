@@ -105,6 +105,17 @@ def poll(stream: trio.abc.Stream) -> Readiness:
     return Readiness.QUIET
 
 
+class _BorrowedSocket(socket.socket):
+    """A socket object for a file descriptor that another object owns.
+
+    Collecting it must not close the descriptor, which may belong to another connection by then. This object
+    has to see to that itself: in a reference cycle it may be finalized before the transport.
+    """
+
+    def __del__(self) -> None:
+        self.detach()
+
+
 class Transport(Pollable):
     """The stream that a connection runs on, with non-blocking attempts if it is a socket.
 
@@ -141,16 +152,12 @@ class Transport(Pollable):
 
     def _use_socket(self, inner: trio.socket.SocketType) -> None:
         self._trio_socket = inner
-        self._socket = socket.socket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
+        self._socket = _BorrowedSocket(inner.family, inner.type, inner.proto, fileno=inner.fileno())
         self._socket.setblocking(False)
         self._poll = poll_for_reading(inner.fileno())
 
     def __repr__(self) -> str:
         return f"<Transport over {self.stream!r}>"
-
-    def __del__(self) -> None:
-        # Otherwise both socket objects close the descriptor, the second time perhaps another file's.
-        self._forget_socket()
 
     @property
     def defer_errors(self) -> bool:
