@@ -124,7 +124,7 @@ class _TunnelRequest:
         self, proxy: Proxy, key: ConnectionKey, target: bytes, peer_name: str, attempt: Attempt
     ) -> None:
         request = Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
-        # Whatever became of a tunnel that was never used, asking for another does no harm.
+        # Nothing was sent through a tunnel that failed to open, so asking for another does no harm.
         prepared = PreparedRequest(request).replace(idempotent=True)
         # The whole request is one step for the handler, which must not be awaited while the time runs.
         self.context = RequestContext(
