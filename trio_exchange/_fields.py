@@ -139,10 +139,21 @@ def to_headers(value: HeaderTypes | None) -> Headers:
     """
     if value is None:
         return Headers()
+    headers = Headers()
+    for pair in value if isinstance(value, list) else _pairs_of(value):
+        # Most callers give tuples of bytes, which need no conversion.
+        if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is bytes is type(pair[1]):
+            headers.append(pair)
+        else:
+            headers.append(_to_header(pair))
+    return headers
+
+
+def _pairs_of(value: HeaderTypes) -> Iterable[Any]:
     pairs: Any = value.items() if isinstance(value, Mapping) else value
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, bytearray)):
         raise TypeError(f"headers must be a mapping or a sequence of pairs, but got {type(value).__name__}")
-    return Headers(map(_to_header, pairs))
+    return pairs
 
 
 def _to_header(pair: Any) -> tuple[bytes, bytes]:

@@ -43,7 +43,8 @@ def to_extensions(value: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    # Checking for a dict first is much cheaper.
+    if not isinstance(value, (dict, Mapping)):
         raise TypeError(f"extensions must be a mapping or None, but got {type(value).__name__}")
     return dict(value)
 

@@ -28,7 +28,7 @@ from ._entrypoints import check_runs_under_trio, drop_library_frames
 from ._exceptions import ExchangeError, PoolTimeout
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
-from ._http.request import PreparedRequest, RequestBody, RequestContext
+from ._http.request import HeaderChecker, PreparedRequest, RequestBody, RequestContext
 from ._models import (
     Proxy,
     Request,
@@ -192,6 +192,7 @@ class ConnectionPool:
         # In the order in which they are closed. A connection through a tunnel may send something when it is
         # closed, so the connection that carries the tunnel is closed later.
         self._managers = [self._manager, *proxies.managers]
+        self._header_checker = HeaderChecker()
         self._served = 0
         # Whether `open` opened the pool, so that there is no block whose end could raise a crash.
         self._opened_without_block = False
@@ -398,7 +399,7 @@ class ConnectionPool:
         if not isinstance(request, Request):
             raise TypeError(f"request must be a trio_exchange.Request, not {request!r}")
         self._pool_nursery.check_open()
-        key, prepared = self._address(PreparedRequest(request))
+        key, prepared = self._address(PreparedRequest(request, self._header_checker))
         timeouts = parse_timeouts(request.extensions, self._timeouts)
         tracer = tracer_for(request.extensions)
         body = RequestBody(request.stream)

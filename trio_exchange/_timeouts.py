@@ -102,8 +102,15 @@ def parse_timeouts(extensions: Mapping[str, Any], defaults: Timeouts = _NO_TIMEO
         if name not in Timeouts._fields:
             expected = ", ".join(Timeouts._fields)
             raise ValueError(f"unknown timeout {name!r}, expected one of {expected}")
-        check_seconds(f"the {name} timeout", seconds)
-    return defaults._replace(**given)
+        # Most values are floats, and need no closer look. NaN is not at least zero.
+        if not (type(seconds) is float and seconds >= 0):
+            check_seconds(f"the {name} timeout", seconds)
+    return Timeouts(
+        given.get("connect", defaults.connect),
+        given.get("read", defaults.read),
+        given.get("write", defaults.write),
+        given.get("pool", defaults.pool),
+    )
 
 
 def check_seconds(name: str, seconds: object) -> None:

@@ -116,7 +116,10 @@ class Exchange:
         """
         try:
             await self._send()
-            head = await self._receive_final_head()
+            if self._context.tracer is None:
+                head = await self._receive_heads()
+            else:
+                head = await self._receive_heads_traced()
             return await self._respond(head)
         except ExchangeFailed as exc:
             exc.error = self._stream.explain(exc.error, self._write_error)
@@ -162,9 +165,7 @@ class Exchange:
         self._stream.stop_sending = upload.cancel
         self._connection.owner.start_upload(upload)
 
-    async def _receive_final_head(self) -> Head:
-        if self._context.tracer is None:
-            return await self._receive_heads()
+    async def _receive_heads_traced(self) -> Head:
         if self._upload is not None:
             await self._wait_for_upload_or_answer(self._upload)
         async with self._span(self._points.receive_response_headers) as head_span:
@@ -224,10 +225,16 @@ class Exchange:
 
     # -- Waiting for the server and for the upload.
 
-    async def _receive(self, receive: Callable[[float | None], Awaitable[T]]) -> T:
+    def _receive(self, receive: Callable[[float | None], Awaitable[T]]) -> Awaitable[T]:
+        """Call `receive` with the read timeout. During an upload, report its end when it comes."""
+        if self._upload is None:
+            return receive(self._context.timeouts.read)
+        return self._receive_during(self._upload, receive)
+
+    async def _receive_during(self, upload: Upload, receive: Callable[[float | None], Awaitable[T]]) -> T:
         """Await `receive`, and call it again after the upload has ended and been reported."""
-        upload, timeout = self._upload, self._context.timeouts.read
-        while upload is not None and not upload.reported:
+        timeout = self._context.timeouts.read
+        while not upload.reported:
             if upload.done.is_set() and not self._stream.has_arrived():
                 await self._report_upload(upload)
                 break
@@ -289,7 +296,7 @@ class Exchange:
         """Whether the request's body is still being sent."""
         return self._upload is not None and not self._upload.done.is_set()
 
-    async def read(self, *, checkpoint: bool) -> bytes | None:
+    def read(self, *, checkpoint: bool) -> Awaitable[bytes | None]:
         """Receive the next chunk of the body.
 
         Args:
@@ -298,15 +305,17 @@ class Exchange:
         Returns:
             A chunk of the body, or None at the end.
         """
+        if self._state is not _READING:
+            return self._read_nothing(checkpoint)
+        if self._context.tracer is None:
+            return self._read_chunk(checkpoint)
+        return self._read_traced(checkpoint)
+
+    async def _read_nothing(self, checkpoint: bool) -> None:
         if self._state is _CLOSED_EARLY:
             raise ReadError("the response was closed before its body was read")
-        if self._state is not _READING:
-            if checkpoint:
-                await trio.lowlevel.checkpoint()
-            return None
-        if self._context.tracer is None:
-            return await self._read_chunk(checkpoint)
-        return await self._read_traced(checkpoint)
+        if checkpoint:
+            await trio.lowlevel.checkpoint()
 
     async def _read_traced(self, checkpoint: bool) -> bytes | None:
         if self._body_span is None:

@@ -54,23 +54,22 @@ class PreparedRequest:
         "target",
     )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, checker: HeaderChecker | None = None) -> None:
+        protocol = None
         if request.extensions:
-            check_extension_names(request.extensions)
-        callback = request.extensions.get("informational")
-        if callback is not None and not callable(callback):
-            raise TypeError(f"the informational extension must be an async function, not {callback!r}")
+            protocol = _check_extensions(request)
         stream = request.stream
         body = stream.data if isinstance(stream, ByteStream) else None
+        _check_request_line(request)
+        framing = (checker or HeaderChecker()).check(request.headers)
         self.request: Final[Request] = request
-        self.protocol: Final[bytes | None] = _protocol(request)
+        self.protocol: Final[bytes | None] = protocol
         self.method: Final[bytes] = request.method
         self.target: Final[bytes] = request.url.target
         self.idempotent: Final[bool] = request.method in IDEMPOTENT_METHODS
         self.body: Final[bytes | None] = body
-        headers, expects_continue = _complete_headers(request, body)
-        self.headers: Final[HeaderList] = headers
-        self.expects_continue: Final[bool] = expects_continue
+        self.headers: Final[HeaderList] = _complete_headers(request, body, framing)
+        self.expects_continue: Final[bool] = framing.expects_continue and body != b""
 
     def replace(self, **changes: Any) -> PreparedRequest:
         """Return a copy with other values for some attributes."""
@@ -83,6 +82,44 @@ class PreparedRequest:
         """Return a copy without content, for a stream that turned out to be empty."""
         headers = [pair for pair in self.headers if pair[0].lower() != b"transfer-encoding"]
         return self.replace(body=b"", expects_continue=False, headers=headers)
+
+
+class Framing(NamedTuple):
+    """What the headers that the caller gave say about the message.
+
+    Attributes:
+        has_host: Whether there is a Host header.
+        length: The value of Content-Length, or None.
+        chunked: Whether there is a Transfer-Encoding.
+        expects_continue: Whether there is an `Expect: 100-continue`.
+    """
+
+    has_host: bool
+    length: bytes | None
+    chunked: bool
+    expects_continue: bool
+
+
+class HeaderChecker:
+    """Checks the headers of requests. It remembers the last ones, since consecutive requests often agree."""
+
+    __slots__ = ("_framing", "_headers")
+
+    def __init__(self) -> None:
+        self._headers: HeaderList | None = None
+        self._framing = Framing(has_host=False, length=None, chunked=False, expects_continue=False)
+
+    def check(self, headers: HeaderList) -> Framing:
+        """Check each field, and the fields that frame the message against each other.
+
+        Raises:
+            LocalProtocolError: A field can't be sent. The message names it.
+        """
+        if headers != self._headers:
+            self._framing = _framing_of(headers)
+            # A copy, since the caller may change the list.
+            self._headers = headers[:]
+        return self._framing
 
 
 class RequestBody:
@@ -204,7 +241,12 @@ class _Peeked:
         return first
 
 
-def _protocol(request: Request) -> bytes | None:
+def _check_extensions(request: Request) -> bytes | None:
+    """Check the extensions that neither the pool nor the model checks, and return the protocol, if any."""
+    check_extension_names(request.extensions)
+    callback = request.extensions.get("informational")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"the informational extension must be an async function, not {callback!r}")
     protocol = request.extensions.get("protocol")
     if protocol is None:
         return None
@@ -216,14 +258,11 @@ def _protocol(request: Request) -> bytes | None:
     return protocol
 
 
-def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList, bool]:
-    """Check everything that goes on the wire, and add required headers that the caller omitted.
-
-    Returns:
-        The headers, and whether the body waits for `100 (Continue)`.
+def _check_request_line(request: Request) -> None:
+    """Check the method and the target.
 
     Raises:
-        LocalProtocolError: A part can't be sent. The message names it.
+        LocalProtocolError: One of them can't be sent. The message names it.
     """
     if not TOKEN.fullmatch(request.method):
         raise LocalProtocolError(f"the method must be a token, not {request.method!r}")
@@ -236,17 +275,24 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList,
         if request.extensions.get("target") is None:
             raise InvalidURL(f"{message}; percent-encode them in the URL, ' ' as '%20'")
         raise LocalProtocolError(message)
-    has_host = has_length = has_coding = expects_continue = False
-    for name, value in request.headers:
+
+
+def _framing_of(headers: HeaderList) -> Framing:
+    has_host = has_coding = expects_continue = False
+    length = None
+    for name, value in headers:
         check_field(name, value)
         match name.lower():
             case b"host":
                 check_single_field(name, has_host)
                 has_host = True
             case b"content-length":
-                check_single_field(name, has_length)
-                has_length = True
-                _check_content_length(value, body)
+                check_single_field(name, length is not None)
+                if not _CONTENT_LENGTH.fullmatch(value):
+                    raise LocalProtocolError(
+                        f"Content-Length must be a number of at most 20 digits, not {value!r}"
+                    )
+                length = value
             case b"transfer-encoding":
                 check_single_field(name, has_coding)
                 has_coding = True
@@ -254,23 +300,31 @@ def _complete_headers(request: Request, body: bytes | None) -> tuple[HeaderList,
                     raise LocalProtocolError(f"Transfer-Encoding can only be chunked, not {value!r}")
             case b"expect":
                 expects_continue = value.lower() == b"100-continue"
-    if has_length and has_coding:
+    if length is not None and has_coding:
         raise LocalProtocolError("a request can't have both Content-Length and Transfer-Encoding")
-    headers = request.headers[:] if has_host else [(b"Host", _host_header(request)), *request.headers]
-    if body is None:
-        if not (has_length or has_coding):
+    return Framing(has_host, length, has_coding, expects_continue)
+
+
+def _complete_headers(request: Request, body: bytes | None, framing: Framing) -> HeaderList:
+    """Add required headers that the caller omitted.
+
+    Raises:
+        LocalProtocolError: Content-Length is not the length of the content.
+    """
+    given, length = request.headers, framing.length
+    headers = given[:] if framing.has_host else [(b"Host", _host_header(request)), *given]
+    if length is not None:
+        if body is not None and int(length) != len(body):
+            raise LocalProtocolError(
+                f"Content-Length is {int(length)}, but the content is {len(body)} bytes long"
+            )
+    elif not framing.chunked:
+        if body is None:
             headers.append((b"Transfer-Encoding", b"chunked"))
-    elif not (has_length or has_coding) and (body or request.method in (b"POST", b"PUT", b"PATCH")):
-        # RFC 9110, 8.6: a request with one of these methods declares even empty content.
-        headers.append((b"Content-Length", b"%d" % len(body)))
-    return headers, expects_continue and body != b""
-
-
-def _check_content_length(value: bytes, body: bytes | None) -> None:
-    if not _CONTENT_LENGTH.fullmatch(value):
-        raise LocalProtocolError(f"Content-Length must be a number of at most 20 digits, not {value!r}")
-    if body is not None and int(value) != len(body):
-        raise LocalProtocolError(f"Content-Length is {int(value)}, but the content is {len(body)} bytes long")
+        elif body or request.method in (b"POST", b"PUT", b"PATCH"):
+            # RFC 9110, 8.6: a request with one of these methods declares even empty content.
+            headers.append((b"Content-Length", b"%d" % len(body)))
+    return headers
 
 
 def _host_header(request: Request) -> bytes:
