@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import trio
 
 import trio_exchange
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,
+    ConnectionPool,
     ConnectTimeout,
     ExchangeError,
     InvalidURL,
@@ -23,8 +27,9 @@ from trio_exchange import (
     WriteTimeout,
     _exceptions,
 )
-from trio_exchange._exceptions import ExchangeFailed
+from trio_exchange._exceptions import ExchangeFailed, show_public_contexts
 from trio_exchange._http.retry import Resend, reason_to_resend
+from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 PARENTS: dict[type[Exception], type[Exception] | tuple[type[Exception], ...]] = {
     ExchangeError: Exception,
@@ -108,3 +113,32 @@ def test_a_request_for_which_a_connection_had_no_place_may_always_be_sent(
 def test_what_is_known_of_one_failure_leaves_others_alone(known: dict[str, bool]) -> None:
     ExchangeFailed(ReadError(), **known)
     assert reason_to_resend(ExchangeFailed(ReadError()), idempotent=True, reused=True) is None
+
+
+# -- What users see of it.
+
+
+async def test_an_error_of_a_handler_has_the_public_error_as_its_context(nursery: trio.Nursery) -> None:
+    async def hang_up(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+
+    async def fail(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.receive_response_headers.failed":
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise LookupError("second")  # noqa: B904 - the chain is what is tested
+
+    async with ConnectionPool(connector=MemoryConnector(nursery, hang_up)) as pool:
+        with pytest.raises(LookupError, match="second") as caught:
+            await pool.request("POST", "http://x/", content=b"body", extensions={"trace": fail})
+    first = caught.value.__context__
+    assert isinstance(first, KeyError)
+    assert isinstance(first.__context__, RemoteProtocolError)
+
+
+def test_contexts_that_form_a_circle_come_to_an_end() -> None:
+    first, second = KeyError(), ValueError()
+    first.__context__, second.__context__ = second, first
+    show_public_contexts(first)
+    assert first.__context__ is second

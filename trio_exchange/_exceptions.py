@@ -148,6 +148,21 @@ class ExchangeFailed(Exception):
         self.refused = refused
 
 
+def show_public_contexts(error: BaseException) -> None:
+    """Replace each `ExchangeFailed` among an error's contexts by the public error that it carries.
+
+    A trace handler or a body iterator may raise while the exchange fails. The context of its exception is
+    part of the traceback that the user sees.
+    """
+    seen = set()
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.add(link)
+        if isinstance(link.__context__, ExchangeFailed):
+            link.__context__ = link.__context__.error
+        link = link.__context__
+
+
 def bare(error: BaseException) -> BaseException:
     """Unwrap nested exception groups that contain a single exception. Return other errors unchanged."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:

@@ -25,7 +25,7 @@ from ._connections.nursery import PoolNursery, PoolState
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
 from ._entrypoints import check_runs_under_trio, drop_library_frames
-from ._exceptions import ExchangeError, PoolTimeout
+from ._exceptions import ExchangeError, PoolTimeout, show_public_contexts
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
 from ._http.request import HeaderChecker, PreparedRequest, RequestBody, RequestContext
@@ -411,6 +411,7 @@ class ConnectionPool:
 
             response = await self._manager.exchange(context, self._checkout(key, timeouts, tracer), begin)
         except BaseException as exc:
+            show_public_contexts(exc)
             await body.close()
             if isinstance(exc, ExchangeError):
                 drop_library_frames(exc)
