@@ -792,7 +792,7 @@ async def hang_up(peer: ScriptedPeer) -> None:
 
 
 async def say_too_much(peer: ScriptedPeer) -> None:
-    """Send what nobody asked for."""
+    """Send unsolicited data."""
     await peer.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
     await swallow(peer)
 

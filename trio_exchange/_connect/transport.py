@@ -257,7 +257,7 @@ class Transport(Pollable):
         if self.probing:
             self.probing -= 1
             if not self.probing:
-                raise trio.BrokenResourceError("the peer keeps sending what nobody asked for")
+                raise trio.BrokenResourceError("the peer keeps sending unsolicited data")
         size = max_bytes or RECEIVE_SIZE
         data = self.receive_nowait(size)
         if data is not None:
