@@ -6,7 +6,6 @@ gives each request a connection within the pool's limits.
 
 from __future__ import annotations
 
-import functools
 import ssl
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, Self
 
 import trio
 
-from ._connect.attempt import establish_persistently
 from ._connect.connector import Connector, SocketOption
 from ._connect.dialers import DirectDialer
 from ._connect.factory import TCP, ConnectionFactory, ConnectionKey
@@ -25,7 +23,7 @@ from ._connections.nursery import PoolNursery, PoolState
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
 from ._entrypoints import check_runs_under_trio, drop_library_frames
-from ._exceptions import ExchangeError, PoolTimeout, show_public_contexts
+from ._exceptions import ExchangeError, show_public_contexts
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
 from ._http.request import HeaderChecker, PreparedRequest, RequestBody, RequestContext
@@ -50,8 +48,8 @@ from ._options import (
 )
 from ._proxies.chain import chain
 from ._stream_context import StreamContext
-from ._timeouts import TimeBudget, Timeouts, TimeoutTypes, check_seconds, parse_timeouts, with_timeout
-from ._trace import Tracer, tracer_for
+from ._timeouts import TimeoutTypes, check_seconds, parse_timeouts, with_timeout
+from ._trace import tracer_for
 from ._urls import URL
 
 
@@ -405,11 +403,8 @@ class ConnectionPool:
         body = RequestBody(request.stream)
         try:
             context = RequestContext(await body.peek(prepared), body, key, timeouts, tracer)
-
-            def begin(connection: HTTPConnection) -> Awaitable[Response]:
-                return connection.exchange(context)
-
-            response = await self._manager.exchange(context, self._checkout(key, timeouts, tracer), begin)
+            checkout = Checkout(key, tracer, timeouts, self._retries)
+            response = await self._manager.exchange(context, checkout, _begin)
         except BaseException as exc:
             show_public_contexts(exc)
             await body.close()
@@ -461,7 +456,8 @@ class ConnectionPool:
         given = to_extensions(with_timeout(extensions, timeout))
         check_extension_names(given)
         key = ConnectionKey(origin.scheme, origin.host, origin.port, None)
-        checkout = self._checkout(key, parse_timeouts(given, self._timeouts), tracer_for(given))
+        timeouts = parse_timeouts(given, self._timeouts)
+        checkout = Checkout(key, tracer_for(given), timeouts, self._retries)
         try:
             connection = await self._manager.obtain(checkout)
         except ExchangeError as exc:
@@ -476,10 +472,6 @@ class ConnectionPool:
         if self._forwarding is None or key.scheme != b"http" or prepared.method == b"CONNECT":
             return key, prepared
         return self._forwarding.key, self._forwarding.rewrite(prepared)
-
-    def _checkout(self, key: ConnectionKey, timeouts: Timeouts, tracer: Tracer | None) -> Checkout:
-        establish = functools.partial(establish_persistently, self._retries, timeouts.connect, tracer)
-        return Checkout(key, TimeBudget(timeouts.pool, PoolTimeout), establish, tracer)
 
     # -- Inspection.
 
@@ -516,3 +508,7 @@ class ConnectionPool:
             f"<{type(self).__name__} {self._pool_nursery.state.value}: {states.count('active')} active, "
             f"{states.count('idle')} idle, {scheduler.connecting} connecting, {scheduler.waiting} waiting>"
         )
+
+
+def _begin(connection: HTTPConnection, context: RequestContext) -> Awaitable[Response]:
+    return connection.exchange(context)

@@ -45,7 +45,7 @@ class Timeouts(NamedTuple):
     pool: float | None = None
 
 
-_NO_TIMEOUTS = Timeouts()
+NO_TIMEOUTS = Timeouts()
 
 
 def with_timeout(
@@ -82,7 +82,7 @@ def with_timeout(
     return copy
 
 
-def parse_timeouts(extensions: Mapping[str, Any], defaults: Timeouts = _NO_TIMEOUTS) -> Timeouts:
+def parse_timeouts(extensions: Mapping[str, Any], defaults: Timeouts = NO_TIMEOUTS) -> Timeouts:
     """Read and check the `timeout` extension.
 
     Args:

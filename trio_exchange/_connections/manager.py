@@ -29,7 +29,14 @@ from typing import Any
 
 import trio
 
-from .._connect.attempt import Establish, Established, close_forcefully
+from .._connect.attempt import (
+    Attempt,
+    Establish,
+    Established,
+    close_forcefully,
+    establish_once,
+    establish_persistently,
+)
 from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
 from .._exceptions import ConnectionNotAvailable, ExchangeError, ExchangeFailed, PoolTimeout, copied
@@ -40,7 +47,7 @@ from .._http.request import RequestContext
 from .._http.retry import Resend, reason_to_resend
 from .._http.upload import Upload
 from .._models import Response
-from .._timeouts import TimeBudget
+from .._timeouts import NO_TIMEOUTS, TimeBudget, Timeouts
 from .._trace import Tracer, span
 from .nursery import PoolNursery, pool_closed
 from .scheduler import DIAL, Limits, Scheduler, Waiter
@@ -56,41 +63,46 @@ _FIRST_PAUSE = 0.1
 _SHARED_REFUSALS = 2
 
 
-class Checkout:
+class Checkout(Waiter[BaseConnection]):
     """The search of one request for a connection. It may take several grants.
 
     Args:
         key: The key of the connections that the request can use.
-        waiting: How long the request may wait for grants.
-        establish: Establishes a connection, given a function that makes one attempt.
         tracer: The tracer of the request, if it has one.
+        timeouts: How long the request may wait for grants, and each attempt to connect may take.
+        retries: How many further attempts to connect are made after failures.
+        within: The attempt that needs the connection, for a tunnel. Its budget replaces `timeouts` and
+            `retries`, since the tunnel is a part of that attempt.
     """
 
     __slots__ = (
+        "_retries",
+        "_timeouts",
+        "_waiting",
+        "_within",
         "asked_before",
-        "establish",
-        "key",
         "refusals",
         "resends",
         "resent_unanswered",
         "tracer",
-        "waiter",
-        "waiting",
     )
+
+    key: ConnectionKey
 
     def __init__(
         self,
         key: ConnectionKey,
-        waiting: TimeBudget,
-        establish: Callable[[Establish], Awaitable[Established]],
         tracer: Tracer | None,
+        timeouts: Timeouts = NO_TIMEOUTS,
+        retries: int = 0,
+        within: Attempt | None = None,
     ) -> None:
-        self.key = key
-        self.waiting = waiting
-        self.establish = establish
+        super().__init__(key)
         self.tracer = tracer
-        wake = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
-        self.waiter: Waiter[BaseConnection] = Waiter(key, wake)
+        self._timeouts = timeouts
+        self._retries = retries
+        self._within = within
+        self._waiting: TimeBudget | None = None if within is None else within.budget
         # Whether the request has asked the scheduler for a connection before.
         self.asked_before = False
         # How many times the request was sent again or waited again. How many times the server refused it.
@@ -98,6 +110,20 @@ class Checkout:
         self.resends = 0
         self.refusals = 0
         self.resent_unanswered = False
+
+    @property
+    def waiting(self) -> TimeBudget:
+        """How long the request may wait for grants."""
+        # Most requests don't wait.
+        if self._waiting is None:
+            self._waiting = TimeBudget(self._timeouts.pool, PoolTimeout)
+        return self._waiting
+
+    def establish(self, connect: Establish) -> Awaitable[Established]:
+        """Establish a connection by a function that makes one attempt."""
+        if self._within is not None:
+            return establish_once(self._within.budget, self.tracer, connect)
+        return establish_persistently(self._retries, self._timeouts.connect, self.tracer, connect)
 
     def pause_before(
         self, reason: Resend | None, connection: HTTPConnection, *, reused: bool
@@ -113,7 +139,7 @@ class Checkout:
         """
         pause = 0.0
         # A shared connection is read all the time, so that no other one can be dead and idle.
-        self.waiter.fresh = isinstance(connection, HTTP11Connection)
+        self.fresh = isinstance(connection, HTTP11Connection)
         match reason:
             case None:
                 return None
@@ -125,7 +151,7 @@ class Checkout:
                 self.refusals += 1
                 goes_away = connection.readiness() is Readiness.CLOSED
                 # Else those before it might always be as many as such connections take.
-                self.waiter.fresh = goes_away and self.refusals > _SHARED_REFUSALS
+                self.fresh = goes_away and self.refusals > _SHARED_REFUSALS
                 if self.refusals > 1 or not goes_away:
                     # Random, lest those that were refused together come back together.
                     pause = _FIRST_PAUSE * 2 ** (self.refusals - 1) * random.uniform(0.5, 1.5)
@@ -219,7 +245,7 @@ class ConnectionManager:
         self,
         context: RequestContext,
         checkout: Checkout,
-        begin: Callable[[HTTPConnection], Awaitable[Response]],
+        begin: Callable[[HTTPConnection, RequestContext], Awaitable[Response]],
     ) -> Response:
         """Send a request on a connection, and again where that can do no harm.
 
@@ -230,13 +256,13 @@ class ConnectionManager:
         Args:
             context: The request.
             checkout: Its way to a connection.
-            begin: Makes the exchange on it.
+            begin: Makes the exchange on a connection.
         """
         while True:
             connection: Any = await self.obtain(checkout)
             reused = connection.requests > 0
             try:
-                return await begin(connection)
+                return await begin(connection, context)
             except ExchangeFailed as exc:
                 failed = exc
             # Not in the `except` clause: the error would have `failed` as its context, which refers to it.
@@ -292,22 +318,23 @@ class ConnectionManager:
     async def _grant(self, checkout: Checkout) -> Any:
         if self._pool_nursery.stopping:
             raise pool_closed()
-        waiter = checkout.waiter
-        self._close_all(self.scheduler.request(waiter, trio.current_time(), first=checkout.asked_before))
+        self._close_all(self.scheduler.request(checkout, trio.current_time(), first=checkout.asked_before))
         checkout.asked_before = True
-        if waiter.grant is None:
+        if checkout.grant is None:
             try:
                 await checkout.waiting.spend(self._wait_for_grant, checkout)
             except PoolTimeout as exc:
                 raise PoolTimeout(f"{exc}; {self._describe(checkout.key)}") from None
-        if isinstance(waiter.grant, ConnectionNotAvailable):
-            # Raise a copy. The waiter keeps the original, whose traceback would refer to the waiter.
-            raise copied(waiter.grant)
-        return waiter.grant
+        if isinstance(checkout.grant, ConnectionNotAvailable):
+            # Raise a copy. The checkout keeps the original, whose traceback would refer to the checkout.
+            raise copied(checkout.grant)
+        return checkout.grant
 
     async def _wait_for_grant(self, checkout: Checkout) -> None:
+        checkout.granted = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+
         def abort(_: Any) -> trio.lowlevel.Abort:
-            self.scheduler.abandon(checkout.waiter)
+            self.scheduler.abandon(checkout)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)

@@ -70,12 +70,12 @@ class Waiter(Generic[C]):
         key: The key of the group.
         fresh: Whether the request needs a new connection.
         grant: A connection, `DIAL`, an error, or None while the request waits.
-        granted: Called when the grant is made after the request had to wait.
+        granted: Called when the grant is made after the request had to wait. None before the request does.
     """
 
     __slots__ = ("fresh", "grant", "granted", "key")
 
-    def __init__(self, key: Hashable, granted: Callable[[], object]) -> None:
+    def __init__(self, key: Hashable, granted: Callable[[], object] | None = None) -> None:
         self.key = key
         self.granted = granted
         self.fresh = False
@@ -275,8 +275,7 @@ class Scheduler(Generic[C]):
         for key, group in list(self._groups.items()):
             while group.waiters:
                 waiter = self._pop_waiter(group)
-                waiter.grant = error()
-                waiter.granted()
+                self._wake(waiter, error())
             self._update_awaiting_slot(key, group)
             self._forget_if_empty(key, group)
 
@@ -413,8 +412,12 @@ class Scheduler(Generic[C]):
         waiter = self._pop_waiter(group)
         self._count_grant(key, group)
         self._update_awaiting_slot(key, group)
+        self._wake(waiter, grant)
+
+    def _wake(self, waiter: Waiter[C], grant: C | _Dial | ConnectionNotAvailable) -> None:
         waiter.grant = grant
-        waiter.granted()
+        if waiter.granted is not None:
+            waiter.granted()
 
     def _count_grant(self, key: Hashable, group: _Group[C]) -> None:
         """Count a grant, and move the group to the end of those that await a slot."""

@@ -16,13 +16,12 @@ to the proxy itself with its target in absolute form (RFC 9112, section 3.2.2).
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import trio
 
-from .._connect.attempt import Attempt, establish_once
+from .._connect.attempt import Attempt
 from .._connect.dialers import Dialer
 from .._connect.factory import ConnectionFactory, ConnectionKey
 from .._connect.transport import Transport
@@ -109,8 +108,7 @@ class TunnelDialer(Dialer):
         target = b"%b:%d" % (bracketed(host.encode("ascii")), port)
         peer_name = target.decode("ascii") if self.proxy_name is None else self.proxy_name
         tunnel = _TunnelRequest(self._proxy, self._key, target, peer_name, attempt)
-        establish = functools.partial(establish_once, attempt.budget, attempt.tracer)
-        checkout = Checkout(self._key, attempt.budget, establish, attempt.tracer)
+        checkout = Checkout(self._key, attempt.tracer, within=attempt)
         await self.manager.exchange(tunnel.context, checkout, tunnel.open)
         return tunnel.transport
 
@@ -134,7 +132,7 @@ class _TunnelRequest:
         self._attempt = attempt
         self._what = f"{peer_name} through the proxy {proxy.url.origin}"
 
-    async def open(self, connection: HTTPConnection) -> Response:
+    async def open(self, connection: HTTPConnection, _: RequestContext) -> Response:
         """Make the exchange."""
         budget = self._attempt.budget
         budget.spent_on = f"waiting for the proxy {self._proxy.url.origin}"
