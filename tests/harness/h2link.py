@@ -131,7 +131,7 @@ async def h2_server(
 
 
 class requests:
-    """Iterate over the requests to a peer, with their whole bodies, until the client closes the connection."""
+    """Iterate over the requests to a peer, with their bodies, until the client closes the connection."""
 
     def __init__(self, peer: H2Peer) -> None:
         self.peer = peer
