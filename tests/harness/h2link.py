@@ -146,6 +146,13 @@ class requests:
             raise StopAsyncIteration from None
 
 
+async def first_request(peer: H2Peer, settings: dict[SettingCodes, int] | None = None) -> int:
+    """Begin the connection, and receive a request with its body; return its stream id."""
+    await peer.start(settings)
+    stream_id, _, _ = await peer.request()
+    return stream_id
+
+
 async def answer(peer: H2Peer, body: bytes = b"", **options: Any) -> int:
     """Receive a request and respond to it; return its stream id."""
     stream_id, _, _ = await peer.request()

@@ -37,6 +37,7 @@ from tests.harness.h2link import (
     answer,
     background,
     fetch,
+    first_request,
     h2_server,
     in_turn,
     listen_to_the_end,
@@ -174,7 +175,7 @@ async def test_a_dead_server_is_found_by_a_ping(autojump_clock: MockClock) -> No
         assert len(peer.sent(PingFrame)) == len(peer.sent(GoAwayFrame)) == 1
 
     start = trio.current_time()
-    options = {"http2_ping_interval": 10, "http2_ping_timeout": 2}
+    options: dict[str, Any] = {"http2_ping_interval": 10, "http2_ping_timeout": 2}
     async with h2_server(in_turn(dies, ordinary), **options) as (pool, _):
         await fetch(pool)
         await trio.sleep(20)
@@ -184,12 +185,11 @@ async def test_a_dead_server_is_found_by_a_ping(autojump_clock: MockClock) -> No
 
 async def test_a_ping_without_answer_ends_a_request(autojump_clock: MockClock) -> None:
     async def deaf(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await listen_to_the_end(peer)
 
     start = trio.current_time()
-    options = {"http2_ping_interval": 5, "http2_ping_timeout": 3}
+    options: dict[str, Any] = {"http2_ping_interval": 5, "http2_ping_timeout": 3}
     async with h2_server(in_turn(deaf, ordinary), **options) as (pool, _):
         with pytest.raises(ReadError, match="did not answer a PING within 3 seconds"):
             await fetch(pool, extensions={"timeout": {"read": None}})
@@ -291,8 +291,7 @@ async def test_a_refused_request_is_sent_again_whatever_its_method(
 @REFUSALS
 async def test_a_generator_that_was_used_is_not_sent_again(autojump_clock: MockClock, how: str) -> None:
     async def refuses(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         await refuse(peer, stream_id, how)
         async for stream_id, _, _ in requests(peer):
             assert how == "refused"
@@ -328,8 +327,7 @@ async def test_a_sixth_refusal_is_an_error(autojump_clock: MockClock, how: str) 
 @pytest.mark.parametrize("code", [ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, 0xDEAD])
 async def test_a_reset_of_another_kind_is_no_refusal(autojump_clock: MockClock, code: int) -> None:
     async def resets(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         await peer.send_frame(RstStreamFrame(stream_id, error_code=code))
         await answer(peer, b"the next")
         await peer.until_closed()
@@ -387,8 +385,7 @@ async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(autoju
 
 async def test_a_graceful_end_in_two_goaways(autojump_clock: MockClock) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.request()
         await peer.send(going_away(2**31 - 1))
         await trio.sleep(1)
@@ -402,28 +399,32 @@ async def test_a_graceful_end_in_two_goaways(autojump_clock: MockClock) -> None:
     assert set(made.contents) == {b"POST x", b"finished"}
 
 
-async def test_goaway_with_an_error_is_explained(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    ("frame", "connections", "message"),
+    [
+        (
+            going_away(1, ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings"),
+            1,
+            r"GOAWAY.*ENHANCE_YOUR_CALM.*too_many_pings.*closed",
+        ),
+        # No stream was acted on, so that the request is sent again; the debug data is long.
+        (going_away(0, 0xBADC0DE, b"\x00\xff" * 8000), 6, "error 0xbadc0de"),
+    ],
+    ids=["ENHANCE_YOUR_CALM", "unknown code"],
+)
+async def test_goaway_with_an_error_is_explained(
+    autojump_clock: MockClock, frame: bytes, connections: int, message: str
+) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(going_away(1, ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings"))
+        await first_request(peer)
+        await peer.send(frame)
 
-    async with h2_server(in_turn(goes, ordinary)) as (pool, _):
-        with pytest.raises(RemoteProtocolError, match=r"GOAWAY.*ENHANCE_YOUR_CALM.*too_many_pings.*closed"):
-            await fetch(pool)
-        await fetch(pool)
-
-
-async def test_an_unknown_error_code_and_long_debug_data_do_no_harm(autojump_clock: MockClock) -> None:
-    async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(going_away(0, 0xBADC0DE, b"\x00\xff" * 8000))
-
-    async with h2_server(in_turn(*[goes] * 6)) as (pool, _):
-        with pytest.raises(RemoteProtocolError, match="error 0xbadc0de") as caught:
+    async with h2_server(in_turn(*[goes] * connections, ordinary)) as (pool, server):
+        with pytest.raises(RemoteProtocolError, match=message) as caught:
             await fetch(pool)
         assert len(str(caught.value)) < 2000
+        assert server.dialled == connections
+        await fetch(pool)
 
 
 async def test_goaway_between_the_grant_and_the_request(autojump_clock: MockClock) -> None:
@@ -447,8 +448,7 @@ async def test_goaway_between_the_grant_and_the_request(autojump_clock: MockCloc
 
 async def test_goaway_while_others_wait_for_a_place(autojump_clock: MockClock) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
-        await peer.request()
+        await first_request(peer, {SettingCodes.MAX_CONCURRENT_STREAMS: 1})
         await wait_all_tasks_blocked()
         # In one piece: the place becomes free, and at the same time the connection goes away.
         peer.h2.send_headers(1, [(b":status", b"200")], end_stream=True)
@@ -606,6 +606,19 @@ async def test_our_own_close_sends_goaway(link: str, busy: bool) -> None:
 
 # -- A server that is not HTTP/2.
 
+
+def sending(data: bytes, *, byte_by_byte: bool) -> Serve:
+    """A server that sends bytes without waiting for a request, and is told that they are a fault."""
+
+    async def serve(peer: H2Peer) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await peer.send(data, byte_by_byte=byte_by_byte)
+        await peer.until_closed()
+        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
+
+    return serve
+
+
 NOT_HTTP2 = [
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
     b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n",
@@ -622,14 +635,8 @@ NOT_HTTP2 = [
 async def test_an_answer_that_is_not_http2_is_told_at_once(
     autojump_clock: MockClock, text: bytes, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(text, byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
-
     start = trio.current_time()
-    async with h2_server(serve) as (pool, _):
+    async with h2_server(sending(text, byte_by_byte=byte_by_byte)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match="does not speak HTTP/2") as caught:
             await fetch(pool)
         if text.startswith(b"HTTP/"):
@@ -645,13 +652,9 @@ async def test_a_server_that_speaks_tls_is_told_apart(
 ) -> None:
     """A TLS alert is shorter than the header of a frame."""
 
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(b"\x15\x03\x01\x00\x02\x02\x46" + trailing, byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-
+    alert = b"\x15\x03\x01\x00\x02\x02\x46"
     start = trio.current_time()
-    async with h2_server(serve) as (pool, _):
+    async with h2_server(sending(alert + trailing, byte_by_byte=byte_by_byte)) as (pool, _):
         with pytest.raises(RemoteProtocolError) as caught:
             await pool.request("GET", f"{scheme}://example.com:8443/")
         assert str(caught.value).startswith(
@@ -674,13 +677,8 @@ FIRST_FRAMES = {
 async def test_the_first_frame_must_be_settings(
     autojump_clock: MockClock, first: str, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(FIRST_FRAMES[first] + SettingsFrame().serialize(), byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
-
-    async with h2_server(in_turn(serve, ordinary)) as (pool, _):
+    script = sending(FIRST_FRAMES[first] + SettingsFrame().serialize(), byte_by_byte=byte_by_byte)
+    async with h2_server(in_turn(script, ordinary)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match="instead of SETTINGS"):
             await fetch(pool)
         await fetch(pool)
@@ -948,8 +946,7 @@ async def test_a_fault_ends_the_connection_with_the_right_code(autojump_clock: M
 
 async def test_data_above_an_unread_streams_window(autojump_clock: MockClock) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + raw(DATA, 0, 1, bytes(16384)) * 16)
         await wait_all_tasks_blocked()
         assert not peer.sent(GoAwayFrame)
@@ -981,8 +978,7 @@ async def test_a_fault_of_a_stream_resets_it_with_the_right_code(
     autojump_clock: MockClock, fault: str
 ) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.request()
         await peer.send(STREAM_FAULTS[fault][0])
         reset = await peer.event(h2.events.StreamReset, 1)
@@ -1016,8 +1012,7 @@ async def test_a_little_of_what_serves_no_request_is_borne(autojump_clock: MockC
     )
 
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + chatter * 100 + raw(DATA, END_STREAM, 1, b"fine"))
         await peer.until_closed()
 
@@ -1044,8 +1039,7 @@ async def test_patience_is_renewed_in_time(autojump_clock: MockClock) -> None:
 
 async def test_a_busy_stream_of_small_frames_is_no_flood(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + (raw(DATA, 0, 1, b"x") + update(0, 1)) * 15_000 + raw(DATA, 1, 1))
         await peer.until_closed()
 
@@ -1094,21 +1088,6 @@ async def test_a_real_server_that_reads_nothing_and_floods(link: str) -> None:
         assert await fetch(pool, url=server.url) == b"GET "
 
 
-@SOCKETS
-async def test_a_fault_over_a_real_socket_is_told_to_the_server(link: str) -> None:
-    async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(raw(RST, 0, 5, bytes(4)))
-        await listen_to_the_end(peer)
-        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
-
-    async with h2_server(in_turn(hostile, ordinary), link) as (pool, server):
-        with pytest.raises(RemoteProtocolError, match="stream 5, which was never opened"):
-            await fetch(pool, url=server.url)
-        await fetch(pool, url=server.url)
-
-
 async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> None:
     """Send pieces that arrive together; under TLS each is a record of its own, and so read by itself."""
     if isinstance(stream, trio.SSLStream):
@@ -1119,19 +1098,38 @@ async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> Non
         await stream.send_all(b"".join(pieces))
 
 
+@pytest.mark.parametrize(
+    ("pieces", "code", "message"),
+    [
+        ([raw(RST, 0, 5, bytes(4))], P, "stream 5, which was never opened"),
+        # What arrives behind the fault does not change its code, and is not answered.
+        (
+            [
+                update(0, 2**31 - 1),
+                raw(RST, 0, 5, bytes(4)),
+                raw(DATA, 0, 2, b"x"),
+                DONE,
+                raw(PING, 0, 0, bytes(8)),
+            ],
+            FLOW,
+            "without a response",
+        ),
+    ],
+    ids=["alone", "with more behind it"],
+)
 @SOCKETS
-async def test_what_arrives_behind_a_fault_does_not_change_its_code(link: str) -> None:
+async def test_a_fault_over_a_real_socket_is_told_to_the_server(
+    link: str, pieces: list[bytes], code: ErrorCodes, message: str
+) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        faults = [update(0, 2**31 - 1), raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
-        await send_together(peer.stream, [*faults, DONE, raw(PING, 0, 0, bytes(8))])
+        await first_request(peer)
+        await send_together(peer.stream, pieces)
         await listen_to_the_end(peer)
-        assert_told(peer, ErrorCodes.FLOW_CONTROL_ERROR)
+        assert_told(peer, code)
         assert not peer.sent(PingFrame)
 
     async with h2_server(in_turn(hostile, ordinary), link) as (pool, server):
-        with pytest.raises(RemoteProtocolError, match="without a response"):
+        with pytest.raises(RemoteProtocolError, match=message):
             await fetch(pool, url=server.url)
         await fetch(pool, url=server.url)
 
@@ -1312,8 +1310,7 @@ async def test_what_follows_the_refusal_of_a_stream_is_no_news(
     autojump_clock: MockClock, news: Frame
 ) -> None:
     async def refuse(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         assert stream_id == 1
         # In one piece, so that the request hears of both at once.
         await peer.send_frame(GoAwayFrame(0, 0), news)
@@ -1375,8 +1372,7 @@ async def test_last_words_are_heard_after_a_send_has_failed_below_tls(autojump_c
     async def serve(scripted: ScriptedPeer) -> None:
         await scripted.start_tls(alpn_server("h2"))
         peer = H2Peer(scripted.stream)
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         await broken.wait()
         await peer.respond(stream_id, body=b"last words")
         await trio.sleep(5)
