@@ -1098,6 +1098,9 @@ async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> Non
         await stream.send_all(b"".join(pieces))
 
 
+OTHER_FAULTS = [raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
+
+
 @pytest.mark.parametrize(
     ("pieces", "code", "message"),
     [
