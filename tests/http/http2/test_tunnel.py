@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import h2.events
@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.harness.certificates import client_context, make_tls
 from tests.harness.checks import assert_unharmed, internals
-from tests.harness.h2link import LINKS, H2Server, Serve, answer, fetch, h2_server, multiplexed, send_data
+from tests.harness.h2link import LINKS, H2Server, answer, fetch, h2_server, multiplexed, send_data
 from tests.harness.h2peer import H2Peer
 from tests.harness.h2proxy import StreamScript
 from tests.harness.h2server import Multiplexer, ServerStream
@@ -68,6 +68,10 @@ async def start_and_accept(peer: H2Peer, settings: dict[SettingCodes, int] | Non
     """Agree to a CONNECT at the beginning of a connection; returns its stream."""
     await peer.start(settings)
     return await accept(peer)
+
+
+async def silent(peer: H2Peer, stream_id: int) -> None:
+    """Send nothing through a tunnel."""
 
 
 async def echo(stream: ServerStream) -> None:
@@ -150,10 +154,25 @@ class Relay:
 
 @contextlib.asynccontextmanager
 async def one_tunnel(
-    serve: Serve, link: str = "memory", **options: Any
+    script: Callable[[H2Peer, int], Awaitable[object]],
+    link: str = "memory",
+    settings: dict[SettingCodes, int] | None = None,
 ) -> AsyncIterator[tuple[ConnectionPool, H2Server, NetworkStream]]:
-    """Enter a pool and its server, as `h2_server`, and a tunnel."""
-    async with h2_server(serve, link, **options) as (pool, server), tunnel(pool, server.url) as stream:
+    """Enter a pool and its server, as `h2_server`, and a tunnel.
+
+    Args:
+        script: Plays the tunnel, by its stream; then the peer waits until the client closes the connection.
+        link: As of `h2_server`.
+        settings: What the server begins with.
+    """
+
+    async def serve(peer: H2Peer) -> None:
+        await script(peer, await start_and_accept(peer, settings))
+        # The script may have closed the connection.
+        with contextlib.suppress(trio.ClosedResourceError):
+            await peer.until_closed()
+
+    async with h2_server(serve, link) as (pool, server), tunnel(pool, server.url) as stream:
         yield pool, server, stream
 
 
@@ -423,8 +442,7 @@ async def test_other_streams_are_not_disturbed(link: str) -> None:
 async def test_writing_waits_for_the_servers_window() -> None:
     written = False
 
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         received = b""
         for more in (10, 10, 5):
             while len(received) % 10 or not received or more == 0:
@@ -436,9 +454,8 @@ async def test_writing_waits_for_the_servers_window() -> None:
             await peer.flush()
             received += (await peer.event(h2.events.DataReceived, stream_id)).data or b""
         assert received == bytes(range(35))
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
         await wait_all_tasks_blocked()
         await stream.write(bytes(range(35)))
         written = True
@@ -447,7 +464,7 @@ async def test_writing_waits_for_the_servers_window() -> None:
 @pytest.mark.parametrize("window", [1, 7])
 async def test_writing_through_the_smallest_windows(window: int) -> None:
     serve = multiplexed(echo, {SettingCodes.INITIAL_WINDOW_SIZE: window})
-    async with one_tunnel(serve) as (_, server, stream):
+    async with h2_server(serve) as (pool, server), tunnel(pool, server.url) as stream:
         # The server's settings have to be there before anything is sent.
         await wait_all_tasks_blocked()
         await stream.write(b"abc" * 50)
@@ -460,9 +477,8 @@ async def test_a_tunnel_that_is_not_read_holds_one_window_and_no_other_stream(
 ) -> None:
     sent = 0
 
-    async def serve(peer: H2Peer) -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
         nonlocal sent
-        stream_id = await start_and_accept(peer)
         while size := min(peer.h2.local_flow_control_window(stream_id), 16384):
             await send_data(peer, stream_id, b"x" * size)
             sent += size
@@ -471,9 +487,8 @@ async def test_a_tunnel_that_is_not_read_holds_one_window_and_no_other_stream(
         assert peer.sent(WindowUpdateFrame, stream_id) == []
         await peer.event(h2.events.WindowUpdated, stream_id)
         await send_data(peer, stream_id, b"z")
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (pool, server, stream):
+    async with one_tunnel(script) as (pool, server, stream):
         for _ in range(3):
             assert await fetch(pool, url=server.url) == b"y" * 100_000
         assert sent <= 1024 * 1024
@@ -493,7 +508,7 @@ async def test_data_that_comes_with_the_answer(byte_by_byte: bool) -> None:
         await peer.send(peer.h2.data_to_send(), byte_by_byte=byte_by_byte)
         await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with h2_server(serve) as (pool, server), tunnel(pool, server.url) as stream:
         assert await stream.read(100) == b"ready"
         assert await stream.read(100) == b""
         assert await stream.read(100) == b""
@@ -560,30 +575,26 @@ async def test_closing_after_the_server_ended_ends_our_side_too(close: str) -> N
 
 
 async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(autojump_clock: MockClock) -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await wait_all_tasks_blocked()
         block = peer.h2.encoder.encode([(b"t", b"u")])
         await peer.send_frame(HeadersFrame(stream_id, block, flags=["END_HEADERS"]))
         reset = await peer.event(h2.events.StreamReset, stream_id)
         assert reset.error_code == ErrorCodes.PROTOCOL_ERROR
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script) as (_, _, stream):
         # More than the window, which is never opened.
         with trio.fail_after(10), pytest.raises(WriteError, match="trailers that do not end the stream"):
             await stream.write(bytes(100_000))
 
 
 async def test_trailers_end_a_tunnel() -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await send_data(peer, stream_id, b"abc")
         peer.h2.send_headers(stream_id, [(b"t", b"u")], end_stream=True)
         await peer.flush()
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script) as (_, _, stream):
         await wait_all_tasks_blocked()
         assert await stream.read() == b"abc"
         assert await stream.read() == b""
@@ -704,12 +715,12 @@ async def test_the_connection_ends_after_the_other_end_of_a_tunnel(link: str) ->
     """There is no end to send any more, and what is sent afterwards fails as before."""
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        await send_data(peer, await start_and_accept(peer), b"", end=True)
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"", end=True)
         await go.wait()
         await peer.stream.aclose()
 
-    async with one_tunnel(serve, link) as (pool, _, stream):
+    async with one_tunnel(script, link) as (pool, _, stream):
         with trio.fail_after(5):
             assert await stream.receive_some() == b""
             [connection] = internals(pool)
@@ -723,14 +734,12 @@ async def test_the_connection_ends_after_the_other_end_of_a_tunnel(link: str) ->
 
 
 async def test_the_server_resets_while_the_window_is_waited_for(autojump_clock: MockClock) -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await trio.sleep(1)
         peer.h2.reset_stream(stream_id)
         await peer.flush()
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script, settings={SettingCodes.INITIAL_WINDOW_SIZE: 0}) as (_, _, stream):
         await wait_all_tasks_blocked()
         with trio.fail_after(2):
             await stream.wait_send_all_might_not_block()
@@ -741,15 +750,13 @@ async def test_the_server_ends_and_resets(link: str) -> None:
     """As a proxy may whose other side does not listen any more: what it sent is whole."""
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await send_data(peer, stream_id, b"abc", end=True)
         await go.wait()
         peer.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
         await peer.flush()
-        await peer.until_closed()
 
-    async with one_tunnel(serve, link) as (_, server, stream):
+    async with one_tunnel(script, link, settings=SMALL_WINDOW) as (_, server, stream):
         async with failing(trio.BrokenResourceError, lambda: stream.send_all(b"x" * 100_000)):
             go.set()
         assert await stream.read() == b"abc"
@@ -763,12 +770,12 @@ async def test_the_server_ends_and_resets(link: str) -> None:
 async def test_a_connection_that_breaks(link: str) -> None:
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await send_data(peer, stream_id, b"abc")
         await go.wait()
+        await peer.stream.aclose()
 
-    async with one_tunnel(serve, link) as (pool, _, stream):
+    async with one_tunnel(script, link, settings=SMALL_WINDOW) as (pool, _, stream):
         async with failing(trio.BrokenResourceError, lambda: stream.send_all(b"x" * 100_000)):
             go.set()
         assert await stream.read() == b"abc"
@@ -786,12 +793,12 @@ async def test_a_connection_that_breaks(link: str) -> None:
 
 
 async def test_a_connection_that_breaks_after_the_server_has_ended_the_tunnel() -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await send_data(peer, stream_id, b"abc", end=True)
         await wait_all_tasks_blocked()
+        await peer.stream.aclose()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
         await wait_all_tasks_blocked()
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(b"x" * 100)
@@ -801,12 +808,8 @@ async def test_a_connection_that_breaks_after_the_server_has_ended_the_tunnel() 
 
 @LINKS
 async def test_closing_the_pool_ends_reads_and_writes(link: str) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await start_and_accept(peer, SMALL_WINDOW)
-        await peer.until_closed()
-
     async with (
-        one_tunnel(serve, link) as (pool, _, stream),
+        one_tunnel(silent, link, settings=SMALL_WINDOW) as (pool, _, stream),
         failing(ReadError, stream.read),
         failing(WriteError, lambda: stream.write(b"x" * 100_000)),
     ):
@@ -814,15 +817,13 @@ async def test_closing_the_pool_ends_reads_and_writes(link: str) -> None:
 
 
 async def test_a_tunnel_goes_on_after_goaway() -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await peer.send_frame(GoAwayFrame(last_stream_id=1))
         await send_data(peer, stream_id, b"abc")
         assert (await peer.event(h2.events.DataReceived, stream_id)).data == b"def"
         await send_data(peer, stream_id, b"", end=True)
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (pool, _, stream):
+    async with one_tunnel(script) as (pool, _, stream):
         assert await stream.read() == b"abc"
         await stream.write(b"def")
         assert await stream.read() == b""
@@ -865,13 +866,11 @@ async def test_a_cancelled_write_tears_nothing() -> None:
 
 
 async def test_timeouts(autojump_clock: MockClock) -> None:
-    async def serve(peer: H2Peer) -> None:
-        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await trio.sleep(10)
         await send_data(peer, stream_id, b"abc")
-        await peer.until_closed()
 
-    async with one_tunnel(serve) as (_, _, stream):
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await stream.read(timeout=3)
@@ -887,7 +886,7 @@ async def test_timeouts(autojump_clock: MockClock) -> None:
 
 @LINKS
 async def test_information_through_a_tunnel(link: str) -> None:
-    async with one_tunnel(multiplexed(echo), link) as (_, server, stream):
+    async with h2_server(multiplexed(echo), link) as (pool, server), tunnel(pool, server.url) as stream:
         ask = stream.get_extra_info
         if link == "memory":
             for name in ("client_addr", "server_addr", "socket", "ssl_object", "is_readable"):
