@@ -22,7 +22,6 @@ from trio_exchange import ConnectionPool, ExchangeError, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 Serve: TypeAlias = Callable[[H2Peer], Awaitable[object]]
-Headers: TypeAlias = dict[bytes, bytes]
 
 URL = "http://example.com/"
 
@@ -139,7 +138,7 @@ class requests:
     def __aiter__(self) -> requests:
         return self
 
-    async def __anext__(self) -> tuple[int, Headers, bytes]:
+    async def __anext__(self) -> tuple[int, dict[bytes, bytes], bytes]:
         try:
             return await self.peer.request()
         except EOFError:
