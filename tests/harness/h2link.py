@@ -303,6 +303,11 @@ class BackgroundRequests:
         return [request.response.content for request in self.ended if request.response is not None]
 
     @property
+    def answers(self) -> dict[str, bytes | None]:
+        """The content of the response from each URL."""
+        return dict(zip(self.order, self.contents, strict=True))
+
+    @property
     def errors(self) -> list[ExchangeError]:
         return [request.error for request in self.ended if request.error is not None]
 
