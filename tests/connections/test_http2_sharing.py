@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,8 +17,22 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.harness.certificates import alpn_server, make_tls
 from tests.harness.checks import assert_unharmed, open_sockets
-from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import respond, swallow
+from tests.harness.h2link import (
+    URL,
+    BackgroundRequests,
+    Paused,
+    answer,
+    background,
+    fetch,
+    h2_server,
+    in_turn,
+    listen_to_the_end,
+    memory_server,
+    set_stream_limit,
+    until,
+)
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import Script, respond, swallow
 from tests.harness.servers import serve_tcp
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -36,7 +49,6 @@ from trio_exchange._connect.transport import Readiness
 from trio_exchange._http.http2.connection import HTTP2Connection
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-URL = "http://example.com/"
 TLS_URL = "https://example.com/"
 
 
@@ -102,7 +114,7 @@ class Origin:
     async def begin(self) -> None:
         """Say what was not said at first."""
         self._silence.cancel()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
     async def answer(self, count: int | None = None) -> None:
         """Answer the requests that came first, and let the client take note."""
@@ -111,28 +123,40 @@ class Origin:
             if not (peer.sent(RstStreamFrame, stream_id) or peer.ended):
                 await peer.respond(stream_id, 200, body=b"%d" % stream_id)
         if self.hold:
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
+
+    async def answer_all(self) -> None:
+        """Answer also the requests that come when others have been answered."""
+        while self.pending:
+            await self.answer()
 
     async def set_limit(self, limit: int) -> None:
         """Change the limit of the first connection, and wait until the client knows."""
-        peer = self.peers[0]
-        peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: limit})
-        await peer.flush()
-        await trio.testing.wait_all_tasks_blocked()
-        assert peer.h2.local_settings.max_concurrent_streams == limit
+        await set_stream_limit(self.peers[0], limit)
+        assert self.peers[0].h2.local_settings.max_concurrent_streams == limit
+
+    async def hang_up(self) -> None:
+        """End the connection of the only pending request without an answer."""
+        [(peer, _)] = self.pending
+        self.pending.clear()
+        assert isinstance(peer.stream, trio.StapledStream)
+        await peer.stream.send_eof()
+        await wait_all_tasks_blocked()
 
 
-def chosen(peer: ScriptedPeer) -> str | None:
+def selected_alpn(peer: ScriptedPeer) -> str | None:
     assert isinstance(peer.stream, trio.SSLStream)
     protocol: str | None = peer.stream.selected_alpn_protocol()
     return protocol
 
 
-def by_alpn(origin: Origin) -> Callable[[ScriptedPeer], Awaitable[None]]:
-    """A server that speaks, behind TLS, what was agreed upon."""
+def by_alpn(origin: Origin, *protocols: str) -> Script:
+    """A server that speaks what ALPN selects of `protocols`; `serve_tcp` has done the handshake already."""
 
     async def serve(peer: ScriptedPeer) -> None:
-        if chosen(peer) == "h2":
+        if not isinstance(peer.stream, trio.SSLStream):
+            await peer.start_tls(alpn_server(*protocols))
+        if selected_alpn(peer) == "h2":
             await origin(H2Peer(peer.stream))
         else:
             await respond(peer)
@@ -140,107 +164,55 @@ def by_alpn(origin: Origin) -> Callable[[ScriptedPeer], Awaitable[None]]:
     return serve
 
 
-def tls_connector(
-    nursery: trio.Nursery, origin: Origin, *protocols: str
-) -> tuple[MemoryConnector, ssl.SSLContext]:
-    """As `serve_tcp` of `by_alpn`, in memory."""
-    context = alpn_server(*protocols)
-
-    async def serve(peer: ScriptedPeer) -> None:
-        await peer.start_tls(context)
-        await by_alpn(origin)(peer)
-
-    tls = make_tls()
-    return MemoryConnector(nursery, serve), tls.client
-
-
-class Results:
-    """What has become of some requests made at the same time."""
-
-    def __init__(self, pool: ConnectionPool, nursery: trio.Nursery) -> None:
-        self.pool = pool
-        self.nursery = nursery
-        self.statuses: list[int] = []
-        self.errors: list[ExchangeError] = []
-        self.order: list[str] = []
-
-    async def make(self, count: int, url: str = URL, **arguments: Any) -> None:
-        """Make requests, and wait until nothing more happens."""
-        for _ in range(count):
-            self.nursery.start_soon(self._one, url, arguments)
-        await trio.testing.wait_all_tasks_blocked()
-
-    async def _one(self, url: str, arguments: dict[str, Any]) -> None:
-        try:
-            response = await self.pool.request("GET", url, **arguments)
-        except ExchangeError as exc:
-            self.errors.append(exc)
-        else:
-            self.statuses.append(response.status)
-            self.order.append(url)
-
-
 # -- A burst to a new origin.
 
 
-async def burst(pool: ConnectionPool, url: str, count: int = 50) -> list[bytes]:
-    """Make requests at the same time; returns what they were answered by."""
-    versions: list[bytes] = []
-
-    async def one() -> None:
-        response = await pool.request("GET", url)
-        assert response.status == 200
-        versions.append(response.extensions["http_version"])
-
+async def burst(pool: ConnectionPool, url: str) -> list[bytes]:
+    """Make 50 requests at the same time; returns what they were answered by."""
     with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            for _ in range(count):
-                nursery.start_soon(one)
-    return versions
+        async with background(pool) as requests:
+            await requests.make(50, url)
+    assert requests.statuses == [200] * 50
+    return [request.response.extensions["http_version"] for request in requests.ended if request.response]
 
 
-async def test_a_burst_makes_one_connection_to_a_server_that_speaks_http2(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_burst_makes_one_connection_to_a_server_that_speaks_http2(autojump_clock: MockClock) -> None:
     origin = Origin()
-    async with trio.open_nursery() as nursery:
-        connector, context = tls_connector(nursery, origin, "h2", "http/1.1")
-        async with ConnectionPool(context, http2=True, connector=connector) as pool:
-            for _ in range(2):
-                assert await burst(pool, TLS_URL) == [b"HTTP/2"] * 50
-                assert len(connector.dialled) == 1
-            assert origin.most > 10
-            assert pool.statistics().requests_served == 100
+    async with memory_server(by_alpn(origin, "h2", "http/1.1"), http2=True) as (pool, connector):
+        for _ in range(2):
+            assert await burst(pool, TLS_URL) == [b"HTTP/2"] * 50
+            assert len(connector.dialled) == 1
+        assert origin.most > 10
+        assert pool.statistics().requests_served == 100
 
 
 async def test_a_burst_makes_as_many_connections_as_allowed_to_a_server_that_does_not(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        connector, context = tls_connector(nursery, Origin(), "http/1.1")
-        async with ConnectionPool(
-            context, http2=True, connector=connector, max_connections=7, max_keepalive_connections=0
-        ) as pool:
-            # What the server speaks is not known yet: one request leads.
-            connector.gate = trio.Event()
-            results = Results(pool, nursery)
-            await results.make(50, TLS_URL)
-            assert len(connector.dialled) == 1
-            connector.gate.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert results.statuses == [200] * 50
-            assert {chosen(peer) for peer in connector.peers} == {"http/1.1"}
-            assert len(connector.dialled) >= 7
-            assert_unharmed(pool)
-            # Now it is known, although there is no connection any more.
-            before = len(connector.dialled)
-            connector.gate = trio.Event()
-            await results.make(50, TLS_URL)
-            assert len(connector.dialled) == before + 7
-            connector.gate.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert results.statuses == [200] * 100
-            assert results.errors == []
+    options = {"http2": True, "max_connections": 7, "max_keepalive_connections": 0}
+    async with (
+        memory_server(by_alpn(Origin(), "http/1.1"), **options) as (pool, connector),
+        background(pool) as requests,
+    ):
+        # What the server speaks is not known yet: one request leads.
+        connector.gate = trio.Event()
+        await requests.make(50, TLS_URL)
+        assert len(connector.dialled) == 1
+        connector.gate.set()
+        await wait_all_tasks_blocked()
+        assert requests.statuses == [200] * 50
+        assert {selected_alpn(peer) for peer in connector.peers} == {"http/1.1"}
+        assert len(connector.dialled) >= 7
+        assert_unharmed(pool)
+        # Now it is known, although there is no connection any more.
+        before = len(connector.dialled)
+        connector.gate = trio.Event()
+        await requests.make(50, TLS_URL)
+        assert len(connector.dialled) == before + 7
+        connector.gate.set()
+        await wait_all_tasks_blocked()
+        assert requests.statuses == [200] * 100
+        assert requests.errors == []
 
 
 @pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
@@ -264,190 +236,154 @@ async def test_a_burst_over_sockets(protocol: str) -> None:
 
 
 async def test_beyond_the_limit_another_connection_is_made_if_the_pool_allows(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     origin = Origin(2, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=3)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(9)
-            assert len(connector.dialled) == 3
-            assert [peer.h2.open_inbound_streams for peer in origin.peers] == [2, 2, 2]
-            assert pool.statistics().waiting == 3
-            assert (pool.statistics().active, pool.statistics().open) == (3, 3)
-            assert "HTTP/2, active, 2 streams" in repr(pool.connections[0])
-            while origin.pending:
-                await origin.answer()
-            assert results.statuses == [200] * 9
-            assert origin.most == 2
-            assert_unharmed(pool, idle=3)
+    async with h2_server(origin, max_connections=3) as (pool, server), background(pool) as requests:
+        await requests.make(9)
+        assert server.dialled == 3
+        assert [peer.h2.open_inbound_streams for peer in origin.peers] == [2, 2, 2]
+        assert pool.statistics().waiting == 3
+        assert (pool.statistics().active, pool.statistics().open) == (3, 3)
+        assert "HTTP/2, active, 2 streams" in repr(pool.connections[0])
+        await origin.answer_all()
+        assert requests.statuses == [200] * 9
+        assert origin.most == 2
+        assert_unharmed(pool, idle=3)
 
 
-async def test_else_they_wait_under_the_pool_timeout(autojump_clock: trio.testing.MockClock) -> None:
+async def test_else_they_wait_under_the_pool_timeout(autojump_clock: MockClock) -> None:
     origin = Origin(2, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            patient, hasty = Results(pool, nursery), Results(pool, nursery)
-            await patient.make(2)
-            await hasty.make(2, extensions={"timeout": {"pool": 5}})
-            await patient.make(2)
-            await trio.sleep(4.5)
-            assert hasty.errors == []
-            await trio.sleep(1)
-            assert {type(error) for error in hasty.errors} == {PoolTimeout}
-            await origin.answer()
-            await origin.answer()
-            assert patient.statuses == [200] * 4
-            assert len(connector.dialled) == 1
+    async with (
+        h2_server(origin, max_connections=1) as (pool, server),
+        background(pool) as patient,
+        background(pool) as hasty,
+    ):
+        await patient.make(2)
+        await hasty.make(2, extensions={"timeout": {"pool": 5}})
+        await patient.make(2)
+        await trio.sleep(4.5)
+        assert hasty.errors == []
+        await trio.sleep(1)
+        assert set(hasty.error_types) == {PoolTimeout}
+        await origin.answer()
+        await origin.answer()
+        assert patient.statuses == [200] * 4
+        assert server.dialled == 1
 
 
 async def test_a_limit_may_be_lowered_to_one_to_nothing_and_raised_while_streams_are_open(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     origin = Origin(4, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(12)
-            assert len(origin.pending) == 4
-            await origin.set_limit(1)
-            origin.most = 0
-            await origin.answer(3)
-            assert len(origin.pending) == 1, "one stream is left, which is all that is allowed"
-            await origin.answer(1)
-            assert len(origin.pending) == 1
-            assert origin.most == 1
-            await origin.set_limit(0)
-            await results.make(1)
-            assert len(origin.pending) == 1, "none is opened"
-            await origin.set_limit(3)
-            assert len(origin.pending) == 3
-            await origin.set_limit(100)
-            assert len(origin.pending) == 9
-            await origin.answer()
-            assert results.statuses == [200] * 13
-            assert not origin.peers[0].sent(RstStreamFrame)
-            assert len(connector.dialled) == 1
-            assert_unharmed(pool, idle=1)
+    async with h2_server(origin, max_connections=1) as (pool, server), background(pool) as requests:
+        await requests.make(12)
+        assert len(origin.pending) == 4
+        await origin.set_limit(1)
+        origin.most = 0
+        await origin.answer(3)
+        assert len(origin.pending) == 1, "one stream is left, which is all that is allowed"
+        await origin.answer(1)
+        assert len(origin.pending) == 1
+        assert origin.most == 1
+        await origin.set_limit(0)
+        await requests.make(1)
+        assert len(origin.pending) == 1, "none is opened"
+        await origin.set_limit(3)
+        assert len(origin.pending) == 3
+        await origin.set_limit(100)
+        assert len(origin.pending) == 9
+        await origin.answer()
+        assert requests.statuses == [200] * 13
+        assert not origin.peers[0].sent(RstStreamFrame)
+        assert server.dialled == 1
+        assert_unharmed(pool, idle=1)
 
 
-async def test_a_connection_that_may_not_be_used_makes_room_for_another(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_connection_that_may_not_be_used_makes_room_for_another(autojump_clock: MockClock) -> None:
     origin = Origin(hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(1)
-            await origin.set_limit(0)
-            await results.make(2)
-            await origin.answer()
-            assert origin.peers[0].ended
-            assert origin.peers[0].sent(GoAwayFrame)
-            await origin.answer()
-            assert results.statuses == [200] * 3
-            assert len(connector.dialled) == 2
+    async with h2_server(origin, max_connections=1) as (pool, server), background(pool) as requests:
+        await requests.make(1)
+        await origin.set_limit(0)
+        await requests.make(2)
+        await origin.answer()
+        assert origin.peers[0].ended
+        assert origin.peers[0].sent(GoAwayFrame)
+        await origin.answer()
+        assert requests.statuses == [200] * 3
+        assert server.dialled == 2
 
 
-async def test_without_room_for_another_they_wait_until_it_may_be_used(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_without_room_for_another_they_wait_until_it_may_be_used(autojump_clock: MockClock) -> None:
     origin = Origin(hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections_per_origin=1)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(1)
-            await origin.set_limit(0)
-            await results.make(2)
-            await origin.answer()
-            assert origin.pending == []
-            assert_idle_and_waiting(pool, 1, 2)
-            await origin.set_limit(1)
-            await origin.answer()
-            await origin.answer()
-            assert results.statuses == [200] * 3
-            assert len(connector.dialled) == 1
-
-
-def assert_idle_and_waiting(pool: ConnectionPool, idle: int, waiting: int) -> None:
-    numbers = pool.statistics()
-    assert (numbers.open, numbers.idle, numbers.active, numbers.waiting) == (idle, idle, 0, waiting)
+    async with (
+        h2_server(origin, max_connections_per_origin=1) as (pool, server),
+        background(pool) as requests,
+    ):
+        await requests.make(1)
+        await origin.set_limit(0)
+        await requests.make(2)
+        await origin.answer()
+        assert origin.pending == []
+        numbers = pool.statistics()
+        assert (numbers.open, numbers.idle, numbers.active, numbers.waiting) == (1, 1, 0, 2)
+        await origin.set_limit(1)
+        await origin.answer()
+        await origin.answer()
+        assert requests.statuses == [200] * 3
+        assert server.dialled == 1
 
 
 async def test_a_limit_lowered_between_the_grant_and_the_request_drops_nothing(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     """The requests were granted to the connection, but find that it takes no more."""
     origin = Origin(10, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            waits, go = trio.Event(), trio.Event()
-
-            async def handler(event: str, _: dict[str, Any]) -> None:
-                if event == "http2.send_connection_init.started":
-                    waits.set()
-                    await go.wait()
-
-            await results.make(1, extensions={"trace": handler})
-            await waits.wait()
-            await results.make(2)
-            assert len(origin.pending) == 2
-            await origin.set_limit(2)
-            go.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(origin.pending) == 2
-            await origin.answer()
-            await origin.answer()
-            assert results.statuses == [200] * 3
-            assert origin.most == 2
-            assert len(connector.dialled) == 1
+    handler = Paused()
+    async with h2_server(origin, max_connections=1) as (pool, server), background(pool) as requests:
+        await requests.make(1, extensions={"trace": handler})
+        await handler.reached.wait()
+        await requests.make(2)
+        assert len(origin.pending) == 2
+        await origin.set_limit(2)
+        await handler.resume()
+        assert len(origin.pending) == 2
+        await origin.answer()
+        await origin.answer()
+        assert requests.statuses == [200] * 3
+        assert origin.most == 2
+        assert server.dialled == 1
 
 
 @pytest.mark.parametrize("connections", [1, 3, 20])
 @pytest.mark.parametrize("then", [0, 1, 2])
 async def test_what_was_not_sent_for_a_limit_lowered_at_once_waits_again(
-    connections: int, then: int, autojump_clock: trio.testing.MockClock
+    connections: int, then: int, autojump_clock: MockClock
 ) -> None:
     origin = Origin(100, hold=True, then=then)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, origin, max_connections=connections)
-        async with pool:
-            results = Results(pool, nursery)
-            for _ in range(20):
-                # Content that can be taken only once.
-                body = (piece for piece in [b"some ", b"content"])
-                nursery.start_soon(results._one, URL, {"content": body})
-            await trio.testing.wait_all_tasks_blocked()
-            while origin.pending:
-                await origin.answer()
-            assert results.errors == []
-            assert results.statuses == [200] * 20
-            assert origin.most <= max(1, then)
-            assert not any(peer.sent(RstStreamFrame) for peer in origin.peers)
+    async with h2_server(origin, max_connections=connections) as (pool, _), background(pool) as requests:
+        for _ in range(20):
+            # Content that can be taken only once.
+            requests.start(content=(piece for piece in [b"some ", b"content"]))
+        await wait_all_tasks_blocked()
+        await origin.answer_all()
+        assert requests.errors == []
+        assert requests.statuses == [200] * 20
+        assert origin.most <= max(1, then)
+        assert not any(peer.sent(RstStreamFrame) for peer in origin.peers)
 
 
-async def test_a_burst_meets_a_limit_lowered_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_burst_meets_a_limit_lowered_at_once(autojump_clock: MockClock) -> None:
     origin = Origin(100, hold=True, then=2)
     events = Events()
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(20, extensions={"trace": events})
-            assert len(origin.pending) == 2
-            assert pool.statistics().waiting == 18
-            while origin.pending:
-                await origin.answer()
-            assert results.statuses == [200] * 20
-            assert origin.most == 2
-            assert len(connector.dialled) == 1
+    async with h2_server(origin, max_connections=1) as (pool, server), background(pool) as requests:
+        await requests.make(20, extensions={"trace": events})
+        assert len(origin.pending) == 2
+        assert pool.statistics().waiting == 18
+        await origin.answer_all()
+        assert requests.statuses == [200] * 20
+        assert origin.most == 2
+        assert server.dialled == 1
     retries = events.infos("connection.retry.started")
     assert len(retries) == 18
     for info in retries:
@@ -456,279 +392,190 @@ async def test_a_burst_meets_a_limit_lowered_at_once(autojump_clock: trio.testin
         assert isinstance(info["exception"], RemoteProtocolError)
 
 
-async def test_what_was_not_sent_waits_under_the_pool_timeout(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_was_not_sent_waits_under_the_pool_timeout(autojump_clock: MockClock) -> None:
     origin = Origin(100, hold=True, then=1)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(5, extensions={"timeout": {"pool": 3}})
-            assert len(origin.pending) == 1
-            await trio.sleep(2)
-            await origin.answer()
-            assert results.statuses == [200]
-            await trio.sleep(2)
-            assert [type(error) for error in results.errors] == [PoolTimeout] * 3
-            await origin.answer()
-            assert results.statuses == [200] * 2
-            assert_unharmed(pool, idle=1)
+    async with h2_server(origin, max_connections=1) as (pool, _), background(pool) as requests:
+        await requests.make(5, extensions={"timeout": {"pool": 3}})
+        assert len(origin.pending) == 1
+        await trio.sleep(2)
+        await origin.answer()
+        assert requests.statuses == [200]
+        await trio.sleep(2)
+        assert requests.error_types == [PoolTimeout] * 3
+        await origin.answer()
+        assert requests.statuses == [200] * 2
+        assert_unharmed(pool, idle=1)
 
 
-async def test_what_was_not_sent_goes_to_the_head_of_the_queue(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_was_not_sent_goes_to_the_head_of_the_queue(autojump_clock: MockClock) -> None:
     origin = Origin(2, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            waits, go = trio.Event(), trio.Event()
-
-            async def handler(event: str, _: dict[str, Any]) -> None:
-                if event == "http2.send_connection_init.started":
-                    waits.set()
-                    await go.wait()
-
-            # The leader's handler takes its time, and another one's request is the only one allowed.
-            await results.make(1, URL + "first", extensions={"trace": handler})
-            await results.make(1, URL + "second")
-            await origin.set_limit(1)
-            await results.make(1, URL + "third")
-            go.set()
-            await trio.testing.wait_all_tasks_blocked()
-            for _ in range(3):
-                assert len(origin.pending) == 1
-                await origin.answer()
-            assert results.order == [URL + "second", URL + "first", URL + "third"]
+    handler = Paused()
+    async with h2_server(origin, max_connections=1) as (pool, _), background(pool) as requests:
+        # The leader's handler takes its time, and another one's request is the only one allowed.
+        await requests.make(1, URL + "first", extensions={"trace": handler})
+        await requests.make(1, URL + "second")
+        await origin.set_limit(1)
+        await requests.make(1, URL + "third")
+        await handler.resume()
+        for _ in range(3):
+            assert len(origin.pending) == 1
+            await origin.answer()
+        assert requests.order == [URL + "second", URL + "first", URL + "third"]
 
 
 @pytest.mark.parametrize("times", [1, 2, 5, 6])
 async def test_a_limit_of_nothing_while_a_handler_takes_its_time(
-    times: int, autojump_clock: trio.testing.MockClock
+    times: int, autojump_clock: MockClock
 ) -> None:
+    async def handler(event: str, _: dict[str, Any]) -> None:
+        if event == "http2.send_connection_init.started":
+            await wait_all_tasks_blocked()
+            if len(origin.peers) <= times:
+                await set_stream_limit(origin.peers[-1], 0)
+
     origin = Origin(hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-
-            async def handler(event: str, _: dict[str, Any]) -> None:
-                if event == "http2.send_connection_init.started":
-                    await trio.testing.wait_all_tasks_blocked()
-                    if len(origin.peers) <= times:
-                        peer = origin.peers[-1]
-                        peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0})
-                        await peer.flush()
-                        await trio.testing.wait_all_tasks_blocked()
-
-            body = (piece for piece in [b"can be had ", b"once"])
-            await results.make(1, content=body, extensions={"trace": handler})
-            await trio.sleep(1)
-            await origin.answer()
-            # A connection that takes no request at all is not replaced for ever.
-            assert results.statuses == ([200] if times <= 5 else [])
-            assert len(results.errors) == (0 if times <= 5 else 1)
-            assert len(connector.dialled) == min(times + 1, 6)
+    async with h2_server(origin, max_connections=1) as (pool, server), background(pool) as requests:
+        body = (piece for piece in [b"can be had ", b"once"])
+        await requests.make(1, content=body, extensions={"trace": handler})
+        await trio.sleep(1)
+        await origin.answer()
+        # A connection that takes no request at all is not replaced for ever.
+        assert requests.statuses == ([200] if times <= 5 else [])
+        assert len(requests.errors) == (0 if times <= 5 else 1)
+        assert server.dialled == min(times + 1, 6)
 
 
-async def test_what_was_not_sent_may_still_be_repeated_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_was_not_sent_may_still_be_repeated_once(autojump_clock: MockClock) -> None:
     """The request finds no place, then no answer, and is answered at the third try."""
     origin = Origin(10, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        async with pool:
-            results, held_up = Results(pool, nursery), Results(pool, nursery)
-            go = trio.Event()
-
-            async def handler(event: str, info: dict[str, Any]) -> None:
-                events.append((event, info))
-                if event == "http2.send_connection_init.started":
-                    await go.wait()
-
-            events: list[tuple[str, dict[str, Any]]] = []
-            await held_up.make(1, extensions={"trace": handler})
-            await results.make(1)
-            await origin.set_limit(1)
-            go.set()
-            await trio.testing.wait_all_tasks_blocked()
-            await origin.answer()
-            assert [stream_id for _, stream_id in origin.pending] == [3]
-            # The server ends the connection without an answer.
-            stream = origin.peers[0].stream
-            assert isinstance(stream, trio.StapledStream)
-            await stream.send_eof()
-            origin.pending.clear()
-            await trio.testing.wait_all_tasks_blocked()
-            await origin.answer()
-            assert held_up.statuses == results.statuses == [200]
-            attempts = [info["attempt"] for event, info in events if event == "connection.retry.started"]
-            assert attempts == [1, 2]
-            assert len(connector.dialled) == 2
+    handler = Paused()
+    async with (
+        h2_server(origin, max_connections=1) as (pool, server),
+        background(pool) as requests,
+        background(pool) as held_up,
+    ):
+        await held_up.make(1, extensions={"trace": handler})
+        await requests.make(1)
+        await origin.set_limit(1)
+        await handler.resume()
+        await origin.answer()
+        assert [stream_id for _, stream_id in origin.pending] == [3]
+        await origin.hang_up()
+        await origin.answer()
+        assert held_up.statuses == requests.statuses == [200]
+        assert [info["attempt"] for info in handler.infos("connection.retry.started")] == [1, 2]
+        assert server.dialled == 2
 
 
-async def test_what_was_not_answered_twice_is_not_sent_a_third_time(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_was_not_answered_twice_is_not_sent_a_third_time(autojump_clock: MockClock) -> None:
     """Also where the second connection has carried requests before."""
     origin = Origin(1, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=2)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(2)
-            await origin.answer()
-            await results.make(1)
-            for _ in range(2):
-                [(peer, _)] = origin.pending
-                origin.pending.clear()
-                assert isinstance(peer.stream, trio.StapledStream)
-                await peer.stream.send_eof()
-                await trio.testing.wait_all_tasks_blocked()
-            assert [type(error) for error in results.errors] == [RemoteProtocolError]
-            assert origin.pending == []
-            assert len(connector.dialled) == 2
-            assert_unharmed(pool)
+    async with h2_server(origin, max_connections=2) as (pool, server), background(pool) as requests:
+        await requests.make(2)
+        await origin.answer()
+        await requests.make(1)
+        for _ in range(2):
+            await origin.hang_up()
+        assert requests.error_types == [RemoteProtocolError]
+        assert origin.pending == []
+        assert server.dialled == 2
+        assert_unharmed(pool)
 
 
 async def test_a_server_that_never_sends_settings_is_asked_one_thing_at_a_time(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     origin = Origin(hold=True, settings=False)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin)
-        async with pool:
-            results, hasty = Results(pool, nursery), Results(pool, nursery)
-            await results.make(3, extensions={"timeout": {"read": 5}})
-            await hasty.make(1, extensions={"timeout": {"pool": 1}})
-            assert pool.statistics().waiting == 3
-            await trio.sleep(1.5)
-            assert [type(error) for error in hasty.errors] == [PoolTimeout]
-            await trio.sleep(15)
-            assert [type(error) for error in results.errors] == [ReadTimeout] * 3
-            assert len(connector.dialled) == 1
-            frames = origin.peers[0].sent((HeadersFrame, RstStreamFrame))
-            assert [(type(frame), frame.stream_id) for frame in frames] == [
-                (kind, stream_id) for stream_id in (1, 3, 5) for kind in (HeadersFrame, RstStreamFrame)
-            ]
-            assert_unharmed(pool, idle=1)
+    async with (
+        h2_server(origin) as (pool, server),
+        background(pool) as requests,
+        background(pool) as hasty,
+    ):
+        await requests.make(3, extensions={"timeout": {"read": 5}})
+        await hasty.make(1, extensions={"timeout": {"pool": 1}})
+        assert pool.statistics().waiting == 3
+        await trio.sleep(1.5)
+        assert hasty.error_types == [PoolTimeout]
+        await trio.sleep(15)
+        assert requests.error_types == [ReadTimeout] * 3
+        assert server.dialled == 1
+        frames = server.peer.sent((HeadersFrame, RstStreamFrame))
+        assert [(type(frame), frame.stream_id) for frame in frames] == [
+            (kind, stream_id) for stream_id in (1, 3, 5) for kind in (HeadersFrame, RstStreamFrame)
+        ]
+        assert_unharmed(pool, idle=1)
 
 
 # -- The leader.
 
 
-async def test_if_the_leader_can_not_connect_another_leads(autojump_clock: trio.testing.MockClock) -> None:
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, Origin())
-        connector.failures = [OSError("refused"), OSError("refused")]
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(5)
-            assert [type(error) for error in results.errors] == [ConnectError] * 2
-            assert results.statuses == [200] * 3
-            assert len(connector.dialled) == 3
-            assert_unharmed(pool, idle=1)
+@pytest.mark.parametrize(
+    ("stage", "failures", "error"),
+    [
+        ("dialling", 2, ConnectError),
+        ("handshake", 1, ConnectError),
+        # The connection was new: that it is broken is no accident of reuse.
+        ("before settings", 1, RemoteProtocolError),
+    ],
+)
+async def test_if_the_leader_fails_another_leads(
+    stage: str, failures: int, error: type[ExchangeError], autojump_clock: MockClock
+) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        if len(connector.peers) > 1 or stage == "dialling":
+            await by_alpn(Origin(), "h2")(peer)
+            return
+        if stage == "before settings":
+            await peer.start_tls(alpn_server("h2"))
+        await peer.stream.receive_some(65536)
 
-
-async def test_if_the_handshake_fails_another_leads(autojump_clock: trio.testing.MockClock) -> None:
-    origin = Origin()
-    async with trio.open_nursery() as nursery:
-        connector, context = tls_connector(nursery, origin, "h2")
-        sound = connector._serve
-        connections = 0
-
-        async def serve(peer: ScriptedPeer) -> None:
-            nonlocal connections
-            connections += 1
-            if connections == 1:
-                await peer.receive_some()
-            else:
-                await sound(peer)
-
-        connector._serve = serve
-        async with ConnectionPool(context, http2=True, connector=connector) as pool:
-            results = Results(pool, nursery)
-            await results.make(5, TLS_URL)
-            assert [type(error) for error in results.errors] == [ConnectError]
-            assert results.statuses == [200] * 4
-            assert connections == 2
+    async with memory_server(serve, http2=True) as (pool, connector), background(pool) as requests:
+        if stage == "dialling":
+            connector.failures = [OSError("refused")] * failures
+        await requests.make(5, TLS_URL)
+        assert requests.error_types == [error] * failures
+        assert requests.statuses == [200] * (5 - failures)
+        assert len(connector.dialled) == failures + 1
+        assert_unharmed(pool, idle=1)
 
 
 @pytest.mark.parametrize("stage", ["dialling", "handshake", "before settings", "waiting for the answer"])
-async def test_if_the_leader_is_cancelled_another_leads(
-    stage: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_if_the_leader_is_cancelled_another_leads(stage: str, autojump_clock: MockClock) -> None:
     origin = Origin(hold=True, settings=stage != "before settings")
     go = trio.Event()
-    async with trio.open_nursery() as nursery:
-        context = alpn_server("h2")
 
-        async def serve(peer: ScriptedPeer) -> None:
-            if stage == "handshake":
-                await go.wait()
-            await peer.start_tls(context)
-            await origin(H2Peer(peer.stream))
+    async def serve(peer: ScriptedPeer) -> None:
+        if stage == "handshake":
+            await go.wait()
+        await by_alpn(origin, "h2")(peer)
 
-        connector = MemoryConnector(nursery, serve)
+    async with memory_server(serve, http2=True) as (pool, connector), background(pool) as requests:
         if stage == "dialling":
             connector.gate = trio.Event()
-        async with ConnectionPool(make_tls().client, http2=True, connector=connector) as pool:
-            leader = trio.CancelScope()
-
-            async def lead() -> None:
-                with leader:
-                    await pool.request("GET", TLS_URL)
-
-            nursery.start_soon(lead)
-            await trio.testing.wait_all_tasks_blocked()
-            results = Results(pool, nursery)
-            await results.make(4, TLS_URL)
-            assert len(connector.dialled) == 1
-            assert pool.statistics().waiting == (0 if stage == "waiting for the answer" else 4)
-            leader.cancel()
-            await trio.testing.wait_all_tasks_blocked()
-            assert leader.cancelled_caught
-            connector.gate.set()
-            go.set()
-            await trio.testing.wait_all_tasks_blocked()
-            if stage == "before settings":
-                assert origin.peers[0].sent(RstStreamFrame, 1)
-                assert len(origin.peers[0].sent(HeadersFrame)) == 2
-                await origin.begin()
-            await origin.answer()
-            assert results.statuses == [200] * 4
-            # An established connection is not given up with its first request.
-            assert len(connector.dialled) == (2 if stage in ("dialling", "handshake") else 1)
-            assert_unharmed(pool, idle=1)
+        # One after the other, so that the first one leads.
+        await requests.make(1, TLS_URL)
+        await requests.make(4, TLS_URL)
+        assert len(connector.dialled) == 1
+        assert pool.statistics().waiting == (0 if stage == "waiting for the answer" else 4)
+        leader = requests.made[0]
+        leader.scope.cancel()
+        await wait_all_tasks_blocked()
+        assert leader.scope.cancelled_caught
+        connector.gate.set()
+        go.set()
+        await wait_all_tasks_blocked()
+        if stage == "before settings":
+            assert origin.peers[0].sent(RstStreamFrame, 1)
+            assert len(origin.peers[0].sent(HeadersFrame)) == 2
+            await origin.begin()
+        await origin.answer()
+        assert requests.statuses == [200] * 4
+        # An established connection is not given up with its first request.
+        assert len(connector.dialled) == (2 if stage in ("dialling", "handshake") else 1)
+        assert_unharmed(pool, idle=1)
 
 
-async def test_if_the_leaders_connection_is_lost_before_its_settings_another_leads(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    origin = Origin()
-    connections = 0
-
-    async def serve(peer: H2Peer) -> None:
-        nonlocal connections
-        connections += 1
-        if connections == 1:
-            await peer.receive()
-        else:
-            await origin(peer)
-
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, serve)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(4)
-            # The connection was new: that it is broken is no accident of reuse.
-            assert [type(error) for error in results.errors] == [RemoteProtocolError]
-            assert results.statuses == [200] * 3
-            assert connections == 2
-
-
-async def test_if_a_trace_handler_fails_the_leader_another_leads(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_if_a_trace_handler_fails_the_leader_another_leads(autojump_clock: MockClock) -> None:
     class MineError(Exception):
         pass
 
@@ -736,160 +583,133 @@ async def test_if_a_trace_handler_fails_the_leader_another_leads(
         if event == "http2.send_connection_init.started":
             raise MineError
 
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, Origin())
-        connector.gate = trio.Event()
-        async with pool:
-            results = Results(pool, nursery)
+    async def lead() -> None:
+        with pytest.raises(MineError):
+            await pool.request("GET", URL, extensions={"trace": handler})
 
-            async def lead() -> None:
-                with pytest.raises(MineError):
-                    await pool.request("GET", URL, extensions={"trace": handler})
-
-            nursery.start_soon(lead)
-            await trio.testing.wait_all_tasks_blocked()
-            await results.make(3)
-            connector.gate.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert results.statuses == [200] * 3
-            assert len(connector.dialled) == 1
-            assert_unharmed(pool, idle=1)
+    async with (
+        h2_server(Origin()) as (pool, server),
+        background(pool) as requests,
+        trio.open_nursery() as nursery,
+    ):
+        server.connector.gate = trio.Event()
+        nursery.start_soon(lead)
+        await wait_all_tasks_blocked()
+        await requests.make(3)
+        server.connector.gate.set()
+        await wait_all_tasks_blocked()
+        assert requests.statuses == [200] * 3
+        assert server.dialled == 1
+        assert_unharmed(pool, idle=1)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("how", ["GOAWAY", "closed"])
 async def test_a_connection_given_up_while_its_first_request_is_held_up_is_replaced(
-    how: str, method: str, autojump_clock: trio.testing.MockClock
+    how: str, method: str, autojump_clock: MockClock
 ) -> None:
     """Nothing was sent yet, so that any method goes to another connection."""
-    origin = Origin()
-    connections: list[H2Peer] = []
 
-    async def serve(peer: H2Peer) -> None:
-        connections.append(peer)
-        if len(connections) > 1:
-            await origin(peer)
-        else:
-            await peer.start()
-            await peer.receive()
-            if how == "GOAWAY":
-                peer.h2.close_connection()
-                await peer.flush()
-                await peer.until_closed()
+    async def goes(peer: H2Peer) -> None:
+        await peer.start()
+        await peer.receive()
+        if how == "GOAWAY":
+            peer.h2.close_connection()
+            await peer.flush()
+            await peer.until_closed()
 
-    events: list[str] = []
+    events = Events()
 
-    async def handler(event: str, _: dict[str, Any]) -> None:
-        events.append(event)
-        if event == "http2.send_connection_init.started" and events.count(event) == 1:
+    async def handler(event: str, info: dict[str, Any]) -> None:
+        await events(event, info)
+        if event == "http2.send_connection_init.started" and events.names.count(event) == 1:
             await trio.sleep(1)
 
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, serve)
-        async with pool:
-            response = await pool.request(method, URL, content=b"body", extensions={"trace": handler})
-            assert response.status == 200
-            assert len(connections) == 2
-            assert not connections[0].sent(HeadersFrame)
-            assert events.count("connection.retry.started") == 1
+    async with h2_server(in_turn(goes, Origin())) as (pool, server):
+        await fetch(pool, method, content=b"body", extensions={"trace": handler})
+        assert len(server.peers) == 2
+        assert not server.peers[0].sent(HeadersFrame)
+        assert events.names.count("connection.retry.started") == 1
 
 
 # -- Others.
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-async def test_an_http2_origin_leaves_others_their_turn(
-    limit: int, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, Origin(limit), max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            busy, other = "http://busy.example/", "http://other.example/"
+async def test_an_http2_origin_leaves_others_their_turn(limit: int, autojump_clock: MockClock) -> None:
+    busy, other = "http://busy.example/", "http://other.example/"
 
-            async def work() -> None:
-                for _ in range(30):
-                    await results._one(busy, {})
+    async def work() -> None:
+        for _ in range(30):
+            await requests.make_here(busy)
 
-            async with trio.open_nursery() as workers:
-                for _ in range(2 * limit):
-                    workers.start_soon(work)
-                while results.order.count(busy) < 5:
-                    await trio.lowlevel.checkpoint()
-                before = len(results.order)
-                await results._one(other, {})
-                served = results.order[before:].count(busy)
-            assert results.errors == []
-            assert results.order.count(busy) == 60 * limit
-            # As many as the connection can carry, and those that it carried already.
-            assert served <= 2 * limit
-            assert [dialled.address for dialled in connector.dialled] == [
-                ("busy.example", 80),
-                ("other.example", 80),
-                ("busy.example", 80),
-            ]
+    async with h2_server(Origin(limit), max_connections=1) as (pool, server), background(pool) as requests:
+        async with trio.open_nursery() as workers:
+            for _ in range(2 * limit):
+                workers.start_soon(work)
+            while requests.order.count(busy) < 5:
+                await trio.lowlevel.checkpoint()
+            before = len(requests.order)
+            await requests.make_here(other)
+            served = requests.order[before:].count(busy)
+        assert requests.errors == []
+        assert requests.order.count(busy) == 60 * limit
+        # As many as the connection can carry, and those that it carried already.
+        assert served <= 2 * limit
+        assert [dialled.address for dialled in server.connector.dialled] == [
+            ("busy.example", 80),
+            ("other.example", 80),
+            ("busy.example", 80),
+        ]
 
 
-async def test_two_http2_origins_take_turns_with_one_connection(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, Origin(), max_connections=1)
-        async with pool:
-            results = Results(pool, nursery)
-            for _ in range(5):
-                await results.make(3, "http://one.example/")
-                await results.make(3, "http://two.example/")
-            assert results.statuses == [200] * 30
-            assert pool.statistics().connections_opened == 10
-            assert_unharmed(pool, idle=1)
+async def test_two_http2_origins_take_turns_with_one_connection(autojump_clock: MockClock) -> None:
+    async with h2_server(Origin(), max_connections=1) as (pool, _), background(pool) as requests:
+        for _ in range(5):
+            await requests.make(3, "http://one.example/")
+            await requests.make(3, "http://two.example/")
+        assert requests.statuses == [200] * 30
+        assert pool.statistics().connections_opened == 10
+        assert_unharmed(pool, idle=1)
 
 
 # -- While nobody uses it.
 
 
-async def test_a_connection_expires_after_its_last_request(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_connection_expires_after_its_last_request(autojump_clock: MockClock) -> None:
     origin = Origin(hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, keepalive_expiry=5)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(2)
-            await origin.answer(1)
-            await trio.sleep(20)
-            # One stream was open all the time.
-            assert pool.statistics().active == 1
-            await origin.answer()
-            await trio.sleep(4)
-            assert pool.statistics().idle == 1
-            await trio.sleep(3)
-            assert_unharmed(pool)
-            assert origin.peers[0].ended
-            assert origin.peers[0].sent(GoAwayFrame)[0].last_stream_id == 0
-            await results.make(1)
-            await origin.answer()
-            assert len(connector.dialled) == 2
-            assert results.statuses == [200] * 3
+    async with h2_server(origin, keepalive_expiry=5) as (pool, server), background(pool) as requests:
+        await requests.make(2)
+        await origin.answer(1)
+        await trio.sleep(20)
+        # One stream was open all the time.
+        assert pool.statistics().active == 1
+        await origin.answer()
+        await trio.sleep(4)
+        assert pool.statistics().idle == 1
+        await trio.sleep(3)
+        assert_unharmed(pool)
+        assert origin.peers[0].ended
+        assert origin.peers[0].sent(GoAwayFrame)[0].last_stream_id == 0
+        await requests.make(1)
+        await origin.answer()
+        assert server.dialled == 2
+        assert requests.statuses == [200] * 3
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-async def test_no_more_connections_are_kept_idle_than_allowed(
-    keep: int, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_no_more_connections_are_kept_idle_than_allowed(keep: int, autojump_clock: MockClock) -> None:
     origin = Origin(2, hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, origin, max_keepalive_connections=keep)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(6)
-            assert pool.statistics().active == 3
-            await origin.answer()
-            assert results.statuses == [200] * 6
-            assert_unharmed(pool, idle=keep)
-            assert [peer.ended for peer in origin.peers].count(True) == 3 - keep
-            await results.make(2)
-            await origin.answer()
-            assert len(origin.peers) == 4 - keep
+    async with h2_server(origin, max_keepalive_connections=keep) as (pool, _), background(pool) as requests:
+        await requests.make(6)
+        assert pool.statistics().active == 3
+        await origin.answer()
+        assert requests.statuses == [200] * 6
+        assert_unharmed(pool, idle=keep)
+        assert [peer.ended for peer in origin.peers].count(True) == 3 - keep
+        await requests.make(2)
+        await origin.answer()
+        assert len(origin.peers) == 4 - keep
 
 
 # -- What is spoken.
@@ -917,46 +737,40 @@ def test_something_has_to_be_spoken(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "server", "version"),
+    ("arguments", "protocols", "version"),
     [
-        ({}, "both", b"HTTP/1.1"),
-        ({"http2": True}, "both", b"HTTP/2"),
-        ({"http2": True}, "http/1.1", b"HTTP/1.1"),
-        ({"http2": True}, "none", b"HTTP/1.1"),
-        ({"http2": True, "http1": False}, "both", b"HTTP/2"),
+        ({}, ("h2", "http/1.1"), b"HTTP/1.1"),
+        ({"http2": True}, ("h2", "http/1.1"), b"HTTP/2"),
+        ({"http2": True}, ("http/1.1",), b"HTTP/1.1"),
+        ({"http2": True}, (), b"HTTP/1.1"),
+        ({"http2": True, "http1": False}, ("h2", "http/1.1"), b"HTTP/2"),
     ],
 )
 async def test_alpn_decides_over_tls(
-    arguments: dict[str, Any], server: str, version: bytes, autojump_clock: trio.testing.MockClock
+    arguments: dict[str, Any], protocols: tuple[str, ...], version: bytes, autojump_clock: MockClock
 ) -> None:
-    protocols = {"both": ("h2", "http/1.1"), "none": ()}.get(server, (server,))
-    async with trio.open_nursery() as nursery:
-        connector, context = tls_connector(nursery, Origin(), *protocols)
-        async with ConnectionPool(context, connector=connector, **arguments) as pool:
-            for url in (TLS_URL, "wss://example.com/"):
-                response = await pool.request("GET", url)
-                assert response.extensions["http_version"] == version
+    async with memory_server(by_alpn(Origin(), *protocols), **arguments) as (pool, _):
+        for url in (TLS_URL, "wss://example.com/"):
+            response = await pool.request("GET", url)
+            assert response.extensions["http_version"] == version
 
 
 @pytest.mark.parametrize("scheme", ["http", "ws"])
-async def test_without_tls_both_means_http11(scheme: str, autojump_clock: trio.testing.MockClock) -> None:
-    async with trio.open_nursery() as nursery:
-        connector = MemoryConnector(nursery, respond)
-        async with ConnectionPool(http1=True, http2=True, connector=connector) as pool:
-            # Nobody leads where nothing is to be found out.
-            connector.gate = trio.Event()
-            results = Results(pool, nursery)
-            await results.make(3, f"{scheme}://example.com/")
-            assert len(connector.dialled) == 3
-            connector.gate.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert results.statuses == [200] * 3
-            assert {connection.http_version for connection in pool.connections} == {"HTTP/1.1"}
+async def test_without_tls_both_means_http11(scheme: str, autojump_clock: MockClock) -> None:
+    async with memory_server(respond, http2=True) as (pool, connector), background(pool) as requests:
+        # Nobody leads where nothing is to be found out.
+        connector.gate = trio.Event()
+        await requests.make(3, f"{scheme}://example.com/")
+        assert len(connector.dialled) == 3
+        connector.gate.set()
+        await wait_all_tasks_blocked()
+        assert requests.statuses == [200] * 3
+        assert {connection.http_version for connection in pool.connections} == {"HTTP/1.1"}
 
 
 @pytest.mark.parametrize(("scheme", "on_wire"), [("ws", b"http"), ("wss", b"https")])
 async def test_the_schemes_of_websockets_are_those_of_http(
-    scheme: str, on_wire: bytes, autojump_clock: trio.testing.MockClock
+    scheme: str, on_wire: bytes, autojump_clock: MockClock
 ) -> None:
     seen: list[bytes] = []
 
@@ -970,10 +784,8 @@ async def test_the_schemes_of_websockets_are_those_of_http(
         await peer.respond(stream_id)
         await peer.until_closed()
 
-    async with trio.open_nursery() as nursery:
-        connector = MemoryConnector(nursery, serve)
-        async with ConnectionPool(make_tls().client, http1=False, http2=True, connector=connector) as pool:
-            assert (await pool.request("GET", f"{scheme}://example.com/")).status == 200
+    async with memory_server(serve, http1=False, http2=True) as (pool, _):
+        await fetch(pool, url=f"{scheme}://example.com/")
     assert seen == [on_wire]
 
 
@@ -982,53 +794,47 @@ async def test_the_schemes_of_websockets_are_those_of_http(
 
 @pytest.mark.parametrize("stage", ["dialling", "before settings", "streams open", "idle"])
 @pytest.mark.parametrize("how", ["aclose", "block"])
-async def test_the_pool_may_be_closed_at_any_time(
-    stage: str, how: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_pool_may_be_closed_at_any_time(stage: str, how: str, autojump_clock: MockClock) -> None:
     origin = Origin(2, hold=True, settings=stage != "before settings")
     async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin, max_connections=1)
-        if stage == "dialling":
-            connector.gate = trio.Event()
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(2 if stage == "idle" else 4)
+        async with h2_server(origin, max_connections=1) as (pool, server):
+            requests = BackgroundRequests(pool, nursery)
+            if stage == "dialling":
+                server.connector.gate = trio.Event()
+            await requests.make(2 if stage == "idle" else 4)
             if stage == "idle":
                 await origin.answer()
             if how == "aclose":
                 await pool.aclose()
                 assert_unharmed(pool)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert_unharmed(pool)
-        errors = sorted(type(error).__name__ for error in results.errors)
-        # Of those that were sent, all but the connection's first would be sent again.
-        sent = {"dialling": 0, "before settings": 1, "streams open": 1, "idle": 0}[stage]
-        assert errors.count("ReadError") == sent
-        assert errors.count("ConnectionNotAvailable") == len(errors) - sent
-        assert len(errors) == (0 if stage == "idle" else 4)
-        if stage != "dialling":
-            assert origin.peers[0].ended
-            assert len(origin.peers[0].sent(GoAwayFrame)) == 1
-        with pytest.raises(ConnectionNotAvailable):
-            await pool.request("GET", URL)
+    errors = requests.error_types
+    # Of those that were sent, all but the connection's first would be sent again.
+    sent = {"dialling": 0, "before settings": 1, "streams open": 1, "idle": 0}[stage]
+    assert errors.count(ReadError) == sent
+    assert errors.count(ConnectionNotAvailable) == len(errors) - sent
+    assert len(errors) == (0 if stage == "idle" else 4)
+    if stage != "dialling":
+        assert server.peer.ended
+        assert len(server.peer.sent(GoAwayFrame)) == 1
+    with pytest.raises(ConnectionNotAvailable):
+        await pool.request("GET", URL)
 
 
-async def test_a_response_outlives_its_pool_as_an_error(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_response_outlives_its_pool_as_an_error(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id, body=b"first", end=False)
+        await answer(peer, b"first", end=False)
         await peer.until_closed()
 
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, serve)
-        async with pool, pool.stream("GET", URL) as response:
-            stream = response.aiter_stream().__aiter__()
-            assert await stream.__anext__() == b"first"
-            await pool.aclose()
-            with pytest.raises(ReadError, match="in the middle of the response"):
-                await stream.__anext__()
-            assert_unharmed(pool)
+    async with h2_server(serve) as (pool, _), pool.stream("GET", URL) as response:
+        stream = response.aiter_stream().__aiter__()
+        assert await stream.__anext__() == b"first"
+        await pool.aclose()
+        with pytest.raises(ReadError, match="in the middle of the response"):
+            await stream.__anext__()
+        assert_unharmed(pool)
 
 
 # -- One request's trouble with a connection is not that of others.
@@ -1036,60 +842,41 @@ async def test_a_response_outlives_its_pool_as_an_error(autojump_clock: trio.tes
 
 async def test_who_is_cancelled_while_a_connection_is_looked_at_leaves_it_to_others() -> None:
     origin = Origin(hold=True)
-    streams: list[trio.SocketStream] = []
+    impatient = trio.CancelScope()
 
-    async def serve(peer: ScriptedPeer) -> None:
-        assert isinstance(peer.stream, trio.SocketStream)
-        streams.append(peer.stream)
-        await origin(H2Peer(peer.stream))
+    async def answer_one() -> None:
+        await until(lambda: len(origin.pending) == 1)
+        await origin.answer()
 
-    async with trio.open_nursery() as nursery:
-        server = await serve_tcp(nursery, serve)
-        async with ConnectionPool(http1=False, http2=True) as pool:
-            answered = trio.Event()
-            impatient = trio.CancelScope()
+    async def be_impatient(others: trio.Nursery) -> None:
+        # Something has arrived, and the connection's reader does not know yet.
+        stream = server.peer.stream
+        assert isinstance(stream, trio.SocketStream)
+        with socket.socket(fileno=os.dup(stream.socket.fileno())) as raw:
+            raw.send(PingFrame(0, opaque_data=b"are you?").serialize())
+        others.start_soon(fetch, pool, "POST", server.url)
+        others.start_soon(cancel)
+        with impatient:
+            await pool.request("GET", server.url)
 
-            async def request(method: str) -> None:
-                response = await pool.request(method, server.url)
-                assert response.status == 200
-                answered.set()
+    async def cancel() -> None:
+        impatient.cancel()
 
-            async def be_impatient(others: trio.Nursery) -> None:
-                # Something has arrived, and the connection's reader does not know yet.
-                with socket.socket(fileno=os.dup(streams[0].socket.fileno())) as raw:
-                    raw.send(PingFrame(0, opaque_data=b"are you?").serialize())
-                others.start_soon(request, "POST")
-                others.start_soon(cancel)
-                with impatient:
-                    await pool.request("GET", server.url)
-
-            async def cancel() -> None:
-                impatient.cancel()
-
-            async with trio.open_nursery() as requests:
-                requests.start_soon(request, "GET")
-                await settled(lambda: len(origin.pending) == 1)
-                await origin.answer()
-                await answered.wait()
-            async with trio.open_nursery() as requests:
-                requests.start_soon(be_impatient, requests)
-                await settled(lambda: len(origin.pending) == 1)
-                await origin.answer()
-            assert impatient.cancelled_caught
-            assert pool.statistics().connections_opened == 1
-            assert [frame.stream_id for frame in origin.peers[0].sent(HeadersFrame)] == [1, 3]
-            assert_unharmed(pool, idle=1)
-        nursery.cancel_scope.cancel()
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.testing.wait_all_tasks_blocked()
+    async with h2_server(origin, "plain") as (pool, server):
+        async with trio.open_nursery() as requests:
+            requests.start_soon(fetch, pool, "GET", server.url)
+            await answer_one()
+        async with trio.open_nursery() as requests:
+            requests.start_soon(be_impatient, requests)
+            await answer_one()
+        assert impatient.cancelled_caught
+        assert pool.statistics().connections_opened == 1
+        assert [frame.stream_id for frame in server.peer.sent(HeadersFrame)] == [1, 3]
+        assert_unharmed(pool, idle=1)
 
 
 async def test_housekeeping_closes_no_connection_that_is_used_meanwhile(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = Origin(hold=True)
     looked, go = trio.Event(), trio.Event()
@@ -1099,29 +886,24 @@ async def test_housekeeping_closes_no_connection_that_is_used_meanwhile(
         await go.wait()
         return False
 
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, origin)
-        async with pool:
-            results = Results(pool, nursery)
-            await results.make(1)
-            await origin.answer()
-            with monkeypatch.context() as patch:
-                patch.setattr(HTTP2Connection, "still_open", not_for_new_requests)
-                patch.setattr(HTTP2Connection, "readiness", lambda _: Readiness.READABLE)
-                await looked.wait()
-            await results.make(1)
-            go.set()
-            await trio.testing.wait_all_tasks_blocked()
-            await origin.answer()
-            assert results.statuses == [200] * 2
-            assert results.errors == []
-            assert len(connector.dialled) == 1
-            assert_unharmed(pool, idle=1)
+    async with h2_server(origin) as (pool, server), background(pool) as requests:
+        await requests.make(1)
+        await origin.answer()
+        with monkeypatch.context() as patch:
+            patch.setattr(HTTP2Connection, "still_open", not_for_new_requests)
+            patch.setattr(HTTP2Connection, "readiness", lambda _: Readiness.READABLE)
+            await looked.wait()
+        await requests.make(1)
+        go.set()
+        await wait_all_tasks_blocked()
+        await origin.answer()
+        assert requests.statuses == [200] * 2
+        assert requests.errors == []
+        assert server.dialled == 1
+        assert_unharmed(pool, idle=1)
 
 
-async def test_a_crash_of_a_connections_task_is_reported_at_the_end(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_crash_of_a_connections_task_is_reported_at_the_end(autojump_clock: MockClock) -> None:
     """A connector's stream that raises what no stream may raise."""
 
     class Crashing(MemoryConnector):
@@ -1141,70 +923,71 @@ async def test_a_crash_of_a_connections_task_is_reported_at_the_end(
             async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
                 with pytest.raises(ReadError):
                     await pool.request("GET", URL)
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 assert_unharmed(pool)
 
 
 # -- Resets that the server has not read.
 
 
-async def cancel_requests(pool: ConnectionPool, count: int) -> None:
-    """Make requests at once, and cancel all of them when they have been sent."""
+async def cancel_requests(
+    pool: ConnectionPool, count: int, *, before: Callable[[], None] | None = None
+) -> None:
+    """Make requests at once, and cancel all of them when they have been sent and `before` was called."""
     async with trio.open_nursery() as nursery:
         for _ in range(count):
             nursery.start_soon(pool.request, "GET", URL)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        if before is not None:
+            before()
         nursery.cancel_scope.cancel()
 
 
+async def give_up_after_a_second(pool: ConnectionPool) -> None:
+    with trio.move_on_after(1):
+        await pool.request("GET", URL)
+
+
 async def test_resets_count_as_streams_until_a_ping_shows_that_they_were_read(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     reads = trio.Event()
 
     async def serve(peer: H2Peer) -> None:
-        peers.append(peer)
         await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 20})
         for _ in range(15):
             await peer.head()
         await reads.wait()
-        while True:
-            stream_id, _ = await peer.head()
-            await peer.respond(stream_id)
+        with contextlib.suppress(EOFError):
+            while True:
+                stream_id, _ = await peer.head()
+                await peer.respond(stream_id)
 
-    peers: list[H2Peer] = []
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, serve, max_connections=1)
-        async with pool:
-            await cancel_requests(pool, 15)
-            results = Results(pool, nursery)
-            await results.make(20)
-            # 15 resets, of which the first 10 don't count.
-            assert pool.statistics().waiting == 5
-            reads.set()
-            await trio.testing.wait_all_tasks_blocked()
-            assert results.statuses == [200] * 20
-            assert len(peers[0].sent(PingFrame)) == 1
-            assert len(connector.dialled) == 1
-            nursery.cancel_scope.cancel()
+    async with h2_server(serve, max_connections=1) as (pool, server), background(pool) as requests:
+        await cancel_requests(pool, 15)
+        await requests.make(20)
+        # 15 resets, of which the first 10 don't count.
+        assert pool.statistics().waiting == 5
+        reads.set()
+        await wait_all_tasks_blocked()
+        assert requests.statuses == [200] * 20
+        assert len(server.peer.sent(PingFrame)) == 1
+        assert server.dialled == 1
 
 
-async def test_a_few_resets_are_not_asked_about(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_few_resets_are_not_asked_about(autojump_clock: MockClock) -> None:
     origin = Origin(hold=True)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, origin)
-        async with pool:
-            await cancel_requests(pool, 10)
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(origin.peers[0].sent(RstStreamFrame)) == 10
-            assert not origin.peers[0].sent(PingFrame)
+    async with h2_server(origin) as (pool, server):
+        await cancel_requests(pool, 10)
+        await wait_all_tasks_blocked()
+        assert len(server.peer.sent(RstStreamFrame)) == 10
+        assert not server.peer.sent(PingFrame)
 
 
 async def test_more_resets_than_an_answer_has_confirmed_are_asked_about_again(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     async def serve(peer: H2Peer) -> None:
-        peers.append(peer)
         await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 100})
         # Not one PING is answered, until all resets have been sent.
         while len(peer.sent(RstStreamFrame)) < 45:
@@ -1213,64 +996,41 @@ async def test_more_resets_than_an_answer_has_confirmed_are_asked_about_again(
             while len(peer.sent(PingFrame)) < number:
                 await peer.listen()
             await peer.send_frame(PingFrame(0, peer.sent(PingFrame)[-1].opaque_data, flags=["ACK"]))
-        while await peer.listen():
-            pass
+        await listen_to_the_end(peer)
 
-    peers: list[H2Peer] = []
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, serve, max_connections=1)
-        async with pool:
-            with trio.move_on_after(1):
-                await pool.request("GET", URL)
-            await cancel_requests(pool, 22)
-            await cancel_requests(pool, 22)
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(peers[0].sent(PingFrame)) == 2
-            # As many as the server allows: all were confirmed.
-            await cancel_requests(pool, 100)
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(peers[0].sent(HeadersFrame)) == 145
+    async with h2_server(serve, max_connections=1) as (pool, server):
+        await give_up_after_a_second(pool)
+        await cancel_requests(pool, 22)
+        await cancel_requests(pool, 22)
+        await wait_all_tasks_blocked()
+        assert len(server.peer.sent(PingFrame)) == 2
+        # As many as the server allows: all were confirmed.
+        await cancel_requests(pool, 100)
+        await wait_all_tasks_blocked()
+        assert len(server.peer.sent(HeadersFrame)) == 145
 
 
 async def test_a_server_that_answers_no_ping_still_gets_one_request_at_a_time(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     async def serve(peer: H2Peer) -> None:
-        peers.append(peer)
         await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 3})
-        while await peer.listen():
-            pass
+        await listen_to_the_end(peer)
 
-    peers: list[H2Peer] = []
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, serve, max_connections=1)
-        async with pool:
-            for count in range(1, 41):
-                with trio.move_on_after(1):
-                    await pool.request("GET", URL)
-                assert len(peers[0].sent(HeadersFrame)) == count
-            assert len(connector.dialled) == 1
+    async with h2_server(serve, max_connections=1) as (pool, server):
+        for count in range(1, 41):
+            await give_up_after_a_second(pool)
+            assert len(server.peer.sent(HeadersFrame)) == count
+        assert server.dialled == 1
 
 
-async def test_resets_before_the_first_settings_allow_no_more_at_once(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_resets_before_the_first_settings_allow_no_more_at_once(autojump_clock: MockClock) -> None:
     """After a dozen of them the connection took requests as if the server had set no limit."""
-    peers: list[H2Peer] = []
 
-    async def say_nothing(peer: H2Peer) -> None:
-        peers.append(peer)
-        while await peer.listen():
-            pass
+    def check() -> None:
+        assert len(server.peer.sent(HeadersFrame)) == 16
 
-    pool, _ = h2_pool(nursery, say_nothing, max_connections=1)
-    async with pool:
+    async with h2_server(listen_to_the_end, max_connections=1) as (pool, server):
         for _ in range(15):
-            with trio.move_on_after(1):
-                await pool.request("GET", "http://a.example")
-        async with trio.open_nursery() as requests:
-            for _ in range(3):
-                requests.start_soon(pool.request, "GET", "http://a.example")
-            await wait_all_tasks_blocked()
-            assert len(peers[0].sent(HeadersFrame)) == 16
-            requests.cancel_scope.cancel()
+            await give_up_after_a_second(pool)
+        await cancel_requests(pool, 3, before=check)

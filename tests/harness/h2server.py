@@ -19,7 +19,7 @@ class Multiplexer:
     """A server of HTTP/2 where every request is played by a script, in a task of its own.
 
     Args:
-        stream: The connection.
+        connection: The stream of the connection, or its peer.
         script: Called with a `ServerStream` for every request. When it returns, the stream is ended.
 
     Attributes:
@@ -28,8 +28,11 @@ class Multiplexer:
         progress: Set, and replaced, when more may be sent than before.
     """
 
-    def __init__(self, stream: trio.abc.Stream, script: Callable[[ServerStream], Awaitable[object]]) -> None:
-        self.peer = H2Peer(OneSender(stream))
+    def __init__(
+        self, connection: trio.abc.Stream | H2Peer, script: Callable[[ServerStream], Awaitable[object]]
+    ) -> None:
+        self.peer = connection if isinstance(connection, H2Peer) else H2Peer(connection)
+        self.peer.stream = OneSender(self.peer.stream)
         self.streams: dict[int, ServerStream] = {}
         self.progress = trio.Event()
         self._script = script

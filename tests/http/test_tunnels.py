@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -15,33 +14,15 @@ from trio.testing import MockClock
 from tests.harness.certificates import client_context, make_tls
 from tests.harness.exchanges import Client, ExchangeScript, ServerExchange
 from tests.harness.peers import BUFFERS, Script, respond, stall, swallow
+from tests.harness.tunnels import TARGET, network_stream, read_exactly, tunnel
 from trio_exchange import (
     ConnectError,
-    ConnectionPool,
     ConnectTimeout,
-    NetworkStream,
     ReadError,
     ReadTimeout,
-    Response,
 )
 
-TARGET = {"target": "example.com:443"}
 MEGABYTE = 1024 * 1024
-
-
-def network_stream(response: Response) -> NetworkStream:
-    stream = response.extensions["network_stream"]
-    assert isinstance(stream, NetworkStream)
-    return stream
-
-
-async def read_exactly(stream: NetworkStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = await stream.read(size - len(data), timeout=10)
-        assert received
-        data += received
-    return data
 
 
 def tunnel_to(then: Script) -> ExchangeScript:
@@ -62,10 +43,6 @@ async def echo(peer: Any) -> None:
         await peer.send(data)
 
 
-def connect(client: Client, pool: ConnectionPool) -> AbstractAsyncContextManager[Response]:
-    return pool.stream("CONNECT", client.url, extensions=TARGET)
-
-
 # -- The answer.
 
 
@@ -80,7 +57,10 @@ async def test_any_2xx_makes_a_tunnel(client: Client, status: int, informed: boo
         await peer.send(b"abcdef")
         await echo(peer)
 
-    async with client.pool(script) as pool, connect(client, pool) as response:
+    async with (
+        client.pool(script) as pool,
+        pool.stream("CONNECT", client.url, extensions=TARGET) as response,
+    ):
         stream = network_stream(response)
         assert response.status == status
         assert await response.aread() == b""
@@ -103,8 +83,7 @@ async def test_buffers_are_counted_in_bytes(client: Client, how: str, name: str,
 
     buffer, content = BUFFERS[name]
     async with client.pool(tunnel_to(then), sockets=True) as pool:
-        async with connect(client, pool) as response:
-            stream = network_stream(response)
+        async with tunnel(pool, client.url) as stream:
             if inner:
                 stream = await stream.start_tls(make_tls().client, "example.com")
             async with trio.open_nursery() as writer:
@@ -117,8 +96,7 @@ async def test_buffers_are_counted_in_bytes(client: Client, how: str, name: str,
 
 @pytest.mark.parametrize("what", ["text", 5, None, [b"x"]])
 async def test_what_is_no_buffer_does_a_tunnel_no_harm(client: Client, what: Any) -> None:
-    async with client.pool(tunnel_to(echo)) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(echo)) as pool, tunnel(pool, client.url) as stream:
         for send in (stream.write, stream.send_all):
             with pytest.raises(TypeError, match="bytes-like"):
                 await send(what)
@@ -129,8 +107,7 @@ async def test_what_is_no_buffer_does_a_tunnel_no_harm(client: Client, what: Any
 async def test_megabytes_both_ways_at_once(client: Client) -> None:
     """Far more than buffers and windows hold, so that neither direction gets on without the other."""
     content = bytes(range(256)) * ((3 if client.http2 else 8) * MEGABYTE // 256)
-    async with client.pool(tunnel_to(echo), sockets=True) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(echo), sockets=True) as pool, tunnel(pool, client.url) as stream:
         received = bytearray()
         async with trio.open_nursery() as inner:
             inner.start_soon(stream.write, content)
@@ -144,8 +121,7 @@ async def test_reading_takes_pieces_of_what_came(client: Client) -> None:
         await peer.send(b"abcdef")
         await swallow(peer)
 
-    async with client.pool(tunnel_to(then)) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(then)) as pool, tunnel(pool, client.url) as stream:
         for wrong in (0, -1):
             with pytest.raises(ValueError, match="max_bytes"):
                 await stream.read(wrong)
@@ -169,8 +145,7 @@ async def test_cancelled_reads_lose_no_data(client: Client) -> None:
             await trio.lowlevel.checkpoint()
         scope.cancel()
 
-    async with client.pool(tunnel_to(then)) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(then)) as pool, tunnel(pool, client.url) as stream:
         received, ended, count = b"", False, 0
         while not ended:
             count += 1
@@ -189,17 +164,16 @@ async def test_a_read_timeout_loses_no_data(client: Client, autojump_clock: Mock
         await peer.send(b"abc")
         await swallow(peer)
 
-    async with client.pool(tunnel_to(then)) as pool, connect(client, pool) as response:
+    async with client.pool(tunnel_to(then)) as pool, tunnel(pool, client.url) as stream:
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
-            await network_stream(response).read(timeout=3)
+            await stream.read(timeout=3)
         assert trio.current_time() - began == pytest.approx(3)
-        assert await network_stream(response).read(timeout=3) == b"abc"
+        assert await stream.read(timeout=3) == b"abc"
 
 
 async def test_two_readers_and_two_writers_are_told_apart(client: Client) -> None:
-    async with client.pool(tunnel_to(stall), sockets=True) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(stall), sockets=True) as pool, tunnel(pool, client.url) as stream:
         reads: list[Callable[[], Awaitable[object]]] = [stream.read, stream.receive_some]
         writes: list[Callable[[], Awaitable[object]]] = [
             lambda: stream.write(b"x" * 50_000_000),
@@ -246,8 +220,7 @@ async def hang_up(_: object) -> None:
     ids=["wrong name", "no TLS", "closed"],
 )
 async def test_start_tls_that_fails_ends_the_tunnel(client: Client, then: Script, message: str) -> None:
-    async with client.pool(tunnel_to(then)) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(then)) as pool, tunnel(pool, client.url) as stream:
         with pytest.raises(ConnectError, match=message):
             await stream.start_tls(client_context(make_tls().ca), "wrong.example")
         with pytest.raises(ReadError):
@@ -263,8 +236,7 @@ async def test_start_tls_that_fails_ends_the_tunnel(client: Client, then: Script
 async def test_start_tls_that_takes_too_long_ends_the_tunnel(
     client: Client, autojump_clock: MockClock, how: str
 ) -> None:
-    async with client.pool(tunnel_to(swallow)) as pool, connect(client, pool) as response:
-        stream = network_stream(response)
+    async with client.pool(tunnel_to(swallow)) as pool, tunnel(pool, client.url) as stream:
         began = trio.current_time()
         if how == "timeout":
             with pytest.raises(ConnectTimeout):

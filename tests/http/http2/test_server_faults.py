@@ -1,9 +1,8 @@
 """HTTP/2 with servers that go away, refuse, speak something else, or mean harm."""
 
 import contextlib
-import functools
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import h2.connection
@@ -16,6 +15,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import (
     DataFrame,
+    Frame,
     GoAwayFrame,
     PingFrame,
     RstStreamFrame,
@@ -24,11 +24,30 @@ from hyperframe.frame import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.certificates import alpn_server, make_tls
 from tests.harness.checks import assert_unharmed, internals
-from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import DELIVERIES
+from tests.harness.h2link import (
+    LINKS,
+    SOCKETS,
+    URL,
+    Paused,
+    Serve,
+    answer,
+    background,
+    fetch,
+    first_request,
+    h2_server,
+    in_turn,
+    listen_to_the_end,
+    ordinary,
+    requests,
+    send_data,
+    until,
+)
+from tests.harness.h2peer import H2Peer
+from tests.harness.peers import DELIVERIES, Script
 from tests.harness.servers import serve_tcp
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -38,88 +57,22 @@ from trio_exchange import (
     ReadError,
     ReadTimeout,
     RemoteProtocolError,
-    Response,
     WriteError,
 )
 from trio_exchange._http.http2.connection import HTTP2Connection
 from trio_exchange._http.http2.frames import FloodGuard
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
-Serve = Callable[[H2Peer], Awaitable[None]]
-URL = "http://example.com/"
 FOREVER = 10_000
 
 
-# -- Servers.
+def assert_told(peer: H2Peer, code: ErrorCodes) -> None:
+    """The client has sent one GOAWAY, with this code."""
+    assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [code]
 
 
-async def ordinary(peer: H2Peer) -> None:
-    """A server that answers every request with its method and body."""
-    await peer.start()
-    with contextlib.suppress(EOFError):
-        while True:
-            stream_id, headers, body = await peer.request()
-            await peer.respond(stream_id, body=headers[b":method"] + b" " + body)
-
-
-def in_turn(*scripts: Serve) -> Serve:
-    """The first connection is the first script's, and so on; there must not be more."""
-    left: Iterator[Serve] = iter(scripts)
-
-    async def serve(peer: H2Peer) -> None:
-        script = next(left, None)
-        assert script is not None, "one connection too many"
-        await script(peer)
-
-    return serve
-
-
-@contextlib.asynccontextmanager
-async def linked(link: str, serve: Serve, **options: Any) -> AsyncIterator[tuple[ConnectionPool, str]]:
-    """A pool and the URL of a server, over memory, plain TCP or TLS. All scripts are played to the end."""
-    async with trio.open_nursery() as nursery:
-        if link == "memory":
-            pool, _ = h2_pool(nursery, serve, **options)
-            async with pool:
-                yield pool, URL
-            return
-        playing = 0
-        quiet = trio.Event()
-
-        async def play(scripted: ScriptedPeer) -> None:
-            nonlocal playing
-            playing += 1
-            try:
-                await serve(H2Peer(scripted.stream))
-            finally:
-                playing -= 1
-                if not playing:
-                    quiet.set()
-
-        server = await serve_tcp(nursery, play, tls=alpn_server("h2") if link == "tls" else None)
-        context = client_context(make_tls().ca)
-        async with ConnectionPool(context, http1=False, http2=True, **options) as pool:
-            yield pool, server.url
-        while playing:
-            quiet = trio.Event()
-            await quiet.wait()
-        server.cancel_scope.cancel()
-
-
-LINKS = pytest.mark.parametrize("link", ["memory", "plain", "tls"])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let other tasks run until it is so; the test's time limit is the limit."""
-    while not condition():
-        await trio.lowlevel.checkpoint()
-
-
-async def fetch(pool: ConnectionPool, method: str = "GET", url: str = URL, **options: Any) -> bytes:
-    response = await pool.request(method, url, **options)
-    assert response.status == 200
-    assert response.content is not None
-    return response.content
+async def hang_up(peer: H2Peer) -> None:
+    await trio.aclose_forcefully(peer.stream)
 
 
 # -- Idle connections live.
@@ -131,25 +84,22 @@ async def test_ping_is_answered_and_settings_are_acknowledged_without_a_request(
 
     async def serve(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id)
+        await answer(peer)
         peer.h2.ping(b"12345678")
         peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 7})
         await peer.flush()
-        answer = await peer.event(h2.events.PingAckReceived)
-        assert answer.ping_data == b"12345678"
+        event = await peer.event(h2.events.PingAckReceived)
+        assert event.ping_data == b"12345678"
         while len([frame for frame in peer.sent(SettingsFrame) if "ACK" in frame.flags]) < 2:
             assert await peer.receive()
         checked.set()
-        with contextlib.suppress(EOFError):
-            stream_id, _, _ = await peer.request()
+        async for stream_id, _, _ in requests(peer):
             await peer.respond(stream_id)
-        await peer.until_closed()
 
-    async with linked(link, serve) as (pool, url):
-        await pool.request("GET", url)
+    async with h2_server(serve, link) as (pool, server):
+        await pool.request("GET", server.url)
         await checked.wait()
-        await pool.request("GET", url)
+        await pool.request("GET", server.url)
         assert pool.statistics().connections_opened == 1
 
 
@@ -163,178 +113,174 @@ def going_away(last_stream_id: int = 1, code: int = 0, debug_data: bytes = b"") 
 async def test_what_ends_an_idle_connection_is_noticed_at_once(link: str, method: str, how: str) -> None:
     async def ends(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id)
+        await answer(peer)
         if how == "goaway":
             await peer.send(going_away())
             await peer.until_closed()
             assert len(peer.sent(GoAwayFrame)) == 1
 
-    async with linked(link, in_turn(ends, ordinary)) as (pool, url):
-        await pool.request("GET", url)
+    async with h2_server(in_turn(ends, ordinary), link) as (pool, server):
+        await pool.request("GET", server.url)
         await until(lambda: pool.statistics().open == 0)
-        assert await fetch(pool, method, url, content=b"x") == method.encode() + b" x"
+        assert await fetch(pool, method, server.url, content=b"x") == method.encode() + b" x"
         assert pool.statistics().connections_opened == 2
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@SOCKETS
 @pytest.mark.parametrize("how", ["goaway", "disconnect", "both"])
-async def test_a_post_right_after_the_end_has_arrived_goes_to_a_new_connection(tls: bool, how: str) -> None:
+async def test_a_post_right_after_the_end_has_arrived_goes_to_a_new_connection(link: str, how: str) -> None:
     to_end = trio.Event()
     has_ended = trio.Event()
 
     async def ends(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id)
+        await answer(peer)
         await to_end.wait()
         if how != "disconnect":
             await peer.send(going_away())
         if how != "goaway":
-            await trio.aclose_forcefully(peer.stream)
+            await hang_up(peer)
         has_ended.set()
         if how == "goaway":
             await peer.until_closed()
 
-    async with linked("tls" if tls else "plain", in_turn(ends, ordinary)) as (pool, url):
-        await pool.request("GET", url)
+    async with h2_server(in_turn(ends, ordinary), link) as (pool, server):
+        await pool.request("GET", server.url)
         to_end.set()
         await has_ended.wait()
         # An iterator, so that it can't have been sent twice.
         body = (piece for piece in [b"on", b"ce"])
-        assert await fetch(pool, "POST", url, content=body) == b"POST once"
+        assert await fetch(pool, "POST", server.url, content=body) == b"POST once"
 
 
-async def test_a_server_that_answers_the_ping_keeps_its_connection(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await ordinary(peer)
-        assert len(peer.sent(PingFrame)) == 5
-        assert {frame.opaque_data for frame in peer.sent(PingFrame) if "ACK" not in frame.flags}
-
-    async with linked("memory", serve, http2_ping_interval=10, http2_ping_timeout=2) as (pool, _):
+async def test_a_server_that_answers_the_ping_keeps_its_connection(autojump_clock: MockClock) -> None:
+    async with h2_server(ordinary, http2_ping_interval=10, http2_ping_timeout=2) as (pool, server):
         await fetch(pool)
         await trio.sleep(55)
         await fetch(pool)
         assert pool.statistics().connections_opened == 1
+    assert len(server.peer.sent(PingFrame)) == 5
+    assert {frame.opaque_data for frame in server.peer.sent(PingFrame) if "ACK" not in frame.flags}
 
 
-async def test_a_dead_server_is_found_by_a_ping(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_dead_server_is_found_by_a_ping(autojump_clock: MockClock) -> None:
     async def dies(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id)
+        await answer(peer)
         while not peer.sent(PingFrame):
             assert await peer.listen()
         assert trio.current_time() - start == 10
-        while await peer.listen():
-            pass
+        await listen_to_the_end(peer)
         assert trio.current_time() - start == pytest.approx(12)
         assert len(peer.sent(PingFrame)) == len(peer.sent(GoAwayFrame)) == 1
 
     start = trio.current_time()
-    options = {"http2_ping_interval": 10, "http2_ping_timeout": 2}
-    async with linked("memory", in_turn(dies, ordinary), **options) as (pool, _):
+    options: dict[str, Any] = {"http2_ping_interval": 10, "http2_ping_timeout": 2}
+    async with h2_server(in_turn(dies, ordinary), **options) as (pool, _):
         await fetch(pool)
         await trio.sleep(20)
         assert pool.statistics().open == 0
         assert await fetch(pool, "POST", content=b"y") == b"POST y"
 
 
-async def test_a_ping_without_answer_ends_a_request(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_ping_without_answer_ends_a_request(autojump_clock: MockClock) -> None:
     async def deaf(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        while await peer.listen():
-            pass
+        await first_request(peer)
+        await listen_to_the_end(peer)
 
     start = trio.current_time()
-    options = {"http2_ping_interval": 5, "http2_ping_timeout": 3}
-    async with linked("memory", in_turn(deaf, ordinary), **options) as (pool, _):
+    options: dict[str, Any] = {"http2_ping_interval": 5, "http2_ping_timeout": 3}
+    async with h2_server(in_turn(deaf, ordinary), **options) as (pool, _):
         with pytest.raises(ReadError, match="did not answer a PING within 3 seconds"):
             await fetch(pool, extensions={"timeout": {"read": None}})
         assert trio.current_time() - start == pytest.approx(8)
         await fetch(pool)
 
 
-async def test_what_arrives_puts_the_ping_off(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_arrives_puts_the_ping_off(autojump_clock: MockClock) -> None:
     async def chatty(peer: H2Peer) -> None:
         await peer.start()
         stream_id, _ = await peer.head()
         await peer.respond(stream_id, end=False)
         for _ in range(10):
             await trio.sleep(4)
-            peer.h2.send_data(stream_id, b"x")
-            await peer.flush()
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
+            await send_data(peer, stream_id, b"x")
+        await send_data(peer, stream_id, b"", end=True)
         await peer.until_closed()
-        assert not peer.sent(PingFrame)
 
-    async with linked("memory", chatty, http2_ping_interval=5) as (pool, _):
+    async with h2_server(chatty, http2_ping_interval=5) as (pool, server):
         assert await fetch(pool) == b"x" * 10
+    assert not server.peer.sent(PingFrame)
 
 
-async def test_no_ping_is_sent_by_default(autojump_clock: trio.testing.MockClock) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await ordinary(peer)
-        assert not peer.sent(PingFrame)
-
-    async with linked("memory", serve) as (pool, _):
+async def test_no_ping_is_sent_by_default(autojump_clock: MockClock) -> None:
+    async with h2_server(ordinary) as (pool, server):
         await fetch(pool)
         await trio.sleep(FOREVER)
         await fetch(pool)
         assert pool.statistics().connections_opened == 1
+    assert not server.peer.sent(PingFrame)
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    ("option", "value", "error"),
     [
-        ({"http2_ping_interval": 0}, ValueError),
-        ({"http2_ping_interval": -1}, ValueError),
-        ({"http2_ping_interval": float("nan")}, ValueError),
-        ({"http2_ping_interval": "5"}, TypeError),
-        ({"http2_ping_timeout": -1}, ValueError),
-        ({"http2_ping_timeout": float("nan")}, ValueError),
-        ({"http2_ping_timeout": None}, TypeError),
-        ({"http2_ping_timeout": "5"}, TypeError),
+        *[("http2_ping_interval", value, ValueError) for value in (0, -1, float("nan"))],
+        ("http2_ping_interval", "5", TypeError),
+        *[("http2_ping_timeout", value, ValueError) for value in (-1, float("nan"))],
+        *[("http2_ping_timeout", value, TypeError) for value in (None, "5")],
     ],
 )
-def test_bad_times_for_pings_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error, match=next(iter(options))):
+def test_bad_times_for_pings_are_refused(option: str, value: Any, error: type[Exception]) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(error, match=option):
         ConnectionPool(http2=True, **options)
 
 
 # -- GOAWAY and refusal.
 
 
-def list_body() -> list[bytes]:
-    return [b"bo", b"dy"]
+REFUSALS = pytest.mark.parametrize("how", ["refused", "goaway"])
+
+
+async def refuse(peer: H2Peer, stream_id: int, how: str) -> None:
+    """Refuse a request: its stream alone, or all streams."""
+    if how == "refused":
+        await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
+    else:
+        await peer.send(going_away(0))
+
+
+def refusing(how: str, refused: list[bytes]) -> Serve:
+    """A server that refuses every request, and records their bodies."""
+
+    async def serve(peer: H2Peer) -> None:
+        await peer.start()
+        async for stream_id, _, body in requests(peer):
+            refused.append(body)
+            await refuse(peer, stream_id, how)
+
+    return serve
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
-@pytest.mark.parametrize("content", [b"body", list_body()], ids=["bytes", "list"])
-@pytest.mark.parametrize("how", ["refused", "goaway"])
+@pytest.mark.parametrize("content", [b"body", [b"bo", b"dy"]], ids=["bytes", "list"])
+@REFUSALS
 async def test_a_refused_request_is_sent_again_whatever_its_method(
-    autojump_clock: trio.testing.MockClock, method: str, content: Any, how: str
+    autojump_clock: MockClock, method: str, content: Any, how: str
 ) -> None:
     seen: list[bytes] = []
 
     async def serve(peer: H2Peer) -> None:
         await peer.start()
-        with contextlib.suppress(EOFError):
-            while True:
-                stream_id, _, body = await peer.request()
-                seen.append(body)
-                if len(seen) > 1:
-                    await peer.respond(stream_id, body=b"done")
-                elif how == "refused":
-                    await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
-                else:
-                    await peer.send(going_away(0))
+        async for stream_id, _, body in requests(peer):
+            seen.append(body)
+            if len(seen) > 1:
+                await peer.respond(stream_id, body=b"done")
+            else:
+                await refuse(peer, stream_id, how)
 
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(serve) as (pool, _):
         assert await fetch(pool, method, content=content) == b"done"
         assert seen == [b"body", b"body"]
         # After REFUSED_STREAM the connection is as good as before.
@@ -342,51 +288,31 @@ async def test_a_refused_request_is_sent_again_whatever_its_method(
         assert pool.statistics().open == pool.statistics().idle == 1
 
 
-@pytest.mark.parametrize("how", ["refused", "goaway"])
-async def test_a_generator_that_was_used_is_not_sent_again(
-    autojump_clock: trio.testing.MockClock, how: str
-) -> None:
+@REFUSALS
+async def test_a_generator_that_was_used_is_not_sent_again(autojump_clock: MockClock, how: str) -> None:
     async def refuses(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
-        if how == "refused":
-            await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
-        else:
-            await peer.send(going_away(0))
-        with contextlib.suppress(EOFError):
-            stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
+        await refuse(peer, stream_id, how)
+        async for stream_id, _, _ in requests(peer):
             assert how == "refused"
             await peer.respond(stream_id, body=b"the next")
 
     scripts = [refuses] if how == "refused" else [refuses, ordinary]
-    async with linked("memory", in_turn(*scripts)) as (pool, _):
+    async with h2_server(in_turn(*scripts)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match=r"REFUSED_STREAM|GOAWAY"):
             await pool.request("POST", URL, content=(piece for piece in [b"a", b"b"]))
         assert await fetch(pool) == (b"the next" if how == "refused" else b"GET ")
 
 
-@pytest.mark.parametrize("how", ["refused", "goaway"])
-async def test_a_sixth_refusal_is_an_error(autojump_clock: trio.testing.MockClock, how: str) -> None:
-    requests = 0
-
-    async def refuses(peer: H2Peer) -> None:
-        nonlocal requests
-        await peer.start()
-        with contextlib.suppress(EOFError):
-            while True:
-                stream_id, _, _ = await peer.request()
-                requests += 1
-                if how == "refused":
-                    await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
-                else:
-                    await peer.send(going_away(0))
-
+@REFUSALS
+async def test_a_sixth_refusal_is_an_error(autojump_clock: MockClock, how: str) -> None:
+    refused: list[bytes] = []
     events = Events()
     start = trio.current_time()
-    async with linked("memory", refuses) as (pool, _):
+    async with h2_server(refusing(how, refused)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match=r"REFUSED_STREAM|GOAWAY"):
             await fetch(pool, extensions={"trace": events})
-        assert requests == 6
+        assert len(refused) == 6
         assert pool.statistics().connections_opened == (1 if how == "refused" else 6)
     retries = events.infos("connection.retry.started")
     assert [info["attempt"] for info in retries] == [1, 2, 3, 4, 5]
@@ -399,27 +325,21 @@ async def test_a_sixth_refusal_is_an_error(autojump_clock: trio.testing.MockCloc
 
 
 @pytest.mark.parametrize("code", [ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, 0xDEAD])
-async def test_a_reset_of_another_kind_is_no_refusal(
-    autojump_clock: trio.testing.MockClock, code: int
-) -> None:
+async def test_a_reset_of_another_kind_is_no_refusal(autojump_clock: MockClock, code: int) -> None:
     async def resets(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         await peer.send_frame(RstStreamFrame(stream_id, error_code=code))
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id, body=b"the next")
+        await answer(peer, b"the next")
         await peer.until_closed()
 
     name = "0xdead" if code == 0xDEAD else ErrorCodes(code).name
-    async with linked("memory", in_turn(resets)) as (pool, _):
+    async with h2_server(in_turn(resets)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match=f"reset the stream: .*{name}"):
             await fetch(pool)
         assert await fetch(pool) == b"the next"
 
 
-async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(autojump_clock: MockClock) -> None:
     async def goes(peer: H2Peer) -> None:
         await peer.start()
         streams = {}
@@ -443,35 +363,29 @@ async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(
             await peer.respond(stream_id, body=b"new " + headers[b":path"])
         await peer.until_closed()
 
-    results: dict[str, bytes] = {}
-
-    async def get(path: str) -> None:
-        results[path] = await fetch(pool, "POST", URL + path, content=b"1")
-
     start = trio.current_time()
-    async with linked("memory", in_turn(goes, takes_over)) as (pool, _):
-        async with trio.open_nursery() as nursery:
+    async with h2_server(in_turn(goes, takes_over)) as (pool, _):
+        async with background(pool) as made:
             for path in "abcd":
-                nursery.start_soon(get, path)
-                await trio.testing.wait_all_tasks_blocked()
+                await made.make(1, URL + path, method="POST", content=b"1")
             (old,) = internals(pool)[:1]
             await trio.sleep(0.5)
             # A request that is new goes to the new connection, while the old one still works.
-            nursery.start_soon(get, "e")
-        assert results == {
-            "a": b"half and half",
-            "b": b"old /b",
-            "c": b"new /c",
-            "d": b"new /d",
-            "e": b"new /e",
+            await made.make(1, URL + "e", method="POST", content=b"1")
+        assert made.statuses == [200] * 5
+        assert made.answers == {
+            URL + "a": b"half and half",
+            URL + "b": b"old /b",
+            URL + "c": b"new /c",
+            URL + "d": b"new /d",
+            URL + "e": b"new /e",
         }
         await old.closed.wait()
 
 
-async def test_a_graceful_end_in_two_goaways(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_graceful_end_in_two_goaways(autojump_clock: MockClock) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.request()
         await peer.send(going_away(2**31 - 1))
         await trio.sleep(1)
@@ -479,95 +393,83 @@ async def test_a_graceful_end_in_two_goaways(autojump_clock: trio.testing.MockCl
         await peer.respond(1, body=b"finished")
         await peer.until_closed()
 
-    results: list[bytes] = []
-
-    async def get() -> None:
-        results.append(await fetch(pool, "POST", content=b"x"))
-
-    async with linked("memory", in_turn(goes, ordinary)) as (pool, _), trio.open_nursery() as nursery:
-        nursery.start_soon(get)
-        nursery.start_soon(get)
-    assert sorted(results) == [b"POST x", b"finished"]
+    async with h2_server(in_turn(goes, ordinary)) as (pool, _), background(pool) as made:
+        await made.make(2, method="POST", content=b"x")
+    assert made.statuses == [200] * 2
+    assert set(made.contents) == {b"POST x", b"finished"}
 
 
-async def test_goaway_with_an_error_is_explained(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(
+    ("frame", "connections", "message"),
+    [
+        (
+            going_away(1, ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings"),
+            1,
+            r"GOAWAY.*ENHANCE_YOUR_CALM.*too_many_pings.*closed",
+        ),
+        # No stream was acted on, so that the request is sent again; the debug data is long.
+        (going_away(0, 0xBADC0DE, b"\x00\xff" * 8000), 6, "error 0xbadc0de"),
+    ],
+    ids=["ENHANCE_YOUR_CALM", "unknown code"],
+)
+async def test_goaway_with_an_error_is_explained(
+    autojump_clock: MockClock, frame: bytes, connections: int, message: str
+) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(going_away(1, ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings"))
+        await first_request(peer)
+        await peer.send(frame)
 
-    async with linked("memory", in_turn(goes, ordinary)) as (pool, _):
-        with pytest.raises(RemoteProtocolError, match=r"GOAWAY.*ENHANCE_YOUR_CALM.*too_many_pings.*closed"):
+    async with h2_server(in_turn(*[goes] * connections, ordinary)) as (pool, server):
+        with pytest.raises(RemoteProtocolError, match=message) as caught:
             await fetch(pool)
+        assert len(str(caught.value)) < 2000
+        assert server.dialled == connections
         await fetch(pool)
 
 
-async def test_an_unknown_error_code_and_long_debug_data_do_no_harm(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async def goes(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(going_away(0, 0xBADC0DE, b"\x00\xff" * 8000))
-
-    async with linked("memory", in_turn(*[goes] * 6)) as (pool, _):
-        with pytest.raises(RemoteProtocolError, match="error 0xbadc0de") as caught:
-            await fetch(pool)
-        assert len(str(caught.value)) < 2000
-
-
-async def test_goaway_between_the_grant_and_the_request(autojump_clock: trio.testing.MockClock) -> None:
+async def test_goaway_between_the_grant_and_the_request(autojump_clock: MockClock) -> None:
     """A tracing handler waits while the connection, already granted, is told to go away."""
 
     async def goes(peer: H2Peer) -> None:
         await peer.start()
-        await granted.wait()
+        await trace.reached.wait()
         await peer.send(going_away(0))
-        sent.set()
-        with contextlib.suppress(EOFError):
-            await peer.request()
+        await wait_all_tasks_blocked()
+        trace.go_on.set()
+        async for _ in requests(peer):
             raise AssertionError("a request was sent on a connection that goes away")
 
-    granted, sent = trio.Event(), trio.Event()
-
-    async def trace(name: str, info: dict[str, Any]) -> None:
-        if name == "http2.send_connection_init.started" and not granted.is_set():
-            granted.set()
-            await sent.wait()
-            await trio.testing.wait_all_tasks_blocked()
-
-    async with linked("memory", in_turn(goes, ordinary)) as (pool, _):
+    trace = Paused()
+    async with h2_server(in_turn(goes, ordinary)) as (pool, _):
         body = (piece for piece in [b"not ", b"used"])
         content = await fetch(pool, "POST", content=body, extensions={"trace": trace})
         assert content == b"POST not used"
 
 
-async def test_goaway_while_others_wait_for_a_place(autojump_clock: trio.testing.MockClock) -> None:
+async def test_goaway_while_others_wait_for_a_place(autojump_clock: MockClock) -> None:
     async def goes(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
-        await peer.request()
-        await trio.testing.wait_all_tasks_blocked()
+        await first_request(peer, {SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        await wait_all_tasks_blocked()
         # In one piece: the place becomes free, and at the same time the connection goes away.
         peer.h2.send_headers(1, [(b":status", b"200")], end_stream=True)
         await peer.send(peer.h2.data_to_send() + going_away(1))
         await peer.until_closed()
         assert peer.h2.highest_inbound_stream_id == 1
 
-    async with linked("memory", in_turn(goes, ordinary), max_connections=1) as (pool, _):
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(functools.partial(fetch, pool, "POST", content=b""))
+    async with h2_server(in_turn(goes, ordinary), max_connections=1) as (pool, _):
+        async with background(pool) as made:
+            await made.make(5, method="POST", content=b"")
+        assert made.statuses == [200] * 5
         assert pool.statistics().connections_opened == 2
 
 
-def goes_after(streams: int, served: list[H2Peer], *, at_once: bool) -> Serve:
+def goes_after(streams: int, *, at_once: bool) -> Serve:
     """A server that acts on so many streams of a connection, and then says GOAWAY.
 
     It says so before it answers the last of them, or only after.
     """
 
     async def serve(peer: H2Peer) -> None:
-        served.append(peer)
         await peer.start()
         acted_on: list[int] = []
         with contextlib.suppress(trio.BrokenResourceError):
@@ -584,52 +486,48 @@ def goes_after(streams: int, served: list[H2Peer], *, at_once: bool) -> Serve:
                     await peer.respond(stream_id)
             if not at_once:
                 await peer.send(going_away(acted_on[-1]))
-            while await peer.listen():
-                pass
+            await listen_to_the_end(peer)
 
     return serve
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["before the answers", "after them"])
-@pytest.mark.parametrize("streams", [1, 3, 10])
-async def test_a_server_that_goes_away_again_and_again_fails_nothing(
-    autojump_clock: trio.testing.MockClock, streams: int, at_once: bool
-) -> None:
-    served: list[H2Peer] = []
+async def make_200_requests(pool: ConnectionPool, **arguments: Any) -> None:
+    """Make 200 requests in 30 tasks, each of which must be answered without content."""
     left = 200
 
     async def work() -> None:
         nonlocal left
         while left:
             left -= 1
-            assert await fetch(pool, "POST", content=b"once") == b""
+            assert await fetch(pool, **arguments) == b""
 
-    async with linked("memory", goes_after(streams, served, at_once=at_once)) as (pool, _):
-        async with trio.open_nursery() as nursery:
-            for _ in range(30):
-                nursery.start_soon(work)
-        assert 200 / streams <= len(served) <= 400 / streams
-
-
-@pytest.mark.parametrize("at_once", [True, False], ids=["before the answers", "after them"])
-async def test_a_real_server_that_goes_away_again_and_again_fails_nothing(at_once: bool) -> None:
-    left = 200
-
-    async def work() -> None:
-        nonlocal left
-        while left:
-            left -= 1
-            assert await fetch(pool, url=url) == b""
-
-    serve = goes_after(5, [], at_once=at_once)
-    async with linked("plain", serve) as (pool, url), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         for _ in range(30):
             nursery.start_soon(work)
 
 
+WHEN = pytest.mark.parametrize("at_once", [True, False], ids=["before the answers", "after them"])
+
+
+@WHEN
+@pytest.mark.parametrize("streams", [1, 3, 10])
+async def test_a_server_that_goes_away_again_and_again_fails_nothing(
+    autojump_clock: MockClock, streams: int, at_once: bool
+) -> None:
+    async with h2_server(goes_after(streams, at_once=at_once)) as (pool, server):
+        await make_200_requests(pool, method="POST", content=b"once")
+        assert 200 / streams <= len(server.peers) <= 400 / streams
+
+
+@WHEN
+async def test_a_real_server_that_goes_away_again_and_again_fails_nothing(at_once: bool) -> None:
+    async with h2_server(goes_after(5, at_once=at_once), "plain") as (pool, server):
+        await make_200_requests(pool, url=server.url)
+
+
 @pytest.mark.parametrize("max_connections", [1, 5])
 async def test_a_request_refused_thrice_is_the_first_of_a_connection(
-    autojump_clock: trio.testing.MockClock, max_connections: int
+    autojump_clock: MockClock, max_connections: int
 ) -> None:
     """The server acts on one stream of a connection, and says so only when there are others."""
 
@@ -643,27 +541,17 @@ async def test_a_request_refused_thrice_is_the_first_of_a_connection(
             await peer.respond(first)
             await peer.until_closed()
 
-    async def get() -> None:
-        await fetch(pool, extensions={"trace": events})
-
     events = Events()
-    async with linked("memory", serve, max_connections=max_connections) as (pool, _):
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(get)
+    async with h2_server(serve, max_connections=max_connections) as (pool, _):
+        async with background(pool) as made:
+            await made.make(20, extensions={"trace": events})
+        assert made.statuses == [200] * 20
         assert_unharmed(pool, idle=pool.statistics().idle)
     assert max(info["attempt"] for info in events.infos("connection.retry.started")) == 3
 
 
-async def test_a_pause_counts_as_waiting_for_a_connection(autojump_clock: trio.testing.MockClock) -> None:
-    async def refuses(peer: H2Peer) -> None:
-        await peer.start()
-        with contextlib.suppress(EOFError):
-            while True:
-                stream_id, _, _ = await peer.request()
-                await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
-
-    async with linked("memory", refuses) as (pool, _):
+async def test_a_pause_counts_as_waiting_for_a_connection(autojump_clock: MockClock) -> None:
+    async with h2_server(refusing("refused", [])) as (pool, _):
         start = trio.current_time()
         # What does not fit is not begun, and the error says what the matter is.
         with pytest.raises(RemoteProtocolError, match="REFUSED_STREAM"):
@@ -673,41 +561,25 @@ async def test_a_pause_counts_as_waiting_for_a_connection(autojump_clock: trio.t
             await fetch(pool, extensions={"timeout": {"pool": 0}})
 
 
-async def test_a_request_can_be_cancelled_in_its_pause(autojump_clock: trio.testing.MockClock) -> None:
-    requests = 0
-
-    async def refuses(peer: H2Peer) -> None:
-        nonlocal requests
-        await peer.start()
-        with contextlib.suppress(EOFError):
-            while True:
-                stream_id, _, _ = await peer.request()
-                requests += 1
-                await peer.send_frame(RstStreamFrame(stream_id, error_code=ErrorCodes.REFUSED_STREAM))
-
-    async with linked("memory", refuses) as (pool, _):
+async def test_a_request_can_be_cancelled_in_its_pause(autojump_clock: MockClock) -> None:
+    refused: list[bytes] = []
+    async with h2_server(refusing("refused", refused)) as (pool, _):
         with trio.move_on_after(0.04) as scope:
             await fetch(pool)
         assert scope.cancelled_caught
-        assert requests == 1
+        assert len(refused) == 1
         assert_unharmed(pool, idle=1)
 
 
-async def test_stream_ids_running_out_open_a_new_connection(autojump_clock: trio.testing.MockClock) -> None:
-    ids: list[Any] = []
-
-    async def get() -> None:
-        response = await pool.request("GET", URL)
-        ids.append(response.extensions["stream_id"])
-
-    async with linked("memory", in_turn(ordinary, ordinary)) as (pool, _):
-        await get()
-        connection = pool.connections[0]
-        assert isinstance(connection, HTTP2Connection)
-        connection._h2.highest_outbound_stream_id = 2**31 - 5
-        async with trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(get)
+async def test_stream_ids_running_out_open_a_new_connection(autojump_clock: MockClock) -> None:
+    async with h2_server(in_turn(ordinary, ordinary)) as (pool, _):
+        async with background(pool) as made:
+            await made.make(1)
+            connection = pool.connections[0]
+            assert isinstance(connection, HTTP2Connection)
+            connection._h2.highest_outbound_stream_id = 2**31 - 5
+            await made.make(4)
+        ids = [request.response.extensions["stream_id"] for request in made.ended if request.response]
         assert sorted(ids) == [1, 1, 3, 2**31 - 3, 2**31 - 1]
         await connection.closed.wait()
         assert connection not in pool.connections
@@ -718,25 +590,34 @@ async def test_stream_ids_running_out_open_a_new_connection(autojump_clock: trio
 async def test_our_own_close_sends_goaway(link: str, busy: bool) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
-        stream_id, _, _ = await peer.request()
-        await peer.respond(stream_id, body=b"x", end=not busy)
+        await answer(peer, b"x", end=not busy)
         await peer.until_closed()
-        (goaway,) = peer.sent(GoAwayFrame)
-        assert goaway.error_code == ErrorCodes.NO_ERROR
-        assert peer.frames[-1] is goaway
+        assert_told(peer, ErrorCodes.NO_ERROR)
+        assert isinstance(peer.frames[-1], GoAwayFrame)
 
-    async with linked(link, serve) as (pool, url):
-        response: Response
-        async with pool.stream("GET", url) as response:
-            if busy:
-                await pool.aclose()
-                with pytest.raises(ExchangeError, match="closed"):
-                    await response.aread()
-            else:
+    async with h2_server(serve, link) as (pool, server), pool.stream("GET", server.url) as response:
+        if busy:
+            await pool.aclose()
+            with pytest.raises(ExchangeError, match="closed"):
                 await response.aread()
+        else:
+            await response.aread()
 
 
 # -- A server that is not HTTP/2.
+
+
+def sending(data: bytes, *, byte_by_byte: bool) -> Serve:
+    """A server that sends bytes without waiting for a request, and is told that they are a fault."""
+
+    async def serve(peer: H2Peer) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await peer.send(data, byte_by_byte=byte_by_byte)
+        await peer.until_closed()
+        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
+
+    return serve
+
 
 NOT_HTTP2 = [
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
@@ -752,16 +633,10 @@ NOT_HTTP2 = [
 @DELIVERIES
 @pytest.mark.parametrize("text", NOT_HTTP2, ids=range(len(NOT_HTTP2)))
 async def test_an_answer_that_is_not_http2_is_told_at_once(
-    autojump_clock: trio.testing.MockClock, text: bytes, byte_by_byte: bool
+    autojump_clock: MockClock, text: bytes, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(text, byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.PROTOCOL_ERROR]
-
     start = trio.current_time()
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(sending(text, byte_by_byte=byte_by_byte)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match="does not speak HTTP/2") as caught:
             await fetch(pool)
         if text.startswith(b"HTTP/"):
@@ -773,38 +648,19 @@ async def test_an_answer_that_is_not_http2_is_told_at_once(
 @pytest.mark.parametrize("scheme", ["http", "ws"])
 @pytest.mark.parametrize("trailing", [b"", b"\x15\x03\x03\x00\x02\x01\x00"], ids=["alert", "two alerts"])
 async def test_a_server_that_speaks_tls_is_told_apart(
-    autojump_clock: trio.testing.MockClock, scheme: str, trailing: bytes, byte_by_byte: bool
+    autojump_clock: MockClock, scheme: str, trailing: bytes, byte_by_byte: bool
 ) -> None:
     """A TLS alert is shorter than the header of a frame."""
 
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(b"\x15\x03\x01\x00\x02\x02\x46" + trailing, byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-
+    alert = b"\x15\x03\x01\x00\x02\x02\x46"
     start = trio.current_time()
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(sending(alert + trailing, byte_by_byte=byte_by_byte)) as (pool, _):
         with pytest.raises(RemoteProtocolError) as caught:
             await pool.request("GET", f"{scheme}://example.com:8443/")
         assert str(caught.value).startswith(
             f"the server does not speak HTTP/2 on this port, but TLS (use {scheme}s://example.com:8443)"
         )
         assert trio.current_time() == start
-
-
-async def test_what_looks_like_tls_within_tls_is_shown() -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.stream.receive_some()
-        await peer.send(b"\x15\x03\x01\x00\x02\x02\x46\x00\x00")
-        await trio.sleep_forever()
-
-    certificates = make_tls()
-    async with trio.open_nursery() as nursery:
-        server = await serve_tcp(nursery, script, tls=certificates.server)
-        async with ConnectionPool(client_context(certificates.ca), http1=False, http2=True) as pool:
-            with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/2: instead of SETTINGS"):
-                await pool.request("GET", server.url)
-        nursery.cancel_scope.cancel()
 
 
 FIRST_FRAMES = {
@@ -819,15 +675,10 @@ FIRST_FRAMES = {
 @DELIVERIES
 @pytest.mark.parametrize("first", FIRST_FRAMES)
 async def test_the_first_frame_must_be_settings(
-    autojump_clock: trio.testing.MockClock, first: str, byte_by_byte: bool
+    autojump_clock: MockClock, first: str, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: H2Peer) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await peer.send(FIRST_FRAMES[first] + SettingsFrame().serialize(), byte_by_byte=byte_by_byte)
-        await peer.until_closed()
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.PROTOCOL_ERROR]
-
-    async with linked("memory", in_turn(serve, ordinary)) as (pool, _):
+    script = sending(FIRST_FRAMES[first] + SettingsFrame().serialize(), byte_by_byte=byte_by_byte)
+    async with h2_server(in_turn(script, ordinary)) as (pool, _):
         with pytest.raises(RemoteProtocolError, match="instead of SETTINGS"):
             await fetch(pool)
         await fetch(pool)
@@ -842,10 +693,22 @@ async def test_an_end_before_the_first_frame(link: str, text: bytes) -> None:
         if link == "tls":
             await peer.stream.aclose()
 
-    async with linked(link, in_turn(serve, ordinary)) as (pool, url):
+    async with h2_server(in_turn(serve, ordinary), link) as (pool, server):
         with pytest.raises(RemoteProtocolError, match="closed the connection, without a response"):
-            await fetch(pool, url=url)
-        assert await fetch(pool, url=url) == b"GET "
+            await fetch(pool, url=server.url)
+        assert await fetch(pool, url=server.url) == b"GET "
+
+
+@contextlib.asynccontextmanager
+async def server_without_alpn(
+    script: Script, *, tls: bool = True, **options: Any
+) -> AsyncIterator[tuple[ConnectionPool, str]]:
+    """Enter a pool, and the URL of a server on a socket that plays a script and does not know ALPN."""
+    async with trio.open_nursery() as nursery:
+        server = await serve_tcp(nursery, script, tls=make_tls().server if tls else None)
+        async with ConnectionPool(make_tls().client, http2=True, **options) as pool:
+            yield pool, server.url
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("http1", [False, True])
@@ -857,29 +720,35 @@ async def test_a_tls_server_without_alpn(http1: bool) -> None:
         else:
             await ordinary(H2Peer(peer.stream))
 
-    tls = make_tls()
-    async with trio.open_nursery() as nursery:
-        server = await serve_tcp(nursery, script, tls=tls.server)
-        async with ConnectionPool(client_context(tls.ca), http1=http1, http2=True) as pool:
-            response = await pool.request("GET", server.url)
-        assert response.extensions["http_version"] == (b"HTTP/1.1" if http1 else b"HTTP/2")
-        assert response.content == (b"one" if http1 else b"GET ")
-        nursery.cancel_scope.cancel()
+    async with server_without_alpn(script, http1=http1) as (pool, url):
+        response = await pool.request("GET", url)
+    assert response.extensions["http_version"] == (b"HTTP/1.1" if http1 else b"HTTP/2")
+    assert response.content == (b"one" if http1 else b"GET ")
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_a_real_server_that_only_speaks_http1(tls: bool) -> None:
+HTTP11_ANSWER = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("tls", "data", "message"),
+    [
+        (False, HTTP11_ANSWER, r"does not speak HTTP/2.*HTTP/1\.1 400"),
+        (True, HTTP11_ANSWER, r"does not speak HTTP/2.*HTTP/1\.1 400"),
+        (True, TLS_ALERT, r"does not speak HTTP/2: instead of SETTINGS"),
+    ],
+    ids=["HTTP/1.1", "HTTP/1.1 in TLS", "TLS in TLS"],
+)
+async def test_a_real_server_that_does_not_speak_http2(tls: bool, data: bytes, message: str) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.stream.receive_some()
-        await peer.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        await peer.send(data)
+        if data == TLS_ALERT:
+            await trio.sleep_forever()
 
-    certificates = make_tls()
-    async with trio.open_nursery() as nursery:
-        server = await serve_tcp(nursery, script, tls=certificates.server if tls else None)
-        async with ConnectionPool(client_context(certificates.ca), http1=False, http2=True) as pool:
-            with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/2.*HTTP/1\.1 400"):
-                await pool.request("GET", server.url)
-        nursery.cancel_scope.cancel()
+    async with server_without_alpn(script, tls=tls, http1=False) as (pool, url):
+        with pytest.raises(RemoteProtocolError, match=message):
+            await pool.request("GET", url)
 
 
 # -- Hostile servers.
@@ -1039,9 +908,7 @@ def is_after_the_response(fault: str) -> bool:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_ends_the_connection_with_the_right_code(
-    autojump_clock: trio.testing.MockClock, fault: str
-) -> None:
+async def test_a_fault_ends_the_connection_with_the_right_code(autojump_clock: MockClock, fault: str) -> None:
     pieces, code = FAULTS[fault]
     sent = 0
 
@@ -1054,17 +921,16 @@ async def test_a_fault_ends_the_connection_with_the_right_code(
                 await peer.send(piece)
                 sent += 1
                 # So that the client notices when it has had enough.
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
         with contextlib.suppress(trio.BrokenResourceError):
-            while await peer.listen():
-                pass
+            await listen_to_the_end(peer)
         (goaway,) = peer.sent(GoAwayFrame)
         assert ErrorCodes(goaway.error_code) == code
         assert goaway.last_stream_id == 0
         assert peer.frames[-1] is goaway
 
     start = trio.current_time()
-    async with linked("memory", in_turn(hostile, ordinary)) as (pool, _):
+    async with h2_server(in_turn(hostile, ordinary)) as (pool, _):
         if is_after_the_response(fault):
             assert await fetch(pool) == b""
         else:
@@ -1078,19 +944,17 @@ async def test_a_fault_ends_the_connection_with_the_right_code(
         assert_unharmed(pool, idle=1)
 
 
-async def test_data_above_an_unread_streams_window(autojump_clock: trio.testing.MockClock) -> None:
+async def test_data_above_an_unread_streams_window(autojump_clock: MockClock) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + raw(DATA, 0, 1, bytes(16384)) * 16)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert not peer.sent(GoAwayFrame)
         await peer.send(raw(DATA, 0, 1, b"x"))
-        while await peer.listen():
-            pass
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.FLOW_CONTROL_ERROR]
+        await listen_to_the_end(peer)
+        assert_told(peer, ErrorCodes.FLOW_CONTROL_ERROR)
 
-    async with linked("memory", in_turn(hostile, ordinary)) as (pool, _):
+    async with h2_server(in_turn(hostile, ordinary)) as (pool, _):
         async with pool.stream("GET", URL) as response:
             await internals(pool)[0].closed.wait()
             with pytest.raises(RemoteProtocolError, match="in the middle of the response"):
@@ -1111,11 +975,10 @@ STREAM_FAULTS: dict[str, tuple[bytes, ErrorCodes]] = {
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS)
 async def test_a_fault_of_a_stream_resets_it_with_the_right_code(
-    autojump_clock: trio.testing.MockClock, fault: str
+    autojump_clock: MockClock, fault: str
 ) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.request()
         await peer.send(STREAM_FAULTS[fault][0])
         reset = await peer.event(h2.events.StreamReset, 1)
@@ -1124,17 +987,15 @@ async def test_a_fault_of_a_stream_resets_it_with_the_right_code(
         await peer.until_closed()
         assert len(peer.sent(RstStreamFrame)) == 1
 
-    async def other() -> None:
-        await trio.testing.wait_all_tasks_blocked()
-        assert await fetch(pool) == b""
-
-    async with linked("memory", in_turn(hostile)) as (pool, _), trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        with pytest.raises(RemoteProtocolError):
-            await fetch(pool)
+    async with h2_server(in_turn(hostile)) as (pool, _):
+        async with background(pool) as made:
+            await made.make(1)
+            await made.make(1)
+        assert made.outcomes == [RemoteProtocolError, 200]
+        assert made.contents == [b""]
 
 
-async def test_a_little_of_what_serves_no_request_is_borne(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_little_of_what_serves_no_request_is_borne(autojump_clock: MockClock) -> None:
     chatter = b"".join(
         [
             raw(0xFA, 0xFF, 0, b"grease"),
@@ -1151,19 +1012,18 @@ async def test_a_little_of_what_serves_no_request_is_borne(autojump_clock: trio.
     )
 
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + chatter * 100 + raw(DATA, END_STREAM, 1, b"fine"))
         await peer.until_closed()
 
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(serve) as (pool, _):
         assert await fetch(pool) == b"fine"
         connection = pool.connections[0]
         assert isinstance(connection, HTTP2Connection)
         assert 0x1234 not in connection._h2.remote_settings
 
 
-async def test_patience_is_renewed_in_time(autojump_clock: trio.testing.MockClock) -> None:
+async def test_patience_is_renewed_in_time(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         for _ in range(4):
@@ -1173,85 +1033,59 @@ async def test_patience_is_renewed_in_time(autojump_clock: trio.testing.MockCloc
         await peer.respond(1)
         await peer.until_closed()
 
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(serve) as (pool, _):
         await fetch(pool)
 
 
-async def test_a_busy_stream_of_small_frames_is_no_flood(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_busy_stream_of_small_frames_is_no_flood(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
+        await first_request(peer)
         await peer.send(ANSWER + (raw(DATA, 0, 1, b"x") + update(0, 1)) * 15_000 + raw(DATA, 1, 1))
         await peer.until_closed()
 
-    async with linked("memory", serve) as (pool, _):
+    async with h2_server(serve) as (pool, _):
         assert await fetch(pool) == b"x" * 15_000
 
 
-async def test_a_server_that_reads_nothing_but_asks_for_answers(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_server_that_reads_nothing_but_asks_for_answers(autojump_clock: MockClock) -> None:
     pings = 0
 
-    async def hostile(scripted: ScriptedPeer) -> None:
+    async def hostile(peer: H2Peer) -> None:
         nonlocal pings
-        peer = H2Peer(scripted.stream)
-        if len(connector.peers) > 1:
-            await ordinary(peer)
-            return
         frames = SettingsFrame().serialize()
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
-                await scripted.send(frames)
+                await peer.send(frames)
                 frames = raw(PING, 0, 0, bytes(8)) * 1000
                 pings += 1000
                 await trio.sleep(2)
 
-    async with trio.open_nursery() as nursery:
-        connector = MemoryConnector(nursery, hostile, stream_pair=trio.testing.lockstep_stream_pair)
-        async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
-            with pytest.raises(RemoteProtocolError, match="does not read what it asks for"):
-                await fetch(pool, extensions={"timeout": {"read": None, "write": None}})
-            # Each answer has 17 bytes.
-            assert pings * 17 < 320 * 1024
-            (connection,) = internals(pool)
-            assert await fetch(pool) == b"GET "
-            # Its GOAWAY can't be sent, which does not hold up the closing for long.
-            with trio.fail_after(2):
-                await connection.closed.wait()
-            assert_unharmed(pool, idle=1)
+    pair = trio.testing.lockstep_stream_pair
+    async with h2_server(in_turn(hostile, ordinary), stream_pair=pair) as (pool, _):
+        with pytest.raises(RemoteProtocolError, match="does not read what it asks for"):
+            await fetch(pool, extensions={"timeout": {"read": None, "write": None}})
+        # Each answer has 17 bytes.
+        assert pings * 17 < 320 * 1024
+        (connection,) = internals(pool)
+        assert await fetch(pool) == b"GET "
+        # Its GOAWAY can't be sent, which does not hold up the closing for long.
+        with trio.fail_after(2):
+            await connection.closed.wait()
+        assert_unharmed(pool, idle=1)
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_a_real_server_that_reads_nothing_and_floods(tls: bool) -> None:
+@SOCKETS
+async def test_a_real_server_that_reads_nothing_and_floods(link: str) -> None:
     async def hostile(peer: H2Peer) -> None:
         await peer.start()
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while True:
                 await peer.stream.send_all(raw(PING, 0, 0, bytes(8)) * 500)
 
-    link = "tls" if tls else "plain"
-    async with linked(link, in_turn(hostile, ordinary)) as (pool, url):
+    async with h2_server(in_turn(hostile, ordinary), link) as (pool, server):
         with pytest.raises(RemoteProtocolError, match="served no request"):
-            await fetch(pool, url=url)
-        assert await fetch(pool, url=url) == b"GET "
-
-
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_a_fault_over_a_real_socket_is_told_to_the_server(tls: bool) -> None:
-    async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        await peer.send(raw(RST, 0, 5, bytes(4)))
-        while await peer.listen():
-            pass
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.PROTOCOL_ERROR]
-
-    link = "tls" if tls else "plain"
-    async with linked(link, in_turn(hostile, ordinary)) as (pool, url):
-        with pytest.raises(RemoteProtocolError, match="stream 5, which was never opened"):
-            await fetch(pool, url=url)
-        await fetch(pool, url=url)
+            await fetch(pool, url=server.url)
+        assert await fetch(pool, url=server.url) == b"GET "
 
 
 async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> None:
@@ -1264,22 +1098,43 @@ async def send_together(stream: trio.abc.Stream, pieces: Iterable[bytes]) -> Non
         await stream.send_all(b"".join(pieces))
 
 
-@pytest.mark.parametrize("link", ["plain", "tls"])
-async def test_what_arrives_behind_a_fault_does_not_change_its_code(link: str) -> None:
+OTHER_FAULTS = [raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "code", "message"),
+    [
+        ([raw(RST, 0, 5, bytes(4))], P, "stream 5, which was never opened"),
+        # What arrives behind the fault does not change its code, and is not answered.
+        (
+            [
+                update(0, 2**31 - 1),
+                raw(RST, 0, 5, bytes(4)),
+                raw(DATA, 0, 2, b"x"),
+                DONE,
+                raw(PING, 0, 0, bytes(8)),
+            ],
+            FLOW,
+            "without a response",
+        ),
+    ],
+    ids=["alone", "with more behind it"],
+)
+@SOCKETS
+async def test_a_fault_over_a_real_socket_is_told_to_the_server(
+    link: str, pieces: list[bytes], code: ErrorCodes, message: str
+) -> None:
     async def hostile(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        faults = [update(0, 2**31 - 1), raw(RST, 0, 5, bytes(4)), raw(DATA, 0, 2, b"x")]
-        await send_together(peer.stream, [*faults, DONE, raw(PING, 0, 0, bytes(8))])
-        while await peer.listen():
-            pass
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.FLOW_CONTROL_ERROR]
+        await first_request(peer)
+        await send_together(peer.stream, pieces)
+        await listen_to_the_end(peer)
+        assert_told(peer, code)
         assert not peer.sent(PingFrame)
 
-    async with linked(link, in_turn(hostile, ordinary)) as (pool, url):
-        with pytest.raises(RemoteProtocolError, match="without a response"):
-            await fetch(pool, url=url)
-        await fetch(pool, url=url)
+    async with h2_server(in_turn(hostile, ordinary), link) as (pool, server):
+        with pytest.raises(RemoteProtocolError, match=message):
+            await fetch(pool, url=server.url)
+        await fetch(pool, url=server.url)
 
 
 # -- Whatever a server sends.
@@ -1360,7 +1215,7 @@ def test_whatever_a_server_sends_the_pool_survives(
         await peer.listen()
         for piece in pieces:
             await peer.send(piece)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         while not closes and await peer.listen():
             pass
 
@@ -1377,17 +1232,14 @@ def test_whatever_a_server_sends_the_pool_survives(
 
     async def main() -> None:
         nonlocal pool, orderly
-        async with trio.open_nursery() as nursery:
-            pool, _ = h2_pool(nursery, serve)
-            with trio.fail_after(100):
-                async with pool:
-                    async with trio.open_nursery() as requests:
-                        requests.start_soon(talk)
-                        requests.start_soon(talk)
-                    orderly = True
-                    answer = await pool.request("GET", "http://other.example.com/")
-                    assert answer.content == b"GET "
-                    assert pool.statistics().active == pool.statistics().waiting == 0
+        with trio.fail_after(100):
+            async with h2_server(serve) as (pool, _):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(talk)
+                    nursery.start_soon(talk)
+                orderly = True
+                assert await fetch(pool, url="http://other.example.com/") == b"GET "
+                assert pool.statistics().active == pool.statistics().waiting == 0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0), strict_exception_groups=True)
 
@@ -1395,12 +1247,8 @@ def test_whatever_a_server_sends_the_pool_survives(
 def test_a_read_timeout_is_what_ends_a_mute_server() -> None:
     """The fuzz test's own clock jumps, so that a hang would be seen there."""
 
-    async def mute(peer: H2Peer) -> None:
-        while await peer.listen():
-            pass
-
     async def main() -> None:
-        async with linked("memory", mute) as (pool, _):
+        async with h2_server(listen_to_the_end) as (pool, _):
             with pytest.raises(ReadTimeout):
                 await fetch(pool, extensions={"timeout": {"read": 5}})
 
@@ -1438,7 +1286,7 @@ async def test_an_end_that_only_the_kernel_knows_of_is_seen_before_a_request() -
 
 
 async def test_whatever_h2_makes_of_what_it_is_given_is_the_servers_fault(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stumble(connection: h2.connection.H2Connection, data: bytes) -> list[h2.events.Event]:
         if connection.config.client_side:
@@ -1448,95 +1296,68 @@ async def test_whatever_h2_makes_of_what_it_is_given_is_the_servers_fault(
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         await peer.until_closed()
-        assert [frame.error_code for frame in peer.sent(GoAwayFrame)] == [ErrorCodes.PROTOCOL_ERROR]
+        assert_told(peer, ErrorCodes.PROTOCOL_ERROR)
 
     receive_data = h2.connection.H2Connection.receive_data
     monkeypatch.setattr(h2.connection.H2Connection, "receive_data", stumble)
-    async with trio.open_nursery() as nursery:
-        pool, _ = h2_pool(nursery, serve)
-        async with pool:
-            with pytest.raises(RemoteProtocolError, match="what nobody thought of") as raised:
-                await pool.request("GET", URL)
-            assert isinstance(raised.value.__cause__, IndexError)
+    async with h2_server(serve) as (pool, _):
+        with pytest.raises(RemoteProtocolError, match="what nobody thought of") as raised:
+            await pool.request("GET", URL)
+        assert isinstance(raised.value.__cause__, IndexError)
 
 
-async def test_a_reset_of_a_stream_that_was_refused_is_no_news(
-    autojump_clock: trio.testing.MockClock,
+@pytest.mark.parametrize(
+    "news", [RstStreamFrame(1, ErrorCodes.INTERNAL_ERROR), GoAwayFrame(0, 0)], ids=["reset", "GOAWAY"]
+)
+async def test_what_follows_the_refusal_of_a_stream_is_no_news(
+    autojump_clock: MockClock, news: Frame
 ) -> None:
     async def refuse(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
+        assert stream_id == 1
         # In one piece, so that the request hears of both at once.
-        await peer.send_frame(GoAwayFrame(0, 0), RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
+        await peer.send_frame(GoAwayFrame(0, 0), news)
         await peer.until_closed()
 
-    async with trio.open_nursery() as nursery:
-        pool, connector = h2_pool(nursery, in_turn(refuse, ordinary))
-        async with pool:
-            assert await fetch(pool, "POST", content=b"once") == b"POST once"
-            assert len(connector.dialled) == 2
-
-
-async def test_a_second_goaway_for_a_stream_that_was_refused_is_no_news(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async def refuse(peer: H2Peer) -> None:
-        await peer.start()
-        await peer.request()
-        # In one piece, so that the request hears of both at once.
-        await peer.send_frame(GoAwayFrame(0, 0), GoAwayFrame(0, 0))
-        await peer.until_closed()
-
-    async with linked("memory", in_turn(refuse, ordinary)) as (pool, _):
+    async with h2_server(in_turn(refuse, ordinary)) as (pool, server):
         assert await fetch(pool, "POST", content=b"once") == b"POST once"
+        assert server.dialled == 2
 
 
 @pytest.mark.parametrize("resumes", [True, False])
 async def test_closing_waits_a_moment_for_what_is_being_sent(
-    autojump_clock: trio.testing.MockClock, resumes: bool
+    autojump_clock: MockClock, resumes: bool
 ) -> None:
     """A server that has stopped reading gets a whole frame and a GOAWAY, if it goes on soon."""
     stopped = trio.Event()
-    peers: list[H2Peer] = []
 
-    async def serve(scripted: ScriptedPeer) -> None:
-        peer = H2Peer(scripted.stream)
-        peers.append(peer)
+    async def serve(peer: H2Peer) -> None:
         await peer.start()
         await peer.head()
         stopped.set()
         await trio.sleep(0.4 if resumes else FOREVER)
         await peer.until_closed()
 
-    async with trio.open_nursery() as nursery:
-        connector = MemoryConnector(nursery, serve, stream_pair=trio.testing.lockstep_stream_pair)
-        async with (
-            ConnectionPool(http1=False, http2=True, connector=connector) as pool,
-            trio.open_nursery() as inner,
-        ):
-            inner.start_soon(fetch_in_vain, pool)
-            await stopped.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            began = trio.current_time()
-            await pool.aclose()
-            assert trio.current_time() - began == pytest.approx(0.4 if resumes else 0.5)
-        if not resumes:
-            nursery.cancel_scope.cancel()
+    async def fetch_in_vain() -> None:
+        with pytest.raises(ReadError):
+            await pool.request("POST", URL, content=bytes(200_000))
+
+    pair = trio.testing.lockstep_stream_pair
+    async with h2_server(serve, stream_pair=pair) as (pool, server), trio.open_nursery() as nursery:
+        nursery.start_soon(fetch_in_vain)
+        await stopped.wait()
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        await pool.aclose()
+        assert trio.current_time() - began == pytest.approx(0.4 if resumes else 0.5)
     if resumes:
-        assert peers[0].ended
-        assert peers[0].sent(DataFrame)
-        assert isinstance(peers[0].frames[-1], GoAwayFrame)
-        assert not peers[0].unparsed
+        assert server.peer.ended
+        assert server.peer.sent(DataFrame)
+        assert isinstance(server.peer.frames[-1], GoAwayFrame)
+        assert not server.peer.unparsed
 
 
-async def fetch_in_vain(pool: ConnectionPool) -> None:
-    with pytest.raises(ReadError):
-        await pool.request("POST", URL, content=bytes(200_000))
-
-
-async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_last_words_are_heard_after_a_send_has_failed_below_tls(autojump_clock: MockClock) -> None:
     """What one request still gets, another one that is not answered waits for, but not for long."""
     broken = trio.Event()
 
@@ -1554,8 +1375,7 @@ async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
     async def serve(scripted: ScriptedPeer) -> None:
         await scripted.start_tls(alpn_server("h2"))
         peer = H2Peer(scripted.stream)
-        await peer.start()
-        stream_id, _, _ = await peer.request()
+        stream_id = await first_request(peer)
         await broken.wait()
         await peer.respond(stream_id, body=b"last words")
         await trio.sleep(5)
@@ -1570,7 +1390,7 @@ async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
         connector = Breaking(nursery, serve)
         async with ConnectionPool(make_tls().client, http2=True, connector=connector) as pool:
             nursery.start_soon(get, pool)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             streams[0].send_stream.send_all_hook = fail
             began = trio.current_time()
             with pytest.raises(WriteError, match="the cable was cut") as raised:
@@ -1578,5 +1398,5 @@ async def test_last_words_are_heard_after_a_send_has_failed_below_tls(
             assert isinstance(raised.value.__cause__, trio.BrokenResourceError)
             assert trio.current_time() - began == pytest.approx(1)
             assert contents == [b"last words"]
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert_unharmed(pool)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import h2.events
+import hpack
 import pytest
 import trio
 import trio.testing
 import wsproto.connection
 import wsproto.events
 from h2.errors import ErrorCodes
-from h2.exceptions import ProtocolError, StreamClosedError
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
-from trio.testing import MockClock
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.harness.certificates import alpn_server, client_context, make_tls
+from tests.harness.certificates import client_context, make_tls
 from tests.harness.checks import assert_unharmed, internals
-from tests.harness.h2peer import H2Peer, h2_pool
-from tests.harness.peers import respond
+from tests.harness.h2link import LINKS, H2Server, answer, fetch, h2_server, multiplexed, send_data
+from tests.harness.h2peer import H2Peer
+from tests.harness.h2proxy import StreamScript
+from tests.harness.h2server import Multiplexer, ServerStream
+from tests.harness.peers import DELIVERIES, Script, respond
 from tests.harness.servers import serve_tcp
+from tests.harness.tunnels import TARGET, failing, network_stream, read_exactly, tunnel
 from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
@@ -33,32 +37,24 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
     Request,
-    Response,
     WriteError,
     WriteTimeout,
 )
 from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
 
-URL = "http://proxy.example/"
-TARGET = {"target": "example.com:443"}
+PROXY = "http://proxy.example/"
 WEBSOCKET = {"protocol": "websocket"}
 EXTENDED = {SettingCodes.ENABLE_CONNECT_PROTOCOL: 1}
+SMALL_WINDOW = {SettingCodes.INITIAL_WINDOW_SIZE: 10}
 
 # The frame's header after its length.
 HEADERS_OF_STREAM_1 = b"\1\4\0\0\0\1"
 
-Serve: TypeAlias = Callable[[H2Peer], Awaitable[object]]
+BOTH_KINDS = pytest.mark.parametrize("extensions", [TARGET, WEBSOCKET], ids=["connect", "extended"])
 
 
-def network_stream(response: Response) -> NetworkStream:
-    stream = response.extensions["network_stream"]
-    assert isinstance(stream, NetworkStream)
-    return stream
-
-
-def a_tunnel(pool: ConnectionPool, url: str = URL) -> contextlib.AbstractAsyncContextManager[Response]:
-    return pool.stream("CONNECT", url, extensions=TARGET)
+# -- Servers.
 
 
 async def accept(peer: H2Peer) -> int:
@@ -68,40 +64,23 @@ async def accept(peer: H2Peer) -> int:
     return stream_id
 
 
-async def send(peer: H2Peer, stream_id: int, data: bytes, *, end: bool = False) -> None:
-    peer.h2.send_data(stream_id, data, end_stream=end)
-    await peer.flush()
-
-
-async def receive(peer: H2Peer, stream_id: int, size: int) -> bytes:
-    """Receive at least so many bytes on a stream, giving credit."""
-    data = b""
-    while len(data) < size:
-        event = await peer.event(h2.events.DataReceived, stream_id)
-        data += event.data or b""
-        if event.flow_controlled_length:
-            with contextlib.suppress(StreamClosedError):
-                peer.h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
-            await peer.flush()
-    return data
-
-
-async def read_exactly(stream: NetworkStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = await stream.read(size - len(data), timeout=10)
-        assert received
-        data += received
-    return data
-
-
-# -- Peers.
-
-
-async def echo(peer: H2Peer, settings: dict[SettingCodes, int] | None = None) -> None:
-    """Agree to every CONNECT and send back what comes, its end included; answer other requests."""
+async def start_and_accept(peer: H2Peer, settings: dict[SettingCodes, int] | None = None) -> int:
+    """Agree to a CONNECT at the beginning of a connection; returns its stream."""
     await peer.start(settings)
-    await answer(peer, {})
+    return await accept(peer)
+
+
+async def silent(peer: H2Peer, stream_id: int) -> None:
+    """Send nothing through a tunnel."""
+
+
+async def echo(stream: ServerStream) -> None:
+    """Agree to every CONNECT and send back what comes, its end included; answer other requests."""
+    await stream.respond(200)
+    if stream.headers[b":method"] != b"CONNECT":
+        await stream.send_all(b"hello")
+    while data := await stream.receive_some():
+        await stream.send_all(data)
 
 
 class Relay:
@@ -173,76 +152,28 @@ class Relay:
             self.gone.add(stream_id)
 
 
-async def answer(peer: H2Peer, bodies: dict[int, bytes]) -> None:
-    unsent: dict[int, bytearray] = {}
-    ended: set[int] = set()
-    while await peer.receive():
-        for event in peer.events:
-            stream_id = getattr(event, "stream_id", None) or 0
-            match event:
-                case h2.events.RequestReceived(headers=headers):
-                    if dict(headers or [])[b":method"] == b"CONNECT":
-                        unsent[stream_id] = bytearray()
-                        peer.h2.send_headers(stream_id, [(b":status", b"200")])
-                    else:
-                        await peer.respond(stream_id, body=bodies.get(stream_id, b"hello"))
-                case h2.events.DataReceived(data=data):
-                    if data:
-                        peer.h2.acknowledge_received_data(len(data), stream_id)
-                        unsent[stream_id] += data
-                case h2.events.StreamEnded():
-                    ended.add(stream_id)
-                case h2.events.StreamReset():
-                    unsent.pop(stream_id, None)
-        peer.events.clear()
-        for stream_id, waiting in list(unsent.items()):
-            while size := min(len(waiting), peer.h2.local_flow_control_window(stream_id), 16384):
-                peer.h2.send_data(stream_id, bytes(waiting[:size]))
-                del waiting[:size]
-            if not waiting and stream_id in ended:
-                del unsent[stream_id]
-                peer.h2.end_stream(stream_id)
-        await peer.flush()
-
-
-# -- Ways to reach them.
-
-
 @contextlib.asynccontextmanager
-async def a_pool(via: str, serve: Serve, **options: Any) -> AsyncIterator[tuple[ConnectionPool, str, H2Peer]]:
-    """A pool, the URL to ask it for, and the only peer that it may connect to."""
-    peers: list[H2Peer] = []
+async def one_tunnel(
+    script: Callable[[H2Peer, int], Awaitable[object]],
+    link: str = "memory",
+    settings: dict[SettingCodes, int] | None = None,
+) -> AsyncIterator[tuple[ConnectionPool, H2Server, NetworkStream]]:
+    """Enter a pool and its server, as `h2_server`, and a tunnel.
 
-    class Later:
-        """The peer exists once there is a connection."""
+    Args:
+        script: Plays the tunnel, by its stream; then the peer waits until the client closes the connection.
+        link: As of `h2_server`.
+        settings: What the server begins with.
+    """
 
-        def __getattr__(self, name: str) -> Any:
-            (peer,) = peers
-            return getattr(peer, name)
+    async def serve(peer: H2Peer) -> None:
+        await script(peer, await start_and_accept(peer, settings))
+        # The script may have closed the connection.
+        with contextlib.suppress(trio.ClosedResourceError):
+            await peer.until_closed()
 
-    async def note(peer: H2Peer) -> None:
-        peers.append(peer)
-        await serve(peer)
-
-    async def play(scripted: ScriptedPeer) -> None:
-        await note(H2Peer(scripted.stream))
-
-    later: Any = Later()
-    async with trio.open_nursery() as nursery:
-        if via == "memory":
-            pool, _ = h2_pool(nursery, note, **options)
-            url = URL
-        else:
-            server = await serve_tcp(nursery, play, tls=alpn_server("h2") if via == "tls" else None)
-            context = client_context(make_tls().ca) if via == "tls" else None
-            pool = ConnectionPool(context, http1=via == "tls", http2=True, **options)
-            url = server.url
-        async with pool:
-            yield pool, url, later
-        nursery.cancel_scope.cancel()
-
-
-everywhere = pytest.mark.parametrize("via", ["memory", "tcp", "tls"])
+    async with h2_server(serve, link) as (pool, server), tunnel(pool, server.url) as stream:
+        yield pool, server, stream
 
 
 # -- The request.
@@ -250,122 +181,96 @@ everywhere = pytest.mark.parametrize("via", ["memory", "tcp", "tls"])
 
 @pytest.mark.parametrize("headers", [{}, {"Host": "proxy.example"}], ids=["no Host", "Host of the proxy"])
 async def test_a_connect_on_the_wire(headers: dict[str, str]) -> None:
-    """Two pseudo-headers, and no end of the stream."""
-    async with a_pool("memory", echo) as (pool, _, peer):
+    """Two pseudo-headers, of which the target is the authority, and no end of the stream."""
+    async with h2_server(multiplexed(echo)) as (pool, server):
         headers = {**headers, "Proxy-Authorization": "x"}
-        async with pool.stream("CONNECT", URL, headers=headers, extensions=TARGET) as response:
+        async with pool.stream("CONNECT", PROXY, headers=headers, extensions=TARGET) as response:
             assert response.status == 200
             assert response.extensions["stream_id"] == 1
             assert response.extensions["http_version"] == b"HTTP/2"
-        (frame,) = peer.sent(HeadersFrame)
+        (frame,) = server.peer.sent(HeadersFrame)
         assert "END_STREAM" not in frame.flags
-        assert peer.sent(DataFrame) == []
-
-
-@pytest.mark.parametrize("headers", [{}, {"Host": "proxy.example"}], ids=["no Host", "Host of the proxy"])
-async def test_the_target_of_a_connect_is_its_authority(
-    nursery: trio.Nursery, headers: dict[str, str]
-) -> None:
-    seen: list[list[tuple[bytes, bytes]]] = []
-
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        event = await peer.event(h2.events.RequestReceived)
-        seen.append(list(event.headers or []))
-        await peer.respond(1, 403)
-        await peer.until_closed()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
-        headers = {**headers, "Proxy-Authorization": "x"}
-        await pool.request("CONNECT", URL, headers=headers, extensions=TARGET)
-    assert seen == [
-        [(b":method", b"CONNECT"), (b":authority", b"example.com:443"), (b"proxy-authorization", b"x")]
+        assert server.peer.sent(DataFrame) == []
+    assert decode(frame) == [
+        (b":method", b"CONNECT"),
+        (b":authority", b"example.com:443"),
+        (b"proxy-authorization", b"x"),
     ]
 
 
-@pytest.mark.parametrize(("scheme", "on_wire"), [("http", b"http"), ("ws", b"http")])
+def decode(frame: HeadersFrame) -> list[tuple[bytes, bytes]]:
+    """The fields of the first head of a connection."""
+    return [(name, value) for name, value in hpack.Decoder().decode(frame.data, raw=True)]
+
+
+@pytest.mark.parametrize("scheme", ["http", "ws"])
 @pytest.mark.parametrize("protocol", ["websocket", b"websocket", "connect-udp"])
-async def test_an_extended_connect_on_the_wire(
-    nursery: trio.Nursery, scheme: str, on_wire: bytes, protocol: str | bytes
-) -> None:
-    seen: list[list[tuple[bytes, bytes]]] = []
-
-    async def serve(peer: H2Peer) -> None:
-        await peer.start(EXTENDED)
-        event = await peer.event(h2.events.RequestReceived)
-        seen.append(list(event.headers or []))
-        await peer.respond(1, end=False)
-        await peer.until_closed()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with (
-        pool,
-        pool.stream(
-            "CONNECT",
-            f"{scheme}://server.example/chat?a",
-            headers={"Sec-WebSocket-Version": "13"},
-            extensions={"protocol": protocol},
-        ) as response,
-    ):
-        assert response.status == 200
-    assert [name for name, _ in seen[0]][-1] == b"sec-websocket-version"
-    assert dict(seen[0]) == {
+async def test_an_extended_connect_on_the_wire(scheme: str, protocol: str | bytes) -> None:
+    url = f"{scheme}://server.example/chat?a"
+    headers = {"Sec-WebSocket-Version": "13"}
+    async with h2_server(multiplexed(echo, EXTENDED)) as (pool, server):
+        async with pool.stream(
+            "CONNECT", url, headers=headers, extensions={"protocol": protocol}
+        ) as response:
+            assert response.status == 200
+        fields = decode(server.peer.sent(HeadersFrame)[0])
+    assert fields[-1][0] == b"sec-websocket-version"
+    assert dict(fields) == {
         b":method": b"CONNECT",
         b":protocol": protocol.encode() if isinstance(protocol, str) else protocol,
-        b":scheme": on_wire,
+        b":scheme": b"http",
         b":authority": b"server.example",
         b":path": b"/chat?a",
         b"sec-websocket-version": b"13",
     }
 
 
-@pytest.mark.parametrize("extended", [True, False])
-async def test_only_an_extended_connect_waits_for_settings(nursery: trio.Nursery, extended: bool) -> None:
+@BOTH_KINDS
+async def test_only_an_extended_connect_waits_for_settings(extensions: dict[str, str]) -> None:
     async def serve(peer: H2Peer) -> None:
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         sent = bytes(await peer.stream.receive_some(65536))
-        assert (HEADERS_OF_STREAM_1 in sent) == (not extended)
+        assert (HEADERS_OF_STREAM_1 in sent) == (extensions is TARGET)
         await peer.start(EXTENDED)
         peer.events += peer.h2.receive_data(sent)
         await accept(peer)
         await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    extensions = WEBSOCKET if extended else TARGET
-    async with pool, pool.stream("CONNECT", URL, extensions=extensions) as response:
+    async with (
+        h2_server(serve) as (pool, server),
+        pool.stream("CONNECT", server.url, extensions=extensions) as response,
+    ):
         assert response.status == 200
 
 
-async def test_settings_that_do_not_come(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_settings_that_do_not_come(autojump_clock: MockClock) -> None:
     async def serve(peer: H2Peer) -> None:
         sent = b""
         while data := await peer.stream.receive_some(65536):
             sent += data
         assert HEADERS_OF_STREAM_1 not in sent
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
+    async with h2_server(serve) as (pool, server):
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
-            await pool.request("CONNECT", URL, extensions={**WEBSOCKET, "timeout": {"read": 3}})
+            await pool.request("CONNECT", server.url, extensions={**WEBSOCKET, "timeout": {"read": 3}})
         assert trio.current_time() - began == 3
 
 
 async def test_extended_connect_that_the_server_has_not_enabled() -> None:
-    async with a_pool("memory", echo) as (pool, _, peer):
+    async with h2_server(multiplexed(echo)) as (pool, server):
         for _ in range(2):
             with pytest.raises(LocalProtocolError, match=r"extended CONNECT \(RFC 8441\)"):
-                await pool.request("CONNECT", URL, extensions=WEBSOCKET)
-        assert peer.sent(HeadersFrame) == []
-        response = await pool.request("GET", URL)
+                await pool.request("CONNECT", server.url, extensions=WEBSOCKET)
+        assert server.peer.sent(HeadersFrame) == []
+        response = await pool.request("GET", server.url)
         assert response.content == b"hello"
         assert response.extensions["stream_id"] == 1
         assert_unharmed(pool, idle=1)
         assert pool.statistics().connections_opened == 1
 
 
-async def test_extended_connect_that_the_server_enables_later(nursery: trio.Nursery) -> None:
+async def test_extended_connect_that_the_server_enables_later() -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         stream_id, _, _ = await peer.request()
@@ -374,12 +279,11 @@ async def test_extended_connect_that_the_server_enables_later(nursery: trio.Nurs
         await accept(peer)
         await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
+    async with h2_server(serve) as (pool, server):
         with pytest.raises(LocalProtocolError):
-            await pool.request("CONNECT", URL, extensions=WEBSOCKET)
-        await pool.request("GET", URL)
-        async with pool.stream("CONNECT", URL, extensions=WEBSOCKET) as response:
+            await pool.request("CONNECT", server.url, extensions=WEBSOCKET)
+        await pool.request("GET", server.url)
+        async with pool.stream("CONNECT", server.url, extensions=WEBSOCKET) as response:
             assert response.extensions["stream_id"] == 3
 
 
@@ -391,86 +295,79 @@ async def test_a_protocol_on_what_turns_out_to_be_http11(nursery: trio.Nursery, 
             with pytest.raises(LocalProtocolError, match=r"needs HTTP/2, but the connection is HTTP/1\.1"):
                 await pool.request("CONNECT", server.url, extensions=WEBSOCKET)
             assert_unharmed(pool, idle=1)
-        response = await pool.request("PUT", server.url, content=b"abc")
-        assert response.content == b"abc"
+        assert await fetch(pool, "PUT", server.url, content=b"abc") == b"abc"
         assert pool.statistics().connections_opened == 1
 
 
-@pytest.mark.parametrize("protocol", ["", "web socket", "web/socket", b"a\r\nb", "a,b"])
-async def test_a_protocol_that_is_no_token(nursery: trio.Nursery, protocol: str | bytes) -> None:
-    pool, connector = h2_pool(nursery, echo)
-    async with pool:
-        with pytest.raises(LocalProtocolError, match="protocol extension must be a token"):
-            await pool.request("CONNECT", URL, extensions={"protocol": protocol})
-    assert connector.dialled == []
+NO_TOKEN = (LocalProtocolError, "protocol extension must be a token")
+NO_CONNECT = (LocalProtocolError, "needs the method CONNECT")
+WRONG_TYPE = (TypeError, "protocol extension")
 
 
-@pytest.mark.parametrize("method", ["GET", "connect"])
-async def test_a_protocol_with_another_method(nursery: trio.Nursery, method: str) -> None:
-    pool, connector = h2_pool(nursery, echo)
-    async with pool:
-        with pytest.raises(LocalProtocolError, match="needs the method CONNECT"):
-            await pool.request(method, URL, extensions=WEBSOCKET)
-    assert connector.dialled == []
+@pytest.mark.parametrize(
+    ("method", "protocol", "refusal"),
+    [
+        *[("CONNECT", protocol, NO_TOKEN) for protocol in ("", "web socket", "web/socket", b"a\r\nb", "a,b")],
+        *[(method, "websocket", NO_CONNECT) for method in ("GET", "connect")],
+        *[("CONNECT", protocol, WRONG_TYPE) for protocol in (5, True, ["websocket"])],
+    ],
+)
+async def test_a_protocol_that_can_not_be_sent(
+    method: str, protocol: Any, refusal: tuple[type[Exception], str]
+) -> None:
+    error, message = refusal
+    async with h2_server(multiplexed(echo)) as (pool, server):
+        with pytest.raises(error, match=message):
+            await pool.request(method, server.url, extensions={"protocol": protocol})
+    assert server.dialled == 0
 
 
-@pytest.mark.parametrize("protocol", [5, True, ["websocket"]])
-async def test_a_protocol_of_the_wrong_type(nursery: trio.Nursery, protocol: Any) -> None:
-    pool, connector = h2_pool(nursery, echo)
-    async with pool:
-        with pytest.raises(TypeError, match="protocol extension"):
-            await pool.request("CONNECT", URL, extensions={"protocol": protocol})
-    assert connector.dialled == []
-
-
-@pytest.mark.parametrize("extensions", [TARGET, WEBSOCKET], ids=["connect", "extended"])
+@BOTH_KINDS
 @pytest.mark.parametrize("content", [b"abc", [b"abc"]], ids=["bytes", "iterable"])
 async def test_a_connect_can_have_no_content(
     extensions: dict[str, str], content: bytes | Iterable[bytes]
 ) -> None:
-    async with a_pool("memory", functools.partial(echo, settings=EXTENDED)) as (pool, _, peer):
+    async with h2_server(multiplexed(echo, EXTENDED)) as (pool, server):
         with pytest.raises(LocalProtocolError, match="can't have content"):
-            await pool.request("CONNECT", URL, content=content, extensions=extensions)
-        assert (await pool.request("GET", URL)).extensions["stream_id"] == 1
-        assert len(peer.sent(HeadersFrame)) == 1
+            await pool.request("CONNECT", server.url, content=content, extensions=extensions)
+        assert (await pool.request("GET", server.url)).extensions["stream_id"] == 1
+        assert len(server.peer.sent(HeadersFrame)) == 1
 
 
 async def test_an_empty_body_is_no_content() -> None:
-    async with a_pool("memory", echo) as (pool, _, _):
+    async with h2_server(multiplexed(echo)) as (pool, server):
         content: list[bytes] = []
-        async with pool.stream("CONNECT", URL, content=content, extensions=TARGET) as response:
+        async with pool.stream("CONNECT", server.url, content=content, extensions=TARGET) as response:
             assert response.status == 200
 
 
-async def test_extended_connect_to_a_server_that_is_not_http2(nursery: trio.Nursery) -> None:
+async def test_extended_connect_to_a_server_that_is_not_http2() -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await peer.stream.receive_some(1000)
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
+    async with h2_server(serve) as (pool, server):
         with pytest.raises(RemoteProtocolError, match="does not speak HTTP/2"):
-            await pool.request("CONNECT", URL, extensions=WEBSOCKET)
+            await pool.request("CONNECT", server.url, extensions=WEBSOCKET)
 
 
 # -- The answer.
 
 
 @pytest.mark.parametrize("status", [300, 403, 502])
-@pytest.mark.parametrize("extensions", [TARGET, WEBSOCKET], ids=["connect", "extended"])
+@BOTH_KINDS
 async def test_any_other_answer_is_an_ordinary_response(status: int, extensions: dict[str, str]) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start(EXTENDED)
         for _ in range(2):
             stream_id, _ = await peer.head()
-            await peer.respond(
-                stream_id, status, [(b"content-length", b"3")], b"abc", trailers=[(b"t", b"u")]
-            )
+            length = (b"content-length", b"3")
+            await peer.respond(stream_id, status, [length], b"abc", trailers=[(b"t", b"u")])
             assert await peer.body(stream_id) == b""
         await peer.until_closed()
 
-    async with a_pool("memory", serve) as (pool, _, peer):
-        async with pool.stream("CONNECT", URL, extensions=extensions) as response:
+    async with h2_server(serve) as (pool, server):
+        async with pool.stream("CONNECT", server.url, extensions=extensions) as response:
             assert response.status == status
             stream = network_stream(response)
             with pytest.raises(LocalProtocolError, match="belongs to HTTP"):
@@ -480,46 +377,44 @@ async def test_any_other_answer_is_an_ordinary_response(status: int, extensions:
             await stream.aclose()
             assert await response.aread() == b"abc"
             assert response.extensions["trailing_headers"] == [(b"t", b"u")]
-        assert (await pool.request("CONNECT", URL, extensions=extensions)).content == b"abc"
-        await trio.testing.wait_all_tasks_blocked()
-        assert peer.sent(RstStreamFrame) == []
+        assert (await pool.request("CONNECT", server.url, extensions=extensions)).content == b"abc"
+        await wait_all_tasks_blocked()
+        assert server.peer.sent(RstStreamFrame) == []
         assert_unharmed(pool, idle=1)
 
 
 async def test_a_request_that_is_a_connect_does_not_keep_its_tunnel() -> None:
-    async with a_pool("memory", echo) as (pool, _, peer):
-        response = await pool.request("CONNECT", URL, extensions=TARGET)
+    async with h2_server(multiplexed(echo)) as (pool, server):
+        response = await pool.request("CONNECT", server.url, extensions=TARGET)
         assert response.content == b""
-        await trio.testing.wait_all_tasks_blocked()
-        assert [frame.error_code for frame in peer.sent(RstStreamFrame, 1)] == [ErrorCodes.CANCEL]
+        await wait_all_tasks_blocked()
+        assert [frame.error_code for frame in server.peer.sent(RstStreamFrame, 1)] == [ErrorCodes.CANCEL]
         assert_unharmed(pool, idle=1)
 
 
 # -- Reading and writing.
 
 
-@everywhere
-async def test_what_is_written_is_read(via: str) -> None:
-    async with a_pool(via, echo) as (pool, url, peer):
-        async with a_tunnel(pool, url) as response:
-            stream = network_stream(response)
+@LINKS
+async def test_what_is_written_is_read(link: str) -> None:
+    async with h2_server(multiplexed(echo), link) as (pool, server):
+        async with tunnel(pool, server.url) as stream:
             assert "Tunnel on stream 1 over " in repr(stream)
             for data in (b"abc", b"", b"x" * 300_000):
                 async with trio.open_nursery() as inner:
                     inner.start_soon(stream.write, data)
                     assert await read_exactly(stream, len(data)) == data
-            assert (await pool.request("GET", url)).content == b"hello"
-        assert {frame.stream_id for frame in peer.sent(DataFrame)} == {1}
+            assert await fetch(pool, url=server.url) == b"hello"
+        assert {frame.stream_id for frame in server.peer.sent(DataFrame)} == {1}
         assert_unharmed(pool, idle=1)
 
 
-@everywhere
-async def test_other_streams_are_not_disturbed(via: str) -> None:
+@LINKS
+async def test_other_streams_are_not_disturbed(link: str) -> None:
     """Tunnels come and go in every way, while others and ordinary requests carry on."""
 
     async def talk(index: int) -> None:
-        async with a_tunnel(pool, url) as response:
-            stream = network_stream(response)
+        async with tunnel(pool, server.url) as stream:
             data = b"%d" % index * 1000
             for _ in range(20):
                 await stream.write(data)
@@ -528,13 +423,13 @@ async def test_other_streams_are_not_disturbed(via: str) -> None:
             assert await stream.read() == b""
 
     async def leave(index: int) -> None:
-        async with a_tunnel(pool, url) as response:
-            await network_stream(response).write(b"x" * index * 1000)
+        async with tunnel(pool, server.url) as stream:
+            await stream.write(b"x" * index * 1000)
 
     async def get() -> None:
-        assert (await pool.request("GET", url)).content == b"hello"
+        assert await fetch(pool, url=server.url) == b"hello"
 
-    async with a_pool(via, echo) as (pool, url, _):
+    async with h2_server(multiplexed(echo), link) as (pool, server):
         async with trio.open_nursery() as nursery:
             for index in range(10):
                 nursery.start_soon(talk, index)
@@ -544,76 +439,65 @@ async def test_other_streams_are_not_disturbed(via: str) -> None:
         assert pool.statistics().connections_opened == 1
 
 
-async def test_writing_waits_for_the_servers_window(nursery: trio.Nursery) -> None:
+async def test_writing_waits_for_the_servers_window() -> None:
     written = False
 
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
+    async def script(peer: H2Peer, stream_id: int) -> None:
         received = b""
         for more in (10, 10, 5):
             while len(received) % 10 or not received or more == 0:
                 received += (await peer.event(h2.events.DataReceived, stream_id)).data or b""
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert not written
             assert sum(len(frame.data) for frame in peer.sent(DataFrame)) == len(received)
             peer.h2.increment_flow_control_window(more, stream_id)
             await peer.flush()
             received += (await peer.event(h2.events.DataReceived, stream_id)).data or b""
         assert received == bytes(range(35))
-        await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        await trio.testing.wait_all_tasks_blocked()
-        await network_stream(response).write(bytes(range(35)))
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
+        await wait_all_tasks_blocked()
+        await stream.write(bytes(range(35)))
         written = True
 
 
 @pytest.mark.parametrize("window", [1, 7])
 async def test_writing_through_the_smallest_windows(window: int) -> None:
-    serve = functools.partial(echo, settings={SettingCodes.INITIAL_WINDOW_SIZE: window})
-    async with a_pool("memory", serve) as (pool, url, peer), a_tunnel(pool, url) as response:
+    serve = multiplexed(echo, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+    async with h2_server(serve) as (pool, server), tunnel(pool, server.url) as stream:
         # The server's settings have to be there before anything is sent.
-        await trio.testing.wait_all_tasks_blocked()
-        stream = network_stream(response)
+        await wait_all_tasks_blocked()
         await stream.write(b"abc" * 50)
         assert await read_exactly(stream, 150) == b"abc" * 50
-        assert max(len(frame.data) for frame in peer.sent(DataFrame)) <= window
+        assert max(len(frame.data) for frame in server.peer.sent(DataFrame)) <= window
 
 
 async def test_a_tunnel_that_is_not_read_holds_one_window_and_no_other_stream(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     sent = 0
 
-    async def serve(peer: H2Peer) -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
         nonlocal sent
-        await peer.start()
-        stream_id = await accept(peer)
         while size := min(peer.h2.local_flow_control_window(stream_id), 16384):
-            await send(peer, stream_id, b"x" * size)
+            await send_data(peer, stream_id, b"x" * size)
             sent += size
         for _ in range(3):
-            other, _, _ = await peer.request()
-            await peer.respond(other, body=b"y" * 100_000)
+            await answer(peer, b"y" * 100_000)
         assert peer.sent(WindowUpdateFrame, stream_id) == []
         await peer.event(h2.events.WindowUpdated, stream_id)
-        await send(peer, stream_id, b"z")
-        await peer.until_closed()
+        await send_data(peer, stream_id, b"z")
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
+    async with one_tunnel(script) as (pool, server, stream):
         for _ in range(3):
-            assert (await pool.request("GET", URL)).content == b"y" * 100_000
+            assert await fetch(pool, url=server.url) == b"y" * 100_000
         assert sent <= 1024 * 1024
         assert await read_exactly(stream, sent) == b"x" * sent
         assert await stream.read() == b"z"
 
 
-@pytest.mark.parametrize("byte_by_byte", [False, True], ids=["whole", "bytewise"])
-async def test_data_that_comes_with_the_answer(nursery: trio.Nursery, byte_by_byte: bool) -> None:
+@DELIVERIES
+async def test_data_that_comes_with_the_answer(byte_by_byte: bool) -> None:
     async def serve(peer: H2Peer) -> None:
         await peer.start()
         stream_id, _ = await peer.head()
@@ -624,9 +508,7 @@ async def test_data_that_comes_with_the_answer(nursery: trio.Nursery, byte_by_by
         await peer.send(peer.h2.data_to_send(), byte_by_byte=byte_by_byte)
         await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
+    async with h2_server(serve) as (pool, server), tunnel(pool, server.url) as stream:
         assert await stream.read(100) == b"ready"
         assert await stream.read(100) == b""
         assert await stream.read(100) == b""
@@ -635,25 +517,22 @@ async def test_data_that_comes_with_the_answer(nursery: trio.Nursery, byte_by_by
 # -- The end.
 
 
-@everywhere
+@LINKS
 @pytest.mark.parametrize("first", ["we", "the server"])
-async def test_both_sides_end_without_reset(via: str, first: str) -> None:
+async def test_both_sides_end_without_reset(link: str, first: str) -> None:
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
+        stream_id = await start_and_accept(peer)
         if first == "we":
             assert await peer.body(stream_id) == b"abc"
-            await send(peer, stream_id, b"def", end=True)
+            await send_data(peer, stream_id, b"def", end=True)
         else:
-            await send(peer, stream_id, b"def", end=True)
+            await send_data(peer, stream_id, b"def", end=True)
             assert await peer.body(stream_id) == b"abc"
-        other, _, _ = await peer.request()
-        await peer.respond(other)
+        await answer(peer)
         await peer.until_closed()
 
-    async with a_pool(via, serve) as (pool, url, peer):
-        async with a_tunnel(pool, url) as response:
-            stream = network_stream(response)
+    async with h2_server(serve, link) as (pool, server):
+        async with tunnel(pool, server.url) as stream:
             if first == "we":
                 await stream.write(b"abc")
                 await stream.send_eof()
@@ -661,75 +540,62 @@ async def test_both_sides_end_without_reset(via: str, first: str) -> None:
                     await stream.send_all(b"x")
                 with pytest.raises(WriteError, match="the end was sent already"):
                     await stream.write(b"x")
-                assert await stream.read() == b"def"
-                assert await stream.read() == b""
-            else:
-                assert await stream.read() == b"def"
-                assert await stream.read() == b""
+            assert await stream.read() == b"def"
+            assert await stream.read() == b""
+            if first != "we":
                 await stream.write(b"abc")
                 await stream.send_eof()
             # Nothing is left of it, though the response is not closed.
             assert_unharmed(pool, idle=1)
             await stream.send_eof()
-        await pool.request("GET", url)
-        assert "END_STREAM" in peer.sent(DataFrame, 1)[-1].flags
-        assert peer.sent(RstStreamFrame) == []
+        await pool.request("GET", server.url)
+        assert "END_STREAM" in server.peer.sent(DataFrame, 1)[-1].flags
+        assert server.peer.sent(RstStreamFrame) == []
 
 
 @pytest.mark.parametrize("close", ["stream", "response"])
-async def test_closing_after_the_server_ended_ends_our_side_too(nursery: trio.Nursery, close: str) -> None:
+async def test_closing_after_the_server_ended_ends_our_side_too(close: str) -> None:
     async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc", end=True)
+        stream_id = await start_and_accept(peer)
+        await send_data(peer, stream_id, b"abc", end=True)
         assert await peer.body(stream_id) == b""
         await peer.until_closed()
         assert peer.sent(RstStreamFrame) == []
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
+    async with (
+        h2_server(serve) as (pool, server),
+        pool.stream("CONNECT", server.url, extensions=TARGET) as response,
+    ):
         stream = network_stream(response)
         assert await stream.read() == b"abc"
         assert await stream.read() == b""
         await (stream.aclose() if close == "stream" else response.aclose())
         assert_unharmed(pool, idle=1)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
 
-async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        await trio.testing.wait_all_tasks_blocked()
-        await peer.send_frame(
-            HeadersFrame(stream_id, peer.h2.encoder.encode([(b"t", b"u")]), flags=["END_HEADERS"])
-        )
+async def test_who_waits_to_write_to_a_tunnel_hears_that_it_is_broken(autojump_clock: MockClock) -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await wait_all_tasks_blocked()
+        block = peer.h2.encoder.encode([(b"t", b"u")])
+        await peer.send_frame(HeadersFrame(stream_id, block, flags=["END_HEADERS"]))
         reset = await peer.event(h2.events.StreamReset, stream_id)
         assert reset.error_code == ErrorCodes.PROTOCOL_ERROR
-        await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
+    async with one_tunnel(script) as (_, _, stream):
         # More than the window, which is never opened.
         with trio.fail_after(10), pytest.raises(WriteError, match="trailers that do not end the stream"):
-            await network_stream(response).write(bytes(100_000))
+            await stream.write(bytes(100_000))
 
 
-async def test_trailers_end_a_tunnel(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc")
+async def test_trailers_end_a_tunnel() -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"abc")
         peer.h2.send_headers(stream_id, [(b"t", b"u")], end_stream=True)
         await peer.flush()
-        await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
-        await trio.testing.wait_all_tasks_blocked()
+    async with one_tunnel(script) as (_, _, stream):
+        await wait_all_tasks_blocked()
         assert await stream.read() == b"abc"
         assert await stream.read() == b""
 
@@ -738,21 +604,19 @@ class Boom(Exception):
     pass
 
 
-@everywhere
+@LINKS
 @pytest.mark.parametrize("how", ["stream", "response", "block", "error", "cancelled"])
 @pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
-async def test_leaving_resets_the_stream_and_frees_its_place(via: str, how: str, half_closed: bool) -> None:
+async def test_leaving_resets_the_stream_and_frees_its_place(link: str, how: str, half_closed: bool) -> None:
     async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
-        stream_id = await accept(peer)
+        stream_id = await start_and_accept(peer, {SettingCodes.MAX_CONCURRENT_STREAMS: 1})
         assert (await peer.event(h2.events.StreamReset, stream_id)).error_code == ErrorCodes.CANCEL
-        other, _, _ = await peer.request()
-        await peer.respond(other, body=b"hello")
+        await answer(peer, b"hello")
         await peer.until_closed()
 
-    async with a_pool(via, serve, max_connections=1) as (pool, url, peer):
+    async with h2_server(serve, link, max_connections=1) as (pool, server):
         with contextlib.suppress(Boom), trio.CancelScope() as scope:
-            async with a_tunnel(pool, url) as response:
+            async with pool.stream("CONNECT", server.url, extensions=TARGET) as response:
                 stream = network_stream(response)
                 if half_closed:
                     await stream.send_eof()
@@ -769,8 +633,8 @@ async def test_leaving_resets_the_stream_and_frees_its_place(via: str, how: str,
                 if how != "block":
                     assert_unharmed(pool, idle=1)
         assert scope.cancelled_caught == (how == "cancelled")
-        assert (await pool.request("GET", url)).content == b"hello"
-        assert len(peer.sent(RstStreamFrame)) == 1
+        assert await fetch(pool, url=server.url) == b"hello"
+        assert len(server.peer.sent(RstStreamFrame)) == 1
         with pytest.raises(trio.ClosedResourceError):
             await stream.receive_some()
         with pytest.raises(trio.ClosedResourceError):
@@ -783,65 +647,52 @@ async def test_leaving_resets_the_stream_and_frees_its_place(via: str, how: str,
             await stream.write(b"x")
         await stream.aclose()
         await response.aclose()
-        assert len(peer.sent(RstStreamFrame)) == 1
+        assert len(server.peer.sent(RstStreamFrame)) == 1
 
 
-async def test_data_for_a_tunnel_that_was_left_is_credited(nursery: trio.Nursery) -> None:
+async def test_data_for_a_tunnel_that_was_left_is_credited() -> None:
     """More of it than the connection's window holds."""
-    size, left = 24 * 1024 * 1024, trio.Event()
+    tunnels = 24 * 1024 * 1024 // (256 * 1024)
 
     async def serve(peer: H2Peer) -> None:
         await peer.start()
-        for _ in range(size // (256 * 1024)):
+        for _ in range(tunnels):
             stream_id = await accept(peer)
-            await send(peer, stream_id, b"greeting")
+            await send_data(peer, stream_id, b"greeting")
             # The client leaves, but the server does not know yet.
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             while room := min(peer.h2.local_flow_control_window(stream_id), 16384):
-                await send(peer, stream_id, b"x" * room)
+                await send_data(peer, stream_id, b"x" * room)
         await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
-        for _ in range(size // (256 * 1024)):
-            async with a_tunnel(pool) as response:
-                assert await network_stream(response).read() == b"greeting"
-        left.set()
+    async with h2_server(serve) as (pool, server):
+        for _ in range(tunnels):
+            async with tunnel(pool, server.url) as stream:
+                assert await stream.read() == b"greeting"
         assert_unharmed(pool, idle=1)
         assert pool.statistics().connections_opened == 1
 
 
-@everywhere
+@LINKS
 @pytest.mark.parametrize("code", [ErrorCodes.CONNECT_ERROR, ErrorCodes.CANCEL, ErrorCodes.REFUSED_STREAM])
-async def test_the_server_resets_a_tunnel(via: str, code: ErrorCodes) -> None:
+async def test_the_server_resets_a_tunnel(link: str, code: ErrorCodes) -> None:
     """What came before is read; a writer that waits for a window is woken; others go on."""
-    written: list[type[Exception]] = []
     go = trio.Event()
 
     async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc")
+        stream_id = await start_and_accept(peer, SMALL_WINDOW)
+        await send_data(peer, stream_id, b"abc")
         await peer.event(h2.events.DataReceived, stream_id)
         await go.wait()
         peer.h2.reset_stream(stream_id, code)
         await peer.flush()
-        other, _, _ = await peer.request()
-        await peer.respond(other, body=b"hello")
+        await answer(peer, b"hello")
         await peer.until_closed()
 
-    async def write(operation: Callable[[], Awaitable[object]], error: type[Exception]) -> None:
-        with pytest.raises(error):
-            await operation()
-        written.append(error)
-
-    async with a_pool(via, serve) as (pool, url, peer):
-        async with a_tunnel(pool, url) as response:
-            stream = network_stream(response)
+    async with h2_server(serve, link) as (pool, server):
+        async with tunnel(pool, server.url) as stream:
             with trio.fail_after(5):
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(write, lambda: stream.write(b"x" * 100_000), WriteError)
-                    await trio.testing.wait_all_tasks_blocked()
+                async with failing(WriteError, lambda: stream.write(b"x" * 100_000)):
                     go.set()
                 assert await stream.read() == b"abc"
                 with pytest.raises(ReadError, match=code.name):
@@ -855,24 +706,21 @@ async def test_the_server_resets_a_tunnel(via: str, code: ErrorCodes) -> None:
                 await stream.send_eof()
                 with pytest.raises(trio.BrokenResourceError, match=code.name):
                     await stream.send_all(b"x")
-            assert written == [WriteError]
-        assert (await pool.request("GET", url)).content == b"hello"
-        assert peer.sent(RstStreamFrame) == []
+        assert await fetch(pool, url=server.url) == b"hello"
+        assert server.peer.sent(RstStreamFrame) == []
 
 
-@everywhere
-async def test_the_connection_ends_after_the_other_end_of_a_tunnel(via: str) -> None:
+@LINKS
+async def test_the_connection_ends_after_the_other_end_of_a_tunnel(link: str) -> None:
     """There is no end to send any more, and what is sent afterwards fails as before."""
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        await send(peer, await accept(peer), b"", end=True)
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"", end=True)
         await go.wait()
         await peer.stream.aclose()
 
-    async with a_pool(via, serve) as (pool, url, _), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
+    async with one_tunnel(script, link) as (pool, _, stream):
         with trio.fail_after(5):
             assert await stream.receive_some() == b""
             [connection] = internals(pool)
@@ -885,76 +733,50 @@ async def test_the_connection_ends_after_the_other_end_of_a_tunnel(via: str) -> 
                 await stream.send_eof()
 
 
-async def test_the_server_resets_while_the_window_is_waited_for(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        stream_id = await accept(peer)
+async def test_the_server_resets_while_the_window_is_waited_for(autojump_clock: MockClock) -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await trio.sleep(1)
         peer.h2.reset_stream(stream_id)
         await peer.flush()
-        await peer.until_closed()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        await trio.testing.wait_all_tasks_blocked()
+    async with one_tunnel(script, settings={SettingCodes.INITIAL_WINDOW_SIZE: 0}) as (_, _, stream):
+        await wait_all_tasks_blocked()
         with trio.fail_after(2):
-            await network_stream(response).wait_send_all_might_not_block()
+            await stream.wait_send_all_might_not_block()
 
 
-@everywhere
-async def test_the_server_ends_and_resets(via: str) -> None:
+@LINKS
+async def test_the_server_ends_and_resets(link: str) -> None:
     """As a proxy may whose other side does not listen any more: what it sent is whole."""
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc", end=True)
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"abc", end=True)
         await go.wait()
         peer.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
         await peer.flush()
-        await peer.until_closed()
 
-    async with a_pool(via, serve) as (pool, url, peer), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        async with trio.open_nursery() as inner:
-
-            @inner.start_soon
-            async def write() -> None:
-                with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
-                    await stream.send_all(b"x" * 100_000)
-
-            await trio.testing.wait_all_tasks_blocked()
+    async with one_tunnel(script, link, settings=SMALL_WINDOW) as (_, server, stream):
+        async with failing(trio.BrokenResourceError, lambda: stream.send_all(b"x" * 100_000)):
             go.set()
         assert await stream.read() == b"abc"
         assert await stream.read() == b""
         with pytest.raises(WriteError):
             await stream.write(b"x")
-        assert peer.sent(RstStreamFrame) == []
+        assert server.peer.sent(RstStreamFrame) == []
 
 
-@everywhere
-async def test_a_connection_that_breaks(via: str) -> None:
+@LINKS
+async def test_a_connection_that_breaks(link: str) -> None:
     go = trio.Event()
 
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc")
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"abc")
         await go.wait()
+        await peer.stream.aclose()
 
-    async with a_pool(via, serve) as (pool, url, _), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-        async with trio.open_nursery() as inner:
-
-            @inner.start_soon
-            async def write() -> None:
-                with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
-                    await stream.send_all(b"x" * 100_000)
-
-            await trio.testing.wait_all_tasks_blocked()
+    async with one_tunnel(script, link, settings=SMALL_WINDOW) as (pool, _, stream):
+        async with failing(trio.BrokenResourceError, lambda: stream.send_all(b"x" * 100_000)):
             go.set()
         assert await stream.read() == b"abc"
         # A socket that is closed with something left to read is reset.
@@ -970,113 +792,85 @@ async def test_a_connection_that_breaks(via: str) -> None:
         assert_unharmed(pool)
 
 
-async def test_a_connection_that_breaks_after_the_server_has_ended_the_tunnel(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
-        await send(peer, stream_id, b"abc", end=True)
-        await trio.testing.wait_all_tasks_blocked()
+async def test_a_connection_that_breaks_after_the_server_has_ended_the_tunnel() -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await send_data(peer, stream_id, b"abc", end=True)
+        await wait_all_tasks_blocked()
+        await peer.stream.aclose()
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
-        await trio.testing.wait_all_tasks_blocked()
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
+        await wait_all_tasks_blocked()
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(b"x" * 100)
         assert await stream.read() == b"abc"
         assert await stream.read() == b""
 
 
-@everywhere
-async def test_closing_the_pool_ends_reads_and_writes(via: str) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        await accept(peer)
-        await peer.until_closed()
-
-    async with a_pool(via, serve) as (pool, url, _), a_tunnel(pool, url) as response:
-        stream = network_stream(response)
-
-        async def expect(error: type[Exception], operation: Callable[[], Awaitable[object]]) -> None:
-            with pytest.raises(error):
-                await operation()
-
-        async with trio.open_nursery() as inner:
-            inner.start_soon(expect, ReadError, stream.read)
-            inner.start_soon(expect, WriteError, lambda: stream.write(b"x" * 100_000))
-            await trio.testing.wait_all_tasks_blocked()
-            await pool.aclose()
+@LINKS
+async def test_closing_the_pool_ends_reads_and_writes(link: str) -> None:
+    async with (
+        one_tunnel(silent, link, settings=SMALL_WINDOW) as (pool, _, stream),
+        failing(ReadError, stream.read),
+        failing(WriteError, lambda: stream.write(b"x" * 100_000)),
+    ):
+        await pool.aclose()
 
 
-async def test_a_tunnel_goes_on_after_goaway(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        stream_id = await accept(peer)
-        await peer.send(b"\0\0\x08\x07\0\0\0\0\0" + b"\0\0\0\x01" + b"\0\0\0\0")
-        await send(peer, stream_id, b"abc")
-        assert await receive(peer, stream_id, 3) == b"def"
-        await send(peer, stream_id, b"", end=True)
-        await peer.until_closed()
+async def test_a_tunnel_goes_on_after_goaway() -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
+        await peer.send_frame(GoAwayFrame(last_stream_id=1))
+        await send_data(peer, stream_id, b"abc")
+        assert (await peer.event(h2.events.DataReceived, stream_id)).data == b"def"
+        await send_data(peer, stream_id, b"", end=True)
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
+    async with one_tunnel(script) as (pool, _, stream):
         assert await stream.read() == b"abc"
         await stream.write(b"def")
         assert await stream.read() == b""
         assert pool.statistics().active == 1
         await stream.aclose()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert pool.connections == []
 
 
-# -- One task at a time, cancellation, timeouts.
+# -- Cancellation and timeouts.
 
 
-async def test_a_cancelled_write_tears_nothing(nursery: trio.Nursery) -> None:
+async def test_a_cancelled_write_tears_nothing() -> None:
     """What was sent is a beginning of the data, and the stream can be used and ended."""
     body = b""
 
     async def serve(peer: H2Peer) -> None:
         nonlocal body
-        await peer.start()
-        stream_id = await accept(peer)
+        stream_id = await start_and_accept(peer)
         await cancelled.wait()
         body = await peer.body(stream_id)
-        other, _, _ = await peer.request()
-        await peer.respond(other, body=b"hello")
+        await answer(peer, b"hello")
         await peer.until_closed()
 
     content, cancelled = bytes(range(251)) * 4000, trio.Event()
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
-        async with a_tunnel(pool) as response:
-            stream = network_stream(response)
+    async with h2_server(serve) as (pool, server):
+        async with tunnel(pool, server.url) as stream:
             async with trio.open_nursery() as inner:
                 inner.start_soon(stream.write, content)
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 inner.cancel_scope.cancel()
             cancelled.set()
             await stream.write(b"after")
             await stream.send_eof()
         # Left before the server had ended, but its end was sent.
-        assert (await pool.request("GET", URL)).content == b"hello"
+        assert await fetch(pool, url=server.url) == b"hello"
     assert body.endswith(b"after")
     assert 0 < len(body) < len(content)
     assert content.startswith(body[:-5])
 
 
-async def test_timeouts(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 10})
-        stream_id = await accept(peer)
+async def test_timeouts(autojump_clock: MockClock) -> None:
+    async def script(peer: H2Peer, stream_id: int) -> None:
         await trio.sleep(10)
-        await send(peer, stream_id, b"abc")
-        await peer.until_closed()
+        await send_data(peer, stream_id, b"abc")
 
-    pool, _ = h2_pool(nursery, serve)
-    async with pool, a_tunnel(pool) as response:
-        stream = network_stream(response)
+    async with one_tunnel(script, settings=SMALL_WINDOW) as (_, _, stream):
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await stream.read(timeout=3)
@@ -1090,83 +884,46 @@ async def test_timeouts(nursery: trio.Nursery, autojump_clock: MockClock) -> Non
 # -- Information.
 
 
-@everywhere
-async def test_information_through_a_tunnel(via: str) -> None:
-    async with a_pool(via, echo) as (pool, url, _), a_tunnel(pool, url) as response:
-        ask = network_stream(response).get_extra_info
-        if via == "memory":
+@LINKS
+async def test_information_through_a_tunnel(link: str) -> None:
+    async with h2_server(multiplexed(echo), link) as (pool, server), tunnel(pool, server.url) as stream:
+        ask = stream.get_extra_info
+        if link == "memory":
             for name in ("client_addr", "server_addr", "socket", "ssl_object", "is_readable"):
                 assert ask(name) is None
+            return
+        assert ask("server_addr") == ask("socket").getpeername()
+        assert server.url.endswith(f":{ask('server_addr')[1]}/")
+        assert ask("client_addr") == ask("socket").getsockname()
+        assert ask("is_readable") is False
+        if link == "tls":
+            assert ask("ssl_object").selected_alpn_protocol() == "h2"
         else:
-            assert ask("server_addr") == ask("socket").getpeername()
-            assert url.endswith(f":{ask('server_addr')[1]}")
-            assert ask("client_addr") == ask("socket").getsockname()
-            assert ask("is_readable") is False
-            if via == "tls":
-                assert ask("ssl_object").selected_alpn_protocol() == "h2"
-            else:
-                assert ask("ssl_object") is None
+            assert ask("ssl_object") is None
 
 
 # -- TLS on the stream.
 
 
-class ServerStream(trio.abc.Stream):
-    """The server's end of one stream of a peer that has no other."""
-
-    def __init__(self, peer: H2Peer, stream_id: int) -> None:
-        self.peer = peer
-        self.stream_id = stream_id
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            while not (size := min(len(view), self.peer.h2.local_flow_control_window(self.stream_id), 16384)):
-                await self.peer.event(h2.events.WindowUpdated, self.stream_id)
-            await send(self.peer, self.stream_id, bytes(view[:size]))
-            view = view[size:]
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        while True:
-            event = await self.peer.event(h2.events.Event, self.stream_id)
-            if isinstance(event, h2.events.DataReceived) and event.data:
-                self.peer.h2.acknowledge_received_data(len(event.data), self.stream_id)
-                await self.peer.flush()
-                return event.data
-            if isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
-                return b""
-
-    async def aclose(self) -> None:
-        with contextlib.suppress(ProtocolError):
-            self.peer.h2.end_stream(self.stream_id)
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.peer.flush()
-
-
-def behind_a_proxy(then: Callable[[ScriptedPeer], Awaitable[object]], *, depth: int) -> Serve:
+def behind_tls(then: Script, *, depth: int) -> StreamScript:
     """A proxy that has an HTTP/1.1 server within so many layers of TLS behind it."""
 
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        inner = ScriptedPeer(ServerStream(peer, await accept(peer)))
+    async def script(stream: ServerStream) -> None:
+        await stream.respond(200)
+        inner = ScriptedPeer(stream)
         for _ in range(depth):
             await inner.start_tls(make_tls().server)
         await then(inner)
-        await peer.until_closed()
 
-    return serve
+    return script
 
 
-@everywhere
+@LINKS
 @pytest.mark.parametrize("depth", [1, 2])
-async def test_start_tls(via: str, depth: int) -> None:
+async def test_start_tls(link: str, depth: int) -> None:
     """In a stream of HTTP/2, which may be in TLS itself, and once more in that."""
-    async with a_pool(via, behind_a_proxy(respond, depth=depth)) as (pool, url, peer):
-        async with a_tunnel(pool, url) as response:
-            stream = network_stream(response)
+    async with h2_server(multiplexed(behind_tls(respond, depth=depth)), link) as (pool, server):
+        async with tunnel(pool, server.url) as stream:
             outer = stream.get_extra_info("ssl_object")
             for _ in range(depth):
                 stream = await stream.start_tls(client_context(make_tls().ca), "example.com", timeout=5)
@@ -1180,13 +937,13 @@ async def test_start_tls(via: str, depth: int) -> None:
             ssl_object = stream.get_extra_info("ssl_object")
             assert ssl_object is not outer
             assert ssl_object.getpeercert()["subjectAltName"]
-            assert (stream.get_extra_info("server_addr") is None) == (via == "memory")
+            assert (stream.get_extra_info("server_addr") is None) == (link == "memory")
             with pytest.raises(NotImplementedError):
                 await stream.send_eof()
             await stream.aclose()
             assert_unharmed(pool, idle=1)
-        await trio.testing.wait_all_tasks_blocked()
-        assert [frame.error_code for frame in peer.sent(RstStreamFrame)] == [ErrorCodes.CANCEL]
+        await wait_all_tasks_blocked()
+        assert [frame.error_code for frame in server.peer.sent(RstStreamFrame)] == [ErrorCodes.CANCEL]
 
 
 class ThroughTunnel(Connector):
@@ -1201,11 +958,11 @@ class ThroughTunnel(Connector):
         return network_stream(await self.pool.handle_async_request(request))
 
 
-@everywhere
-async def test_http11_through_the_inner_tls(via: str) -> None:
-    async with a_pool(via, behind_a_proxy(respond, depth=1)) as (outer, url, peer):
-        context = client_context(make_tls().ca)
-        async with ConnectionPool(context, connector=ThroughTunnel(outer, url)) as pool:
+@LINKS
+async def test_http11_through_the_inner_tls(link: str) -> None:
+    async with h2_server(multiplexed(behind_tls(respond, depth=1)), link) as (outer, server):
+        connector = ThroughTunnel(outer, server.url)
+        async with ConnectionPool(client_context(make_tls().ca), connector=connector) as pool:
             for content in (b"abc", b"x" * 500_000):
                 response = await pool.request("PUT", "https://example.com/", content=content)
                 assert response.extensions["http_version"] == b"HTTP/1.1"
@@ -1213,31 +970,25 @@ async def test_http11_through_the_inner_tls(via: str) -> None:
             assert_unharmed(pool, idle=1)
             assert outer.statistics().active == 1
         assert_unharmed(outer, idle=1)
-        assert len(peer.sent(HeadersFrame)) == 1
+        assert len(server.peer.sent(HeadersFrame)) == 1
 
 
-@everywhere
-async def test_http2_in_a_tunnel_of_http2(via: str) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await peer.start()
-        inner = H2Peer(ServerStream(peer, await accept(peer)))
-        await echo(inner)
-        await peer.until_closed()
+@LINKS
+async def test_http2_in_a_tunnel_of_http2(link: str) -> None:
+    async def script(stream: ServerStream) -> None:
+        await stream.respond(200)
+        await Multiplexer(stream, echo).serve()
 
-    async with a_pool(via, serve) as (outer, url, _):
-        connector = ThroughTunnel(outer, url)
+    async with h2_server(multiplexed(script), link) as (outer, server):
+        connector = ThroughTunnel(outer, server.url)
         async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
             async with trio.open_nursery() as nursery:
                 for _ in range(5):
-                    nursery.start_soon(pool.request, "GET", "http://example.com/")
-            async with a_tunnel(pool, "http://example.com/") as response:
-                await network_stream(response).write(b"abc")
-                assert await network_stream(response).read() == b"abc"
+                    nursery.start_soon(fetch, pool)
+            async with tunnel(pool, "http://example.com/") as stream:
+                await stream.write(b"abc")
+                assert await stream.read() == b"abc"
             assert pool.statistics().connections_opened == 1
-
-
-async def nothing(peer: ScriptedPeer) -> None:
-    await trio.sleep_forever()
 
 
 # -- WebSocket.
@@ -1262,38 +1013,31 @@ async def next_message(
         websocket.receive_data(await stream.read(timeout=5))
 
 
-@everywhere
-async def test_a_websocket(via: str) -> None:
+async def websocket_server(stream: ServerStream) -> None:
+    """Agree to a WebSocket, send messages back the other way round, and answer pings."""
+    assert stream.headers[b":protocol"] == b"websocket"
+    assert stream.headers[b":path"] == b"/chat"
+    assert stream.headers[b"sec-websocket-version"] == b"13"
+    await stream.respond(200, [(b"sec-websocket-protocol", b"chat")])
+    websocket = wsproto.connection.Connection(wsproto.connection.ConnectionType.SERVER)
+    while data := await stream.receive_some():
+        websocket.receive_data(data)
+        for event in websocket.events():
+            if isinstance(event, wsproto.events.TextMessage):
+                await stream.send_all(websocket.send(wsproto.events.TextMessage(event.data[::-1])))
+            elif isinstance(event, wsproto.events.BytesMessage):
+                await stream.send_all(websocket.send(wsproto.events.BytesMessage(event.data[::-1])))
+            elif isinstance(event, wsproto.events.Ping | wsproto.events.CloseConnection):
+                await stream.send_all(websocket.send(event.response()))
+
+
+@LINKS
+async def test_a_websocket(link: str) -> None:
     """RFC 8441, 5: the framing is that of RFC 6455, without its handshake; END_STREAM closes it."""
-    closed = trio.Event()
-
-    async def serve(peer: H2Peer) -> None:
-        await peer.start(EXTENDED)
-        stream_id, headers = await peer.head()
-        assert headers[b":protocol"] == b"websocket"
-        assert headers[b":path"] == b"/chat"
-        assert headers[b"sec-websocket-version"] == b"13"
-        await peer.respond(stream_id, 200, [(b"sec-websocket-protocol", b"chat")], end=False)
-        stream = ServerStream(peer, stream_id)
-        websocket = wsproto.connection.Connection(wsproto.connection.ConnectionType.SERVER)
-        while data := await stream.receive_some():
-            websocket.receive_data(data)
-            for event in websocket.events():
-                if isinstance(event, wsproto.events.TextMessage):
-                    await stream.send_all(websocket.send(wsproto.events.TextMessage(event.data[::-1])))
-                elif isinstance(event, wsproto.events.BytesMessage):
-                    await stream.send_all(websocket.send(wsproto.events.BytesMessage(event.data[::-1])))
-                elif isinstance(event, wsproto.events.Ping | wsproto.events.CloseConnection):
-                    await stream.send_all(websocket.send(event.response()))
-        await stream.aclose()
-        closed.set()
-        await peer.until_closed()
-
     headers = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Protocol": "chat"}
-    async with a_pool(via, serve) as (pool, url, peer):
-        async with pool.stream(
-            "CONNECT", f"{url.rstrip('/')}/chat", headers=headers, extensions=WEBSOCKET
-        ) as response:
+    async with h2_server(multiplexed(websocket_server, EXTENDED), link) as (pool, server):
+        url = f"{server.url}chat"
+        async with pool.stream("CONNECT", url, headers=headers, extensions=WEBSOCKET) as response:
             assert (b"sec-websocket-protocol", b"chat") in response.headers
             stream = network_stream(response)
             websocket = wsproto.connection.Connection(wsproto.connection.ConnectionType.CLIENT)
@@ -1308,31 +1052,26 @@ async def test_a_websocket(via: str) -> None:
                 answers.append(await next_message(websocket, stream))
             await stream.send_eof()
             assert await stream.read(timeout=5) == b""
-            await closed.wait()
         assert answers == [
             (wsproto.events.TextMessage, "olleh"),
             (wsproto.events.Pong, b"ping"),
             (wsproto.events.BytesMessage, b"ba" * 5000),
             (wsproto.events.CloseConnection, "bye"),
         ]
-        assert peer.sent(RstStreamFrame) == []
+        assert server.peer.sent(RstStreamFrame) == []
         assert_unharmed(pool, idle=1)
 
 
 # -- Trio's own checks.
 
 
-async def test_trios_checks(nursery: trio.Nursery) -> None:
-    async def serve(peer: H2Peer) -> None:
-        await Relay(peer).run()
-
-    pool, _ = h2_pool(nursery, serve)
-    async with pool:
+async def test_trios_checks() -> None:
+    async with h2_server(lambda peer: Relay(peer).run()) as (pool, server):
 
         async def make_pair() -> tuple[NetworkStream, NetworkStream]:
             streams = []
             for _ in range(2):
-                request = Request("CONNECT", URL, extensions=TARGET)
+                request = Request("CONNECT", server.url, extensions=TARGET)
                 streams.append(network_stream(await pool.handle_async_request(request)))
             return streams[0], streams[1]
 
@@ -1341,7 +1080,7 @@ async def test_trios_checks(nursery: trio.Nursery) -> None:
             async with trio.open_nursery() as inner:
                 for stream in streams:
                     inner.start_soon(stream.send_all, b"x" * 2**24)
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 inner.cancel_scope.cancel()
             return streams
 
