@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import h2.errors
 import h2.events
-import h2.exceptions
 import hpack
 import pytest
 import trio
@@ -58,6 +57,7 @@ from trio_exchange import (
 from trio_exchange._http.http2 import resets as http2_resets
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing._http2 import StreamReset
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -2374,7 +2374,7 @@ async def serve_all(peer: H2Peer) -> None:
     """An ordinary server, which answers with the request's body, but for requests that are given up."""
     await peer.start()
     while not peer.ended:
-        with contextlib.suppress(EOFError, AssertionError, h2.exceptions.StreamClosedError):
+        with contextlib.suppress(EOFError, AssertionError, StreamReset):
             stream_id, _, body = await peer.request()
             await peer.respond(stream_id, body=body)
 
