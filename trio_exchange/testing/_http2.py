@@ -154,16 +154,16 @@ class HTTP2Peer(trio.abc.AsyncResource):
         stream_id = _id_of(stream)
         kinds = (h2.events.DataReceived, h2.events.StreamEnded, h2.events.StreamReset)
         while stream_id not in self._ended:
-            match await self._next_event(kinds, stream_id):
-                case h2.events.StreamEnded():
-                    self._ended.add(stream_id)
-                case h2.events.StreamReset():
-                    self._check_open(stream)
-                case h2.events.DataReceived(data=data, flow_controlled_length=int(length)):
-                    self.h2.acknowledge_received_data(length, stream_id)
-                    await self.flush()
-                    if data:
-                        return data
+            event: Any = await self._next_event(kinds, stream_id)
+            if isinstance(event, h2.events.StreamEnded):
+                self._ended.add(stream_id)
+            elif isinstance(event, h2.events.StreamReset):
+                self._check_open(stream)
+            else:
+                self.h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
+                await self.flush()
+                if event.data:
+                    return bytes(event.data)
         return b""
 
     async def receive_body(self, stream: PeerRequest | int) -> bytes:
@@ -222,12 +222,14 @@ class HTTP2Peer(trio.abc.AsyncResource):
             h2.exceptions.ProtocolError: The client violated the protocol.
             trio.BrokenResourceError: The connection broke.
         """
-        if self._receiving:
-            await self._received.wait()
+        received = self._received
+        # The client may be waiting for it.
+        await self.flush()
+        if self._receiving or received.is_set():
+            await received.wait()
             return True
         self._receiving = True
         try:
-            await self.flush()
             data = bytes(await self.stream.receive_some(_RECEIVE_SIZE))
             self._take(data)
         finally:
@@ -248,6 +250,7 @@ class HTTP2Peer(trio.abc.AsyncResource):
                 "pool, and http1=False for http URLs, or alpn_protocols=['h2'] to the connector for https"
             ) from exc
         self._begun = True
+        self._client_left = not data
         for event in events:
             self.events.append(event)
             if isinstance(event, h2.events.StreamReset):
@@ -352,8 +355,9 @@ class HTTP2Peer(trio.abc.AsyncResource):
             h2.exceptions.ProtocolError: The response was not begun, or the stream has ended.
             trio.BrokenResourceError: The client has reset the stream, or closed the connection.
         """
+        stream_id = self._check_open(stream)
         if end and not data:
-            self.h2.end_stream(self._check_open(stream))
+            self.h2.end_stream(stream_id)
         await self._queue_data(stream, data, end=end)
         await self.flush()
 
@@ -367,8 +371,8 @@ class HTTP2Peer(trio.abc.AsyncResource):
                 piece = data[start : start + room]
                 start += room
                 self.h2.send_data(stream_id, piece, end_stream=end and start >= len(data))
-            elif not await self.receive():
-                raise trio.BrokenResourceError("the client has closed the connection")
+            else:
+                await self.receive()
 
     async def send_trailers(self, stream: PeerRequest | int, trailers: HeaderTypes) -> None:
         """Send trailer fields, which end the stream.
