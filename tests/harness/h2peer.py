@@ -65,6 +65,11 @@ class H2Peer(HTTP2Peer):
         """Send a response."""
         await self.send_response(stream_id, status, list(headers), body, trailers=trailers or (), end=end)
 
+    async def credit(self, increment: int, stream_id: int | None = None) -> None:
+        """Enlarge the client's window of a stream, or of the connection."""
+        self.h2.increment_flow_control_window(increment, stream_id)
+        await self.flush()
+
     # -- Receiving.
 
     async def receive(self) -> bool:
