@@ -179,7 +179,13 @@ class Client:
 
 
 @pytest.fixture
-async def client(nursery: trio.Nursery, autojump_clock: MockClock) -> AsyncIterator[Client]:
+def clock(autojump_clock: MockClock) -> MockClock:
+    # pytest-trio uses only a clock that the test itself asks for.
+    return autojump_clock
+
+
+@pytest.fixture
+async def client(nursery: trio.Nursery, clock: MockClock) -> AsyncIterator[Client]:
     nursery.start_soon(fail_in_the_end)
     async with Client(nursery) as client:
         yield client
@@ -206,7 +212,26 @@ def data(stream_id: int, content: bytes, *flags: str) -> DataFrame:
     return DataFrame(stream_id, content, flags=flags)
 
 
+Frames = Callable[[H2Peer, int], list[Frame]]
 OK: Headers = [(b":status", b"200")]
+EARLY_HINTS: Headers = [(b":status", b"103")]
+LENGTH_3 = (b"content-length", b"3")
+END = "END_STREAM"
+
+
+def frames(*parts: Headers | bytes | str) -> Frames:
+    """Heads and data; a flag belongs to the frame before it."""
+
+    def make(peer: H2Peer, stream_id: int) -> list[Frame]:
+        made: list[Frame] = []
+        for part in parts:
+            if isinstance(part, str):
+                made[-1].flags.add(part)
+            else:
+                made.append(data(stream_id, part) if isinstance(part, bytes) else head(peer, stream_id, part))
+        return made
+
+    return make
 
 
 async def reset_of(peer: H2Peer, stream_id: int) -> ErrorCodes:
@@ -254,7 +279,7 @@ async def test_a_get(autojump_clock: MockClock) -> None:
             assert response.extensions["http_version"] == b"HTTP/2"
 
 
-async def test_the_extensions_of_a_response(client: Client, autojump_clock: MockClock) -> None:
+async def test_the_extensions_of_a_response(client: Client, clock: MockClock) -> None:
     peer: H2Peer | None = None
     for stream_id in (1, 3, 5):
         request = client.request()
@@ -270,9 +295,7 @@ async def test_the_extensions_of_a_response(client: Client, autojump_clock: Mock
             await extensions["network_stream"].read()
 
 
-async def test_trailers_are_complete_once_the_body_was_read(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_trailers_are_complete_once_the_body_was_read(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
     await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")])
     response = await opened.result()
@@ -282,7 +305,7 @@ async def test_trailers_are_complete_once_the_body_was_read(
     assert trailers == [(b"a", b"1"), (b"b", b""), (b"a", b"2")]
 
 
-async def test_leaving_when_all_has_arrived_resets_nothing(client: Client, autojump_clock: MockClock) -> None:
+async def test_leaving_when_all_has_arrived_resets_nothing(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
     await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1")])
     response = await opened.result()
@@ -292,7 +315,7 @@ async def test_leaving_when_all_has_arrived_resets_nothing(client: Client, autoj
     assert peer.sent(RstStreamFrame) == []
 
 
-async def test_a_small_body_goes_out_with_the_head(client: Client, autojump_clock: MockClock) -> None:
+async def test_a_small_body_goes_out_with_the_head(client: Client, clock: MockClock) -> None:
     request = client.request("POST", content=b"x" * 16_384)
     peer = await client.peer()
     stream_id, headers, body = await peer.request()
@@ -305,9 +328,7 @@ async def test_a_small_body_goes_out_with_the_head(client: Client, autojump_cloc
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_an_empty_body_is_the_end_of_the_head(
-    client: Client, autojump_clock: MockClock, method: str
-) -> None:
+async def test_an_empty_body_is_the_end_of_the_head(client: Client, clock: MockClock, method: str) -> None:
     request = client.request(method, content=b"")
     peer = await client.peer()
     stream_id, headers, _ = await peer.request()
@@ -318,7 +339,7 @@ async def test_an_empty_body_is_the_end_of_the_head(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_body_without_a_length_header(client: Client, autojump_clock: MockClock, method: str) -> None:
+async def test_a_body_without_a_length_header(client: Client, clock: MockClock, method: str) -> None:
     request = client.request(method, content=[b"one", b"", b"two"])
     peer = await client.peer()
     stream_id, headers, body = await peer.request()
@@ -327,7 +348,7 @@ async def test_a_body_without_a_length_header(client: Client, autojump_clock: Mo
     await request.succeeds(peer, stream_id)
 
 
-async def test_a_stream_without_content_is_no_body(client: Client, autojump_clock: MockClock) -> None:
+async def test_a_stream_without_content_is_no_body(client: Client, clock: MockClock) -> None:
     request = client.request("GET", content=[b"", b""])
     peer = await client.peer()
     stream_id, _, _ = await peer.request()
@@ -340,7 +361,7 @@ async def test_a_stream_without_content_is_no_body(client: Client, autojump_cloc
 
 @dataclass
 class Case:
-    frames: Callable[[H2Peer, int], list[Frame]]
+    frames: Frames
     body: bytes = b""
     status: int = 200
     headers: Headers = field(default_factory=list)
@@ -383,89 +404,31 @@ def _in_between(peer: H2Peer, stream_id: int) -> list[Frame]:
 
 
 CASES = {
-    "nothing": Case(lambda peer, id_: [head(peer, id_, OK, "END_STREAM")]),
+    "nothing": Case(frames(OK, END)),
     "headers": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")], "END_STREAM")
-        ],
+        frames([*OK, (b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")], END),
         headers=[(b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")],
     ),
-    "a body": Case(lambda peer, id_: [head(peer, id_, OK), data(id_, b"abc", "END_STREAM")], b"abc"),
-    "an end on its own": Case(
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            data(id_, b"a"),
-            data(id_, b""),
-            data(id_, b"bc"),
-            data(id_, b"", "END_STREAM"),
-        ],
-        b"abc",
-    ),
-    "its length": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3")]),
-            data(id_, b"ab"),
-            data(id_, b"c", "END_STREAM"),
-        ],
-        b"abc",
-        headers=[(b"content-length", b"3")],
-    ),
+    "a body": Case(frames(OK, b"abc", END), b"abc"),
+    "an end on its own": Case(frames(OK, b"a", b"", b"bc", b"", END), b"abc"),
+    "its length": Case(frames([*OK, LENGTH_3], b"ab", b"c", END), b"abc", headers=[LENGTH_3]),
     "the same length twice": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3"), (b"content-length", b"3")]),
-            data(id_, b"abc", "END_STREAM"),
-        ],
-        b"abc",
-        headers=[(b"content-length", b"3"), (b"content-length", b"3")],
+        frames([*OK, LENGTH_3, LENGTH_3], b"abc", END), b"abc", headers=[LENGTH_3, LENGTH_3]
     ),
-    "an error": Case(
-        lambda peer, id_: [head(peer, id_, [(b":status", b"599")]), data(id_, b"abc", "END_STREAM")],
-        b"abc",
-        status=599,
-    ),
+    "an error": Case(frames([(b":status", b"599")], b"abc", END), b"abc", status=599),
     "trailers": Case(
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            data(id_, b"abc"),
-            head(peer, id_, [(b"x-sum", b"6"), (b"y", b"")], "END_STREAM"),
-        ],
+        frames(OK, b"abc", [(b"x-sum", b"6"), (b"y", b"")], END),
         b"abc",
         trailers=[(b"x-sum", b"6"), (b"y", b"")],
     ),
-    "trailers alone": Case(
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"x", b"1")], "END_STREAM")],
-        trailers=[(b"x", b"1")],
-    ),
+    "trailers alone": Case(frames(OK, [(b"x", b"1")], END), trailers=[(b"x", b"1")]),
     "informational": Case(
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"103"), (b"link", b"x")]),
-            head(peer, id_, [(b":status", b"100")]),
-            head(peer, id_, OK),
-            data(id_, b"abc", "END_STREAM"),
-        ],
-        b"abc",
+        frames([(b":status", b"103"), (b"link", b"x")], [(b":status", b"100")], OK, b"abc", END), b"abc"
     ),
-    "HEAD": Case(
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
-        headers=[(b"content-length", b"3")],
-        method="HEAD",
-    ),
-    "HEAD, its end on its own": Case(
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")]), data(id_, b"", "END_STREAM")],
-        headers=[(b"content-length", b"3")],
-        method="HEAD",
-    ),
-    "204": Case(
-        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"", "END_STREAM")], status=204
-    ),
-    "304": Case(
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"304"), (b"content-length", b"3")]),
-            data(id_, b"", "END_STREAM"),
-        ],
-        status=304,
-        headers=[(b"content-length", b"3")],
-    ),
+    "HEAD": Case(frames([*OK, LENGTH_3], END), headers=[LENGTH_3], method="HEAD"),
+    "HEAD, its end on its own": Case(frames([*OK, LENGTH_3], b"", END), headers=[LENGTH_3], method="HEAD"),
+    "204": Case(frames([(b":status", b"204")], b"", END), status=204),
+    "304": Case(frames([(b":status", b"304"), LENGTH_3], b"", END), status=304, headers=[LENGTH_3]),
     "continued": Case(_continued, b"abc", headers=[(b"long", b"x" * 50)]),
     "padded": Case(_padded, b"abc"),
     "in between": Case(_in_between, b"abc"),
@@ -490,7 +453,7 @@ async def check_case(client: Client, peer: H2Peer | None, name: str, send: Any, 
 
 @DELIVERIES
 @all_cases
-async def test_transcripts(client: Client, autojump_clock: MockClock, name: str, byte_by_byte: bool) -> None:
+async def test_transcripts(client: Client, clock: MockClock, name: str, byte_by_byte: bool) -> None:
     send = functools.partial(H2Peer.send, byte_by_byte=byte_by_byte)
     peer = await check_case(client, None, name, send)
     await check_case(client, peer, name, send)
@@ -514,7 +477,7 @@ async def test_transcripts(client: Client, autojump_clock: MockClock, name: str,
 )
 @all_cases
 async def test_transcripts_with_trailing_frames(
-    client: Client, autojump_clock: MockClock, name: str, trailing: Frame
+    client: Client, clock: MockClock, name: str, trailing: Frame
 ) -> None:
     peer = await check_case(client, None, name, H2Peer.send, trailing)
     await check_case(client, peer, name, H2Peer.send)
@@ -522,7 +485,7 @@ async def test_transcripts_with_trailing_frames(
 
 @pytest.mark.parametrize("size", [1, 9, 16])
 async def test_transcripts_with_a_piece_of_the_next_frame(
-    client: Client, autojump_clock: MockClock, size: int
+    client: Client, clock: MockClock, size: int
 ) -> None:
     ping = PingFrame(0, b"01234567").serialize()
 
@@ -639,9 +602,7 @@ async def test_the_target_extension(nursery: trio.Nursery, autojump_clock: MockC
 
 
 @pytest.mark.parametrize("target", [b"example.com:443", b"x"])
-async def test_a_target_that_is_no_path_is_refused(
-    client: Client, autojump_clock: MockClock, target: bytes
-) -> None:
+async def test_a_target_that_is_no_path_is_refused(client: Client, clock: MockClock, target: bytes) -> None:
     await client.request(extensions={"target": target}).fails(LocalProtocolError, "must be a path")
     peer = await client.peer()
     await client.is_served_on(peer)
@@ -662,13 +623,13 @@ async def test_a_target_that_is_no_path_is_refused(
         [("", "c")],
     ],
 )
-async def test_headers_that_can_t_be_sent(client: Client, autojump_clock: MockClock, headers: Any) -> None:
+async def test_headers_that_can_t_be_sent(client: Client, clock: MockClock, headers: Any) -> None:
     await client.request(headers=headers).fails(LocalProtocolError)
     assert client.connector.dialled == []
 
 
 @pytest.mark.parametrize("target", [b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b""])
-async def test_targets_that_can_t_be_sent(client: Client, autojump_clock: MockClock, target: bytes) -> None:
+async def test_targets_that_can_t_be_sent(client: Client, clock: MockClock, target: bytes) -> None:
     await client.request(extensions={"target": target}).fails(LocalProtocolError)
     assert client.connector.dialled == []
 
@@ -676,29 +637,23 @@ async def test_targets_that_can_t_be_sent(client: Client, autojump_clock: MockCl
 # -- Malformed responses.
 
 
-def malformed(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, [*OK, *headers])]
+def malformed(*headers: tuple[bytes, bytes]) -> Frames:
+    return frames([*OK, *headers])
 
 
-def block_of(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, list(headers))]
+def block_of(*headers: tuple[bytes, bytes]) -> Frames:
+    return frames(list(headers))
 
 
-def trailer(name: bytes, value: bytes) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(name, value)], "END_STREAM")]
+def trailer(name: bytes, value: bytes) -> Frames:
+    return frames(OK, [(name, value)], END)
 
 
-def body_of(length: bytes, *content: bytes, end: bool = True) -> Callable[[H2Peer, int], list[Frame]]:
-    def frames(peer: H2Peer, id_: int) -> list[Frame]:
-        pieces = [data(id_, piece) for piece in content]
-        if end:
-            pieces[-1].flags.add("END_STREAM")
-        return [head(peer, id_, [*OK, (b"content-length", length)]), *pieces]
-
-    return frames
+def body_of(length: bytes, *content: bytes, end: bool = True) -> Frames:
+    return frames([*OK, (b"content-length", length)], *content, *[END] * end)
 
 
-MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
+MALFORMED: dict[str, tuple[Frames, str]] = {
     "upper case": (malformed((b"X-a", b"b")), "invalid header name"),
     "name with space": (malformed((b"x a", b"b")), "invalid header name"),
     "name with colon": (malformed((b"x:a", b"b")), "invalid header name"),
@@ -735,85 +690,45 @@ MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
     "too long at once": (body_of(b"0", b"a", end=False), "longer than its content-length"),
     "too long, ended": (body_of(b"3", b"abcd"), "longer than its content-length"),
     "too short": (body_of(b"3", b"ab"), "ends 1 bytes early"),
-    "too short by all": (
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
-        "ends 3 bytes early",
-    ),
-    "too short, trailers": (
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3")]),
-            head(peer, id_, [(b"a", b"b")], "END_STREAM"),
-        ],
-        "ends 3 bytes early",
-    ),
-    "204 with a body": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"a")],
-        "longer than its content-length",
-    ),
+    "too short by all": (frames([*OK, LENGTH_3], END), "ends 3 bytes early"),
+    "too short, trailers": (frames([*OK, LENGTH_3], [(b"a", b"b")], END), "ends 3 bytes early"),
+    "204 with a body": (frames([(b":status", b"204")], b"a"), "longer than its content-length"),
     "304 with a body": (
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"304"), (b"content-length", b"1")]),
-            data(id_, b"a"),
-        ],
+        frames([(b":status", b"304"), (b"content-length", b"1")], b"a"),
         "longer than its content-length",
     ),
-    "DATA first": (lambda peer, id_: [data(id_, b"a")], "before the response's head"),
-    "the end first": (lambda peer, id_: [data(id_, b"", "END_STREAM")], "before the response's head"),
-    "DATA after informational": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"103")]), data(id_, b"a")],
-        "before the response's head",
-    ),
+    "DATA first": (frames(b"a"), "before the response's head"),
+    "the end first": (frames(b"", END), "before the response's head"),
+    "DATA after informational": (frames(EARLY_HINTS, b"a"), "before the response's head"),
     "trailer upper case": (trailer(b"X", b"y"), "invalid header name"),
     "trailer with LF": (trailer(b"x", b"y\nz"), "invalid value"),
     "trailer of the connection": (trailer(b"connection", b"close"), "HTTP/2 does not have"),
     "pseudo-header in trailers": (trailer(b":status", b"200"), "invalid header name"),
     "pseudo-header late in trailers": (
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            head(peer, id_, [(b"a", b"b"), (b":path", b"/")], "END_STREAM"),
-        ],
+        frames(OK, [(b"a", b"b"), (b":path", b"/")], END),
         "invalid header name",
     ),
     "status 1000": (block_of((b":status", b"1000")), "no valid status"),
     "status 1": (block_of((b":status", b"1")), "no valid status"),
     "informational with the end": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"103")], "END_STREAM")],
+        frames(EARLY_HINTS, END),
         "ended the stream with an informational response: 103",
     ),
-    "status 1000 with the end": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"1000")], "END_STREAM")],
-        "no valid status",
-    ),
+    "status 1000 with the end": (frames([(b":status", b"1000")], END), "no valid status"),
     "informational after the head": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")])],
+        frames(OK, EARLY_HINTS),
         "an informational response after the response's head",
     ),
-    "informational after the head, with the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")], "END_STREAM")],
-        "invalid header name",
-    ),
+    "informational after the head, with the end": (frames(OK, EARLY_HINTS, END), "invalid header name"),
     "informational after data": (
-        lambda peer, id_: [head(peer, id_, OK), data(id_, b"a"), head(peer, id_, [(b":status", b"100")])],
+        frames(OK, b"a", [(b":status", b"100")]),
         "an informational response after the response's head",
     ),
-    "second head": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, OK)],
-        "a second head after the response's head",
-    ),
-    "trailers without the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"a", b"b")])],
-        "trailers that do not end the stream",
-    ),
-    "empty trailers without the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [])],
-        "trailers that do not end the stream",
-    ),
+    "second head": (frames(OK, OK), "a second head after the response's head"),
+    "trailers without the end": (frames(OK, [(b"a", b"b")]), "trailers that do not end the stream"),
+    "empty trailers without the end": (frames(OK, []), "trailers that do not end the stream"),
     "trailers without the end, then data": (
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            head(peer, id_, [(b"a", b"b")]),
-            data(id_, b"late", "END_STREAM"),
-        ],
+        frames(OK, [(b"a", b"b")], b"late", END),
         "trailers that do not end the stream",
     ),
     "malformed in pieces": (
@@ -836,7 +751,7 @@ def in_pieces(frame: HeadersFrame) -> list[Frame]:
 @pytest.mark.parametrize("streamed", [False, True], ids=["half-closed", "open"])
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_malformed_response_concerns_its_stream_alone(
-    client: Client, autojump_clock: MockClock, name: str, streamed: bool, byte_by_byte: bool
+    client: Client, clock: MockClock, name: str, streamed: bool, byte_by_byte: bool
 ) -> None:
     frames, message = MALFORMED[name]
     unending = Gated(b"begun")
@@ -867,7 +782,7 @@ async def test_a_malformed_response_concerns_its_stream_alone(
     "name", ["informational with the end", "informational after the head", "second head"]
 )
 async def test_a_malformed_head_leaves_header_compression_in_step(
-    client: Client, autojump_clock: MockClock, name: str
+    client: Client, clock: MockClock, name: str
 ) -> None:
     request, peer, stream_id = await client.requested()
     frames = MALFORMED[name][0](peer, stream_id)
@@ -886,7 +801,7 @@ async def test_a_malformed_head_leaves_header_compression_in_step(
 @pytest.mark.parametrize("priority", [False, True])
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])
 async def test_padding_and_priority_of_heads(
-    client: Client, autojump_clock: MockClock, pieces: bool, priority: bool
+    client: Client, clock: MockClock, pieces: bool, priority: bool
 ) -> None:
     request, peer, stream_id = await client.requested()
     frame = head(peer, stream_id, [*OK, (b"a", b"b" * 100)])
@@ -902,9 +817,7 @@ async def test_padding_and_priority_of_heads(
     assert response.headers == [(b"a", b"b" * 100)]
 
 
-async def test_a_request_given_up_between_the_pieces_of_its_head(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_a_request_given_up_between_the_pieces_of_its_head(client: Client, clock: MockClock) -> None:
     request, peer, stream_id = await client.requested()
     first, *rest = in_pieces(head(peer, stream_id, [*OK, (b"x-indexed", b"a" * 50)]))
     await peer.send_frame(first)
@@ -919,7 +832,7 @@ async def test_a_request_given_up_between_the_pieces_of_its_head(
 
 @pytest.mark.parametrize("late", ["head", "trailers", "informational", "data"])
 async def test_what_comes_after_the_end_of_an_open_stream_resets_it(
-    client: Client, autojump_clock: MockClock, late: str
+    client: Client, clock: MockClock, late: str
 ) -> None:
     """The server has answered, and the request is still being sent (RFC 9113, 5.1, half-closed (remote))."""
     unending = Gated(b"begun")
@@ -936,7 +849,7 @@ async def test_what_comes_after_the_end_of_an_open_stream_resets_it(
     assert len(client.connector.dialled) == 1
 
 
-async def test_head_with_a_body(client: Client, autojump_clock: MockClock) -> None:
+async def test_head_with_a_body(client: Client, clock: MockClock) -> None:
     request, peer, stream_id = await client.requested("HEAD")
     await peer.send_frame(head(peer, stream_id, [*OK, (b"content-length", b"1")]), data(stream_id, b"a"))
     await request.fails(RemoteProtocolError, "longer")
@@ -944,9 +857,7 @@ async def test_head_with_a_body(client: Client, autojump_clock: MockClock) -> No
     await client.is_served_on(peer)
 
 
-async def test_what_came_before_the_malformed_part_can_be_read(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_what_came_before_the_malformed_part_can_be_read(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
     await peer.respond(stream_id, body=b"good", end=False)
     await peer.send_frame(head(peer, stream_id, [(b"BAD", b"")], "END_STREAM"))
@@ -1018,7 +929,7 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
         assert_unharmed(client.pool, idle=1)
 
 
-async def test_leaving_a_response_early_resets_its_stream(client: Client, autojump_clock: MockClock) -> None:
+async def test_leaving_a_response_early_resets_its_stream(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
     await peer.respond(stream_id, body=b"some", end=False)
     response = await opened.result()
@@ -1036,7 +947,7 @@ async def test_leaving_a_response_early_resets_its_stream(client: Client, autoju
 )
 @pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
 async def test_a_reset_by_the_server_concerns_its_stream_alone(
-    client: Client, autojump_clock: MockClock, code: int, begun: bool
+    client: Client, clock: MockClock, code: int, begun: bool
 ) -> None:
     name = "error 0xabcdef" if code == 0xABCDEF else ErrorCodes(code).name
     requests = [client.request(path=str(index)) for index in range(3)]
@@ -1056,9 +967,7 @@ async def test_a_reset_by_the_server_concerns_its_stream_alone(
     assert len(client.connector.dialled) == 1
 
 
-async def test_a_reset_is_an_answer_and_nothing_is_sent_again(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_a_reset_is_an_answer_and_nothing_is_sent_again(client: Client, clock: MockClock) -> None:
     first = client.request()
     peer = await client.peer()
     await peer.respond((await peer.head())[0])
@@ -1070,9 +979,7 @@ async def test_a_reset_is_an_answer_and_nothing_is_sent_again(
     assert len(client.connector.dialled) == 1
 
 
-async def test_the_iterators_error_concerns_its_stream_alone(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_the_iterators_error_concerns_its_stream_alone(client: Client, clock: MockClock) -> None:
     class Mine(Exception):
         pass
 
@@ -1093,7 +1000,7 @@ async def test_the_iterators_error_concerns_its_stream_alone(
 
 
 async def test_content_of_the_declared_length_ends_with_its_last_byte(
-    client: Client, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"abc", b"", b"de", b"")
     request = client.request("POST", headers={"Content-Length": "5"}, content=content)
@@ -1136,7 +1043,7 @@ class RawSender:
 
 @pytest.mark.parametrize("padding", [0, 100])
 async def test_late_data_of_many_cancelled_streams_never_stalls_the_connection(
-    client: Client, autojump_clock: MockClock, padding: int
+    client: Client, clock: MockClock, padding: int
 ) -> None:
     peer: H2Peer | None = None
     for _ in range(80):
@@ -1159,9 +1066,7 @@ async def test_late_data_of_many_cancelled_streams_never_stalls_the_connection(
     assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
 
 
-async def test_late_heads_and_trailers_of_a_stream_that_was_left(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_late_heads_and_trailers_of_a_stream_that_was_left(client: Client, clock: MockClock) -> None:
     request, peer, stream_id = await client.requested()
     await request.cancel()
     for block in ([(b":status", b"103")], [*OK, (b"x-indexed", b"to be")], [(b"x", b"y")]):
@@ -1174,7 +1079,7 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(
 
 
 async def test_data_for_a_stream_left_long_ago(
-    client: Client, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    client: Client, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2_resets, "MOST_REMEMBERED", 3)
     peer = await ready(client)
@@ -1393,7 +1298,7 @@ async def received_on(peer: H2Peer, stream_id: int, size: int) -> None:
     ("window", "size"), [(1, 300), (7, 3000), (1000, 100_000), (65_535, 300_000), (2**31 - 1, 300_000)]
 )
 async def test_uploads_through_windows_of_any_size(
-    client: Client, autojump_clock: MockClock, window: int, size: int, whole: bool
+    client: Client, clock: MockClock, window: int, size: int, whole: bool
 ) -> None:
     content = pattern(size)
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
@@ -1408,7 +1313,7 @@ async def test_uploads_through_windows_of_any_size(
 
 @pytest.mark.parametrize("window", [1, 1000, 40_000])
 async def test_several_uploads_share_the_windows_without_stall(
-    client: Client, autojump_clock: MockClock, window: int
+    client: Client, clock: MockClock, window: int
 ) -> None:
     contents = {b"/%d" % index: pattern(window * 10 + index) for index in range(8)}
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
@@ -1437,7 +1342,7 @@ async def test_several_uploads_share_the_windows_without_stall(
 
 @pytest.mark.parametrize("frame_size", [16_384, 20_000, 65_536, 2**24 - 1])
 async def test_frames_are_as_large_as_allowed_but_no_larger_than_is_fair(
-    client: Client, autojump_clock: MockClock, frame_size: int
+    client: Client, clock: MockClock, frame_size: int
 ) -> None:
     content = pattern(MEGABYTE)
     settings = {SettingCodes.MAX_FRAME_SIZE: frame_size, SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1}
@@ -1450,7 +1355,7 @@ async def test_frames_are_as_large_as_allowed_but_no_larger_than_is_fair(
     await request.succeeds(peer, stream_id)
 
 
-async def test_a_window_lowered_below_zero_in_mid_flight(client: Client, autojump_clock: MockClock) -> None:
+async def test_a_window_lowered_below_zero_in_mid_flight(client: Client, clock: MockClock) -> None:
     content = pattern(3000)
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 1000})
     request, _, stream_id = await client.requested("POST", content=content, on=peer)
@@ -1469,9 +1374,7 @@ async def test_a_window_lowered_below_zero_in_mid_flight(client: Client, autojum
     await request.succeeds(peer, stream_id)
 
 
-async def test_a_window_raised_by_settings_lets_uploads_go_on(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_a_window_raised_by_settings_lets_uploads_go_on(client: Client, clock: MockClock) -> None:
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     request, _, stream_id = await client.requested("POST", content=b"abc", on=peer)
     await wait_all_tasks_blocked()
@@ -1481,7 +1384,7 @@ async def test_a_window_raised_by_settings_lets_uploads_go_on(
     await request.succeeds(peer, stream_id)
 
 
-async def test_an_upload_without_window_blocks_nobody(client: Client, autojump_clock: MockClock) -> None:
+async def test_an_upload_without_window_blocks_nobody(client: Client, clock: MockClock) -> None:
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     upload, _, stream_id = await client.requested("POST", content=b"abc", on=peer)
     await client.is_served_on(peer)
@@ -1507,7 +1410,7 @@ async def send_when_allowed(peer: H2Peer, stream_id: int, size: int, **options: 
 
 
 async def test_unread_bodies_are_bounded_and_block_nobody(
-    client: Client, autojump_clock: MockClock, nursery: trio.Nursery
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """All of them together are more than the connection's window."""
     peer: H2Peer | None = None
@@ -1536,7 +1439,7 @@ async def test_unread_bodies_are_bounded_and_block_nobody(
     await client.is_served_on(peer)
 
 
-async def test_credit_is_given_as_the_body_is_consumed(client: Client, autojump_clock: MockClock) -> None:
+async def test_credit_is_given_as_the_body_is_consumed(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
     await peer.respond(stream_id, end=False)
     response = await opened.result()
@@ -1584,7 +1487,7 @@ async def widest_window(
 
 
 async def test_the_window_grows_while_the_reader_keeps_up(
-    client: Client, autojump_clock: MockClock, nursery: trio.Nursery
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     async def read(body: AsyncIterator[bytes]) -> None:
         size = 0
@@ -1595,7 +1498,7 @@ async def test_the_window_grows_while_the_reader_keeps_up(
 
 
 async def test_the_window_does_not_grow_for_a_reader_who_is_slow(
-    client: Client, autojump_clock: MockClock, nursery: trio.Nursery
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     async def read(body: AsyncIterator[bytes]) -> None:
         size = 0
@@ -1607,7 +1510,7 @@ async def test_the_window_does_not_grow_for_a_reader_who_is_slow(
     assert await widest_window(nursery, client, read) == WINDOW
 
 
-async def test_padding_is_credited(client: Client, autojump_clock: MockClock) -> None:
+async def test_padding_is_credited(client: Client, clock: MockClock) -> None:
     """More padding than fits a window."""
     request, peer, stream_id = await client.requested()
     peer.h2.send_headers(stream_id, OK)
@@ -1623,7 +1526,7 @@ async def test_padding_is_credited(client: Client, autojump_clock: MockClock) ->
 @pytest.mark.parametrize("size", [0, 5, 200_000])
 @pytest.mark.parametrize("how", ["left open", "NO_ERROR", "NO_ERROR at once", "CANCEL"])
 async def test_an_early_answer_is_delivered_whole_and_ends_the_upload(
-    client: Client, autojump_clock: MockClock, how: str, size: int
+    client: Client, clock: MockClock, how: str, size: int
 ) -> None:
     content = Gated(pattern(300_000))
     opened, peer, stream_id = await client.opened("POST", content=content)
@@ -1658,7 +1561,7 @@ async def test_an_early_answer_is_delivered_whole_and_ends_the_upload(
 
 
 async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
-    client: Client, autojump_clock: MockClock, nursery: trio.Nursery
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     content = Gated(b"first")
     opened, peer, stream_id = await client.opened("POST", content=content)
@@ -1674,7 +1577,7 @@ async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
 
 
 async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
-    client: Client, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     """The upload has failed, the response has not."""
     content = Gated(b"x" * 100_000)
@@ -1725,9 +1628,7 @@ async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
 # -- Timeouts. That a timed-out stream is reset, and others go on, is shown above.
 
 
-async def test_the_write_timeout_while_the_window_is_closed(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_the_write_timeout_while_the_window_is_closed(client: Client, clock: MockClock) -> None:
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     request, _, stream_id = await client.requested(
         "POST", content=b"abc", extensions={"timeout": {"write": 5, "read": 1}}, on=peer
@@ -1742,9 +1643,7 @@ async def test_the_write_timeout_while_the_window_is_closed(
     await client.is_served_on(peer)
 
 
-async def test_the_write_timeout_ends_when_the_response_begins(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_the_write_timeout_ends_when_the_response_begins(client: Client, clock: MockClock) -> None:
     peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     opened, _, stream_id = await client.opened(
         "POST", content=b"abc", extensions={"timeout": {"write": 5}}, on=peer
@@ -1843,7 +1742,7 @@ async def test_the_pool_timeout_where_the_server_takes_no_more_streams(
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
 async def test_when_the_server_closes_each_request_gets_an_error_of_its_own(
-    client: Client, autojump_clock: MockClock, begun: bool
+    client: Client, clock: MockClock, begun: bool
 ) -> None:
     requests = [client.request("POST") for _ in range(3)]
     peer = await client.peer()
@@ -1861,7 +1760,7 @@ async def test_when_the_server_closes_each_request_gets_an_error_of_its_own(
 
 
 async def test_what_has_arrived_whole_can_be_read_though_the_connection_has_ended(
-    client: Client, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"x")
     opened = [client.open("POST"), client.open("POST", content=content)]
@@ -1931,7 +1830,7 @@ async def test_a_body_whose_connection_can_not_be_sent_on_is_a_read_error(
         assert isinstance(info.value.__cause__, trio.BrokenResourceError)
 
 
-async def test_a_get_on_a_reused_connection_is_sent_again(client: Client, autojump_clock: MockClock) -> None:
+async def test_a_get_on_a_reused_connection_is_sent_again(client: Client, clock: MockClock) -> None:
     events = Events()
     first = await ready(client)
     get = client.request(extensions={"trace": events})
@@ -1950,7 +1849,7 @@ async def test_a_get_on_a_reused_connection_is_sent_again(client: Client, autoju
     assert events.names.count("connection.retry.started") == 1
 
 
-async def test_it_is_sent_again_only_once(client: Client, autojump_clock: MockClock) -> None:
+async def test_it_is_sent_again_only_once(client: Client, clock: MockClock) -> None:
     peer = await ready(client)
     request = client.request()
     for _ in range(2):
@@ -1962,9 +1861,7 @@ async def test_it_is_sent_again_only_once(client: Client, autojump_clock: MockCl
     assert len(client.connector.dialled) == 2
 
 
-async def test_a_request_whose_response_has_begun_is_not_sent_again(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_a_request_whose_response_has_begun_is_not_sent_again(client: Client, clock: MockClock) -> None:
     peer = await ready(client)
     request, _, stream_id = await client.requested(on=peer)
     peer.h2.send_headers(stream_id, [(b":status", b"103")])
@@ -1981,7 +1878,7 @@ def stop_receiving(peer: H2Peer) -> None:
 
 
 async def test_an_answer_is_read_though_the_request_could_not_be_sent(
-    client: Client, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"first")
     request = client.request("POST", content=content)
@@ -2004,7 +1901,7 @@ async def test_an_answer_is_read_though_the_request_could_not_be_sent(
     assert_unharmed(client.pool)
 
 
-async def test_last_words_are_waited_for_only_a_moment(client: Client, autojump_clock: MockClock) -> None:
+async def test_last_words_are_waited_for_only_a_moment(client: Client, clock: MockClock) -> None:
     content = Gated(b"first")
     request = client.request("POST", content=content)
     peer = await client.peer()
@@ -2020,7 +1917,7 @@ async def test_last_words_are_waited_for_only_a_moment(client: Client, autojump_
 
 @pytest.mark.parametrize("traced", [False, True])
 async def test_an_upload_that_waits_gets_the_error_of_the_connection(
-    client: Client, autojump_clock: MockClock, traced: bool
+    client: Client, clock: MockClock, traced: bool
 ) -> None:
     content = Gated(b"x")
     events = Events() if traced else None
@@ -2076,9 +1973,7 @@ async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery
         await response.aclose()
 
 
-async def test_frames_on_a_stream_that_was_refused_do_no_harm(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_frames_on_a_stream_that_was_refused_do_no_harm(client: Client, clock: MockClock) -> None:
     kept = client.request()
     first = await client.peer()
     kept_id, _ = await first.head()
@@ -2188,9 +2083,7 @@ async def test_closing_the_pool_ends_what_is_under_way(
         assert peer.sent(RstStreamFrame) == []
 
 
-async def test_closing_the_pool_while_a_response_is_not_read(
-    client: Client, autojump_clock: MockClock
-) -> None:
+async def test_closing_the_pool_while_a_response_is_not_read(client: Client, clock: MockClock) -> None:
     opened = client.open()
     peer = await client.peer()
     await peer.respond((await peer.head())[0], body=b"some", end=False)
@@ -2206,7 +2099,7 @@ async def test_closing_the_pool_while_a_response_is_not_read(
 # -- What there is to see.
 
 
-async def test_connections_and_statistics(client: Client, autojump_clock: MockClock) -> None:
+async def test_connections_and_statistics(client: Client, clock: MockClock) -> None:
     def seen() -> tuple[int, int, int, int]:
         numbers = client.pool.statistics()
         return numbers.open, numbers.active, numbers.idle, numbers.requests_served
@@ -2342,7 +2235,7 @@ async def test_a_slow_handler_uses_up_no_timeout(
 
 @pytest.mark.parametrize("before", ["send_request_headers.complete", "send_request_body.started"])
 async def test_the_connection_ends_while_a_handler_takes_its_time(
-    client: Client, autojump_clock: MockClock, before: str
+    client: Client, clock: MockClock, before: str
 ) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         if name == f"http2.{before}":
@@ -2358,7 +2251,7 @@ async def test_the_connection_ends_while_a_handler_takes_its_time(
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-async def test_the_order_of_an_early_answer(client: Client, autojump_clock: MockClock, stuck: bool) -> None:
+async def test_the_order_of_an_early_answer(client: Client, clock: MockClock, stuck: bool) -> None:
     events = Events()
     content = Gated(b"x")
     opened, peer, stream_id = await client.opened("POST", content=content, extensions={"trace": events})
@@ -2387,7 +2280,7 @@ async def test_the_order_of_an_early_answer(client: Client, autojump_clock: Mock
     )
 
 
-async def test_failures_are_in_the_trace(client: Client, autojump_clock: MockClock) -> None:
+async def test_failures_are_in_the_trace(client: Client, clock: MockClock) -> None:
     events = Events()
     request = client.request(extensions={"trace": events})
     peer = await client.peer()
@@ -2405,7 +2298,7 @@ async def test_failures_are_in_the_trace(client: Client, autojump_clock: MockClo
 
 
 async def test_the_log_hides_secrets(
-    client: Client, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    client: Client, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange.http2")
     request = client.request()
