@@ -72,17 +72,19 @@ CONNECTION_WINDOW = 16 * MEGABYTE
 class Running:
     """Something that runs in a task of its own."""
 
-    def __init__(self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any, **more: Any
+    ) -> None:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
         self.value: Any = None
         self.error: BaseException | None = None
-        nursery.start_soon(self._run, function, args)
+        nursery.start_soon(self._run, functools.partial(function, *args, **more))
 
-    async def _run(self, function: Callable[..., Awaitable[Any]], args: Any) -> None:
+    async def _run(self, function: Callable[[], Awaitable[Any]]) -> None:
         with self.scope:
             try:
-                self.value = await function(*args)
+                self.value = await function()
             except Exception as exc:
                 self.error = exc
         self.done.set()
@@ -104,10 +106,14 @@ class Running:
             await self.result()
         return info.value
 
+    async def answered(self, peer: H2Peer, stream_id: int, *args: Any, **more: Any) -> Any:
+        """What it returns after the peer has responded."""
+        await peer.respond(stream_id, *args, **more)
+        return await self.result()
+
     async def succeeds(self, peer: H2Peer, stream_id: int) -> None:
         """Answer a request, and check that it gets the answer."""
-        await peer.respond(stream_id)
-        assert (await self.result()).status == 200
+        assert (await self.answered(peer, stream_id)).status == 200
 
 
 class Client:
@@ -148,7 +154,7 @@ class Client:
 
     def request(self, method: str = "GET", path: str = "", **more: Any) -> Running:
         """Send a request and read the response."""
-        return Running(self._nursery, functools.partial(self.pool.request, method, URL + path, **more))
+        return Running(self._nursery, self.pool.request, method, URL + path, **more)
 
     def open(self, method: str = "GET", path: str = "", **more: Any) -> Running:
         """Send a request; the result is the response, with its body to be read."""
@@ -174,8 +180,7 @@ class Client:
         request = self.request("GET", "check")
         stream_id, headers = await peer.head()
         assert headers[b":path"] == b"/check"
-        await peer.respond(stream_id, 200, body=b"fine")
-        assert (await request.result()).content == b"fine"
+        assert (await request.answered(peer, stream_id, 200, body=b"fine")).content == b"fine"
 
 
 @pytest.fixture
@@ -297,8 +302,9 @@ async def test_the_extensions_of_a_response(client: Client, clock: MockClock) ->
 
 async def test_trailers_are_complete_once_the_body_was_read(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
-    await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")])
-    response = await opened.result()
+    response = await opened.answered(
+        peer, stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")]
+    )
     trailers = response.extensions["trailing_headers"]
     assert trailers == []
     assert await response.aread() == b"body"
@@ -307,8 +313,7 @@ async def test_trailers_are_complete_once_the_body_was_read(client: Client, cloc
 
 async def test_leaving_when_all_has_arrived_resets_nothing(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
-    await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1")])
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, body=b"body", trailers=[(b"a", b"1")])
     await wait_all_tasks_blocked()
     await response.aclose()
     await client.is_served_on(peer)
@@ -794,8 +799,9 @@ async def test_a_malformed_head_leaves_header_compression_in_step(
     # Even where the server has ended the stream.
     assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
     request, _, stream_id = await client.requested(on=peer)
-    await peer.respond(stream_id, 200, [(b"x-indexed", b"by the malformed")])
-    assert (await request.result()).headers == [(b"x-indexed", b"by the malformed")]
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"by the malformed")])).headers == [
+        (b"x-indexed", b"by the malformed")
+    ]
 
 
 @pytest.mark.parametrize("priority", [False, True])
@@ -826,8 +832,9 @@ async def test_a_request_given_up_between_the_pieces_of_its_head(client: Client,
     await peer.send_frame(*rest)
     # Header compression has stayed in step.
     request, _, stream_id = await client.requested(on=peer)
-    await peer.respond(stream_id, 200, [(b"x-indexed", b"a" * 50)])
-    assert (await request.result()).headers == [(b"x-indexed", b"a" * 50)]
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"a" * 50)])).headers == [
+        (b"x-indexed", b"a" * 50)
+    ]
 
 
 @pytest.mark.parametrize("late", ["head", "trailers", "informational", "data"])
@@ -837,8 +844,7 @@ async def test_what_comes_after_the_end_of_an_open_stream_resets_it(
     """The server has answered, and the request is still being sent (RFC 9113, 5.1, half-closed (remote))."""
     unending = Gated(b"begun")
     upload, peer, stream_id = await client.opened("POST", content=unending)
-    await peer.respond(stream_id, 200)
-    response = await upload.result()
+    response = await upload.answered(peer, stream_id, 200)
     blocks = {"head": OK, "trailers": [(b"a", b"b")], "informational": [(b":status", b"103")]}
     frame = data(stream_id, b"x") if late == "data" else head(peer, stream_id, blocks[late])
     await peer.send_frame(frame)
@@ -931,8 +937,7 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
 
 async def test_leaving_a_response_early_resets_its_stream(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
-    await peer.respond(stream_id, body=b"some", end=False)
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, body=b"some", end=False)
     await response.aclose()
     with pytest.raises(ReadError, match="closed before its body was read"):
         await response.aread()
@@ -968,10 +973,8 @@ async def test_a_reset_by_the_server_concerns_its_stream_alone(
 
 
 async def test_a_reset_is_an_answer_and_nothing_is_sent_again(client: Client, clock: MockClock) -> None:
-    first = client.request()
-    peer = await client.peer()
-    await peer.respond((await peer.head())[0])
-    await first.result()
+    first, peer, stream_id = await client.requested()
+    await first.answered(peer, stream_id)
     request, _, stream_id = await client.requested(on=peer)
     await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
     await request.fails(RemoteProtocolError, "INTERNAL_ERROR")
@@ -1074,8 +1077,9 @@ async def test_late_heads_and_trailers_of_a_stream_that_was_left(client: Client,
         await peer.send_frame(head(peer, stream_id, block, *flags))
     # Header compression has stayed in step.
     request, _, stream_id = await client.requested(on=peer)
-    await peer.respond(stream_id, 200, [(b"x-indexed", b"to be")])
-    assert (await request.result()).headers == [(b"x-indexed", b"to be")]
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"to be")])).headers == [
+        (b"x-indexed", b"to be")
+    ]
 
 
 async def test_data_for_a_stream_left_long_ago(
@@ -1247,12 +1251,12 @@ async def test_a_cancelled_upload_never_tears_a_frame(nursery: trio.Nursery, sec
     pool, url = await serve_h2(nursery, serve, secure=secure)
     async with pool:
         await pool.request("GET", url)
-        upload = Running(nursery, functools.partial(pool.request, "POST", url, content=bytes(64 * MEGABYTE)))
+        upload = Running(nursery, pool.request, "POST", url, content=bytes(64 * MEGABYTE))
         await report.begun.wait()
         # Until neither side can do anything more.
         await wait_all_tasks_blocked(0.01)
         await upload.cancel()
-        after = Running(nursery, functools.partial(pool.request, "POST", url, content=b"after"))
+        after = Running(nursery, pool.request, "POST", url, content=b"after")
         await wait_all_tasks_blocked(0.01)
         read_on.set()
         assert (await after.result()).content == b"after"
@@ -1441,8 +1445,7 @@ async def test_unread_bodies_are_bounded_and_block_nobody(
 
 async def test_credit_is_given_as_the_body_is_consumed(client: Client, clock: MockClock) -> None:
     opened, peer, stream_id = await client.opened()
-    await peer.respond(stream_id, end=False)
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, end=False)
     body = aiter(response.aiter_stream())
     # It is given for half a window at a time, and only for what was consumed.
     steps: list[tuple[list[int], list[int]]] = [
@@ -1565,8 +1568,7 @@ async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
 ) -> None:
     content = Gated(b"first")
     opened, peer, stream_id = await client.opened("POST", content=content)
-    await peer.respond(stream_id, body=b"early")
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, body=b"early")
     reading = Running(nursery, response.aread)
     await wait_all_tasks_blocked()
     content.go.set()
@@ -1582,8 +1584,7 @@ async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
     """The upload has failed, the response has not."""
     content = Gated(b"x" * 100_000)
     opened, peer, stream_id = await client.opened("POST", content=content)
-    await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, body=b"whole", trailers=[(b"a", b"b")])
     await wait_all_tasks_blocked()
     await response.aclose()
     assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
@@ -1648,8 +1649,7 @@ async def test_the_write_timeout_ends_when_the_response_begins(client: Client, c
     opened, _, stream_id = await client.opened(
         "POST", content=b"abc", extensions={"timeout": {"write": 5}}, on=peer
     )
-    await peer.respond(stream_id, end=False)
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, end=False)
     await trio.sleep(100)
     await peer.credit(3, stream_id)
     assert await peer.body(stream_id) == b"abc"
@@ -1717,7 +1717,7 @@ async def test_data_waits_while_too_much_waits_to_be_sent(
 
     async with lockstep_pool(nursery, serve) as pool:
         await pool.request("GET", URL)
-        upload = Running(nursery, functools.partial(pool.request, "POST", URL, content=content))
+        upload = Running(nursery, pool.request, "POST", URL, content=content)
         await wait_all_tasks_blocked()
         connection: Any = pool.connections[0]
         assert connection.outbound.size < 256 * KILOBYTE
@@ -1946,8 +1946,7 @@ async def test_a_request_that_is_refused_while_its_handler_takes_its_time_is_sen
     await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.REFUSED_STREAM))
     stream_id, _, body = await peer.request()
     assert len(body) == 100_000
-    await peer.respond(stream_id)
-    assert (await request.result()).extensions["stream_id"] == 3
+    assert (await request.answered(peer, stream_id)).extensions["stream_id"] == 3
 
 
 async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery) -> None:
@@ -2084,10 +2083,8 @@ async def test_closing_the_pool_ends_what_is_under_way(
 
 
 async def test_closing_the_pool_while_a_response_is_not_read(client: Client, clock: MockClock) -> None:
-    opened = client.open()
-    peer = await client.peer()
-    await peer.respond((await peer.head())[0], body=b"some", end=False)
-    response = await opened.result()
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(peer, stream_id, body=b"some", end=False)
     await client.pool.aclose()
     body = aiter(response.aiter_stream())
     assert await anext(body) == b"some"
@@ -2255,8 +2252,7 @@ async def test_the_order_of_an_early_answer(client: Client, clock: MockClock, st
     events = Events()
     content = Gated(b"x")
     opened, peer, stream_id = await client.opened("POST", content=content, extensions={"trace": events})
-    await peer.respond(stream_id, body=b"early")
-    response = await opened.result()
+    response = await opened.answered(peer, stream_id, body=b"early")
     if not stuck:
         content.go.set()
         await wait_all_tasks_blocked()
@@ -2301,10 +2297,8 @@ async def test_the_log_hides_secrets(
     client: Client, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange.http2")
-    request = client.request()
-    peer = await client.peer()
-    await peer.respond((await peer.head())[0], 200, [(b"set-cookie", b"private"), (b"a", b"public")])
-    await request.result()
+    request, peer, stream_id = await client.requested()
+    await request.answered(peer, stream_id, 200, [(b"set-cookie", b"private"), (b"a", b"public")])
     await client.pool.aclose()
     messages = [record.getMessage() for record in caplog.records]
     assert {record.name for record in caplog.records} == {"trio_exchange.http2"}
