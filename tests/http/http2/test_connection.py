@@ -506,22 +506,17 @@ async def test_transcripts_with_a_piece_of_the_next_frame(
 # -- Cleanliness on the wire.
 
 
-async def sent_by(nursery: trio.Nursery, method: str = "GET", **more: Any) -> list[Any]:
+async def sent_by(client: Client, method: str = "GET", **more: Any) -> list[Any]:
     """The header block of a request, as it was on the wire."""
-    async with Client(nursery) as client:
-        client.request(method, **more)
-        peer = await client.peer()
-        await peer.head()
-        [frame] = peer.sent(HeadersFrame)
-        # Not as h2 gives it, which joins cookies.
-        return list(hpack.Decoder().decode(frame.data, raw=True))
+    _, peer, _ = await client.requested(method, **more)
+    [frame] = peer.sent(HeadersFrame)
+    # Not as h2 gives it, which joins cookies.
+    return list(hpack.Decoder().decode(frame.data, raw=True))
 
 
-async def test_the_host_is_the_authority_and_headers_are_lower_case(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_the_host_is_the_authority_and_headers_are_lower_case(client: Client, clock: MockClock) -> None:
     headers = [("Host", "other.example:81"), ("X-One", "A"), ("x-two", "b"), ("X-ONE", "c")]
-    block = await sent_by(nursery, headers=headers)
+    block = await sent_by(client, headers=headers)
     assert block == [
         (b":method", b"GET"),
         (b":authority", b"other.example:81"),
@@ -533,36 +528,35 @@ async def test_the_host_is_the_authority_and_headers_are_lower_case(
     ]
 
 
+OF_THE_CONNECTION = {
+    "Connection": "close, x-hop",
+    "Keep-Alive": "timeout=5",
+    "Proxy-Connection": "keep-alive",
+    "Transfer-Encoding": "chunked",
+    "Upgrade": "h2c",
+    "TE": "gzip",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("headers", "sent"),
     [
-        ("Connection", "close, x-hop"),
-        ("Keep-Alive", "timeout=5"),
-        ("Proxy-Connection", "keep-alive"),
-        ("Transfer-Encoding", "chunked"),
-        ("Upgrade", "h2c"),
-        ("TE", "gzip"),
+        *(([field, ("x", "y")], [(b"x", b"y")]) for field in OF_THE_CONNECTION.items()),
+        *(([("TE", value)], [(b"te", b"trailers")]) for value in ("trailers", "gzip, Trailers;q=0.5")),
+        ([("cookie", "a=1"), ("cookie", "b=2; c=3")], [(b"cookie", b"a=1"), (b"cookie", b"b=2; c=3")]),
     ],
+    ids=[*OF_THE_CONNECTION, "TE: trailers", "TE: also trailers", "cookies stay apart"],
 )
-async def test_headers_of_the_connection_are_not_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, value: str
+async def test_headers_of_the_connection_are_not_sent_and_others_are(
+    client: Client, clock: MockClock, headers: Any, sent: Headers
 ) -> None:
-    block = await sent_by(nursery, headers=[(name, value), ("x", "y")])
-    assert block[4:] == [(b"x", b"y")]
-
-
-@pytest.mark.parametrize("value", ["trailers", "gzip, Trailers;q=0.5"])
-async def test_te_only_as_trailers(nursery: trio.Nursery, autojump_clock: MockClock, value: str) -> None:
-    block = await sent_by(nursery, headers=[("TE", value)])
-    assert block[4:] == [(b"te", b"trailers")]
+    assert (await sent_by(client, headers=headers))[4:] == sent
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "Cookie"])
-async def test_credentials_are_never_indexed(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str
-) -> None:
+async def test_credentials_are_never_indexed(client: Client, clock: MockClock, name: str) -> None:
     secret = (name.lower().encode(), b"secret")
-    block = await sent_by(nursery, headers=[(name, "secret"), ("x", "y")])
+    block = await sent_by(client, headers=[(name, "secret"), ("x", "y")])
     assert block[4:] == [secret, (b"x", b"y")]
     assert [pair for pair in block if isinstance(pair, hpack.NeverIndexedHeaderTuple)] == [secret]
 
@@ -596,13 +590,8 @@ async def test_the_table_of_sent_headers_is_bounded(
     assert set(updated) == {min(sizes[-1], 4096)}
 
 
-async def test_cookies_stay_apart(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    block = await sent_by(nursery, headers=[("cookie", "a=1"), ("cookie", "b=2; c=3")])
-    assert block[4:] == [(b"cookie", b"a=1"), (b"cookie", b"b=2; c=3")]
-
-
-async def test_the_target_extension(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    block = await sent_by(nursery, "OPTIONS", extensions={"target": b"*"})
+async def test_the_target_extension(client: Client, clock: MockClock) -> None:
+    block = await sent_by(client, "OPTIONS", extensions={"target": b"*"})
     assert dict(block)[b":path"] == b"*"
 
 
@@ -614,28 +603,16 @@ async def test_a_target_that_is_no_path_is_refused(client: Client, clock: MockCl
     assert len(peer.sent(HeadersFrame)) == 1
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [("a", "b\r\nc: d")],
-        [("a", "b\n")],
-        [("a", "b\x00c")],
-        [("a", " b")],
-        [("a", "b\t")],
-        [("a b", "c")],
-        [("a\r", "c")],
-        [(":path", "/")],
-        [("", "c")],
-    ],
-)
-async def test_headers_that_can_t_be_sent(client: Client, clock: MockClock, headers: Any) -> None:
-    await client.request(headers=headers).fails(LocalProtocolError)
-    assert client.connector.dialled == []
+UNSENDABLE: list[Any] = [
+    *({"headers": [field]} for field in (("a b", "c"), ("a\r", "c"), (":path", "/"), ("", "c"))),
+    *({"headers": [("a", value)]} for value in ("b\r\nc: d", "b\n", "b\x00c", " b", "b\t")),
+    *({"extensions": {"target": target}} for target in (b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b"")),
+]
 
 
-@pytest.mark.parametrize("target", [b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b""])
-async def test_targets_that_can_t_be_sent(client: Client, clock: MockClock, target: bytes) -> None:
-    await client.request(extensions={"target": target}).fails(LocalProtocolError)
+@pytest.mark.parametrize("options", UNSENDABLE, ids=repr)
+async def test_headers_and_targets_that_can_t_be_sent(client: Client, clock: MockClock, options: Any) -> None:
+    await client.request(**options).fails(LocalProtocolError)
     assert client.connector.dialled == []
 
 
