@@ -1441,6 +1441,8 @@ async def test_credit_is_given_as_the_body_is_consumed(client: Client, clock: Mo
         await client.is_served_on(peer)
         assert credit_of(peer, stream_id) == after
     await response.aclose()
+    # RST_STREAM has not been sent yet.
+    await client.pool.aclose()
 
 
 async def widest_window(
