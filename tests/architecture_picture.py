@@ -24,12 +24,15 @@ PAGE = PACKAGE.parent / "docs" / "architecture.md"
 
 # The modules at the top of the package are two layers: what a program imports, and what is below all else.
 SURFACE, COMMON = "surface", "common"
+# The one folder that programs import from: its docstring is for them.
+TESTING = "testing"
 TITLES = {
     SURFACE: "trio_exchange: the public functions and the pool",
     COMMON: "trio_exchange: the common modules",
 }
 DESCRIPTIONS = {
     SURFACE: "The modules that a program imports and calls. They may import from every folder.",
+    TESTING: "Tests without a network. Only a program's tests import it, and no other folder.",
     COMMON: "Values, errors, timeouts and tracing, which every folder may import. They import no folder.",
 }
 
@@ -228,7 +231,7 @@ def record_request() -> list[tuple[str, str]]:
 def _ours(code: CodeType) -> str | None:
     """The file in the package that a function is from, but for the connector in memory."""
     path = Path(code.co_filename)
-    if PACKAGE not in path.parents or path.name == "testing.py":
+    if PACKAGE not in path.parents or PACKAGE / TESTING in path.parents:
         return None
     return str(path.relative_to(PACKAGE))
 

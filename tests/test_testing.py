@@ -1,21 +1,34 @@
 from __future__ import annotations
 
+import contextlib
 import ssl
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import h2.connection
+import h2.events
 import h11
 import pytest
 import trio
 import trio.testing
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 from trio.testing import MockClock
 
 from tests.harness.certificates import TLS, make_tls, new_tls
-from tests.harness.h2peer import H2Peer
 from tests.harness.peers import respond
-from trio_exchange import ConnectError, ConnectionPool, Headers, Proxy, ReadTimeout
-from trio_exchange.testing import Dialled, MemoryConnector, PeerRequest, ScriptedPeer
+from trio_exchange import (
+    ConnectError,
+    ConnectionPool,
+    Headers,
+    Proxy,
+    ReadTimeout,
+    RemoteProtocolError,
+)
+from trio_exchange.testing import Dialled, HTTP2Peer, MemoryConnector, PeerRequest, ScriptedPeer
 
 URL = "http://example.com/"
 
@@ -373,11 +386,9 @@ async def test_the_peer_chooses_http11_where_http2_is_offered_too(nursery: trio.
 
 async def test_the_peer_chooses_what_it_is_told_to(nursery: trio.Nursery) -> None:
     async def serve(peer: ScriptedPeer) -> None:
-        server = H2Peer(peer.stream)
-        await server.start()
-        stream_id, _, _ = await server.request()
-        await server.respond(stream_id, body=b"abc")
-        await server.until_closed()
+        server = HTTP2Peer(peer.stream)
+        async for request in server:
+            await server.send_response(request, body=b"abc")
 
     connector = MemoryConnector(nursery, serve, alpn_protocols=["h2", "http/1.1"])
     async with trusting_pool(connector, http2=True) as pool:
@@ -501,3 +512,351 @@ trio.run(main)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("pip install 'trio-exchange[testing]'")
+
+
+# -- The HTTP/2 peer.
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def http2_client(
+    nursery: trio.Nursery,
+    script: Callable[[HTTP2Peer], Awaitable[object]],
+    settings: dict[SettingCodes, int] | None = None,
+    **options: Any,
+) -> AsyncIterator[ConnectionPool]:
+    """A pool whose connections are HTTP/2 peers, by prior knowledge."""
+
+    async def serve(peer: ScriptedPeer) -> None:
+        await script(HTTP2Peer(peer.stream, settings))
+
+    connector = MemoryConnector(nursery, serve, **options)
+    # What would wait for ever fails, at once where the clock jumps.
+    with trio.fail_after(100):
+        async with ConnectionPool(http1=False, http2=True, connector=connector) as pool:
+            yield pool
+
+
+async def respond_http2(peer: HTTP2Peer) -> None:
+    async for request in peer:
+        await peer.send_response(request, body=request.body)
+
+
+async def test_http2_requests_are_received_whole(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    requests: list[PeerRequest] = []
+
+    async def script(peer: HTTP2Peer) -> None:
+        async for request in peer:
+            requests.append(request)
+            trailers = [(b"c", b"d")]
+            await peer.send_response(request, 201, {"A": "b"}, request.body, trailers=trailers)
+
+    async with http2_client(nursery, script) as pool:
+        for content in (b"", b"abc" * 100_000):
+            response = await pool.request("POST", URL + "a?b", headers={"X": "y"}, content=content)
+            assert (response.status, response.headers) == (201, [(b"a", b"b")])
+            assert response.content == content
+            assert response.extensions["trailing_headers"] == [(b"c", b"d")]
+            assert response.extensions["http_version"] == b"HTTP/2"
+    assert [request.stream_id for request in requests] == [1, 3]
+    pseudo = [(b":method", b"POST"), (b":authority", b"example.com"), (b":scheme", b"http")]
+    fields = [(b":path", b"/a?b"), (b"x", b"y"), (b"content-length", b"0")]
+    assert requests[0] == PeerRequest(b"POST", b"/a?b", Headers([*pseudo, *fields]), b"", 1)
+    assert requests[1].header(":authority") == b"example.com"
+
+
+async def test_http2_over_the_connectors_tls(nursery: trio.Nursery) -> None:
+    async def serve(peer: ScriptedPeer) -> None:
+        await respond_http2(HTTP2Peer(peer.stream))
+
+    connector = MemoryConnector(nursery, serve, alpn_protocols=["h2"])
+    async with trusting_pool(connector, http2=True) as pool:
+        response = await pool.request("PUT", "https://example.com/", content=b"abc")
+        assert (response.content, response.extensions["http_version"]) == (b"abc", b"HTTP/2")
+
+
+async def test_http2_requests_are_answered_in_any_order(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        requests = [await peer.receive_request() for _ in range(3)]
+        for request in reversed(requests):
+            await peer.send_response(request, body=request.target)
+        await respond_http2(peer)
+
+    answered: list[bytes | None] = []
+
+    async def request(path: str) -> None:
+        response = await pool.request("GET", f"http://example.com/{path}")
+        assert response.content == f"/{path}".encode()
+        answered.append(response.content)
+
+    async with http2_client(nursery, script) as pool, trio.open_nursery() as requests:
+        for path in "abc":
+            requests.start_soon(request, path)
+            await trio.testing.wait_all_tasks_blocked()
+    assert answered == [b"/c", b"/b", b"/a"]
+
+
+@pytest.mark.parametrize("pair", [trio.testing.memory_stream_pair, trio.testing.lockstep_stream_pair])
+async def test_an_http2_peer_may_answer_each_request_in_a_task(
+    nursery: trio.Nursery, autojump_clock: MockClock, pair: Any
+) -> None:
+    """Their sends, and their waits for larger windows, come together."""
+    large = bytes(range(256)) * 4000
+
+    async def script(peer: HTTP2Peer) -> None:
+        async def answer(request: PeerRequest) -> None:
+            await peer.send_response(request, end=False)
+            assert await peer.receive_body(request) == large
+            await peer.send_data(request, large)
+            await peer.send_data(request, b"", end=True)
+
+        async with trio.open_nursery() as answers:
+            with contextlib.suppress(EOFError):
+                while True:
+                    answers.start_soon(answer, await peer.receive_head())
+
+    async def request() -> None:
+        assert (await pool.request("POST", URL, content=large)).content == large
+
+    async with http2_client(nursery, script, stream_pair=pair) as pool, trio.open_nursery() as requests:
+        for _ in range(5):
+            requests.start_soon(request)
+
+
+async def test_an_http2_response_piece_by_piece(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_head()
+        await peer.send_interim(request, 103, [(b"link", b"x")])
+        await peer.send_response(request, end=False)
+        while chunk := await peer.receive_chunk(request):
+            await peer.send_data(request, chunk.upper())
+        assert await peer.receive_chunk(request) == b""
+        await peer.send_trailers(request, {"a": "b"})
+        await respond_http2(peer)
+
+    async with http2_client(nursery, script) as pool:
+        response = await pool.request("POST", URL, content=[b"abc", b"", b"def"])
+        assert response.content == b"ABCDEF"
+        assert response.extensions["trailing_headers"] == [(b"a", b"b")]
+
+
+async def test_an_http2_tunnel(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_head()
+        assert (request.method, request.target) == (b"CONNECT", b"other.example:22")
+        await peer.send_response(request, end=False)
+        await peer.send_data(request, await peer.receive_chunk(request), end=True)
+        assert await peer.receive_chunk(request) == b""
+        await respond_http2(peer)
+
+    async with http2_client(nursery, script) as pool:
+        target = {"target": "other.example:22"}
+        async with pool.stream("CONNECT", URL, extensions=target) as response:
+            stream = response.extensions["network_stream"]
+            await stream.write(b"ping")
+            assert await stream.read() == b"ping"
+            assert await stream.read() == b""
+
+
+async def test_an_http2_peer_resets_and_refuses(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        await peer.send_reset(await peer.receive_request())
+        await peer.send_reset(await peer.receive_request(), ErrorCodes.REFUSED_STREAM)
+        await respond_http2(peer)
+
+    async with http2_client(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError, match="INTERNAL_ERROR"):
+            await pool.request("GET", URL)
+        # A refused request is sent again.
+        assert (await pool.request("POST", URL, content=b"again")).content == b"again"
+        assert pool.statistics().connections_opened == 1
+
+
+async def test_an_http2_peer_answers_what_it_has_after_goaway(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    first = True
+
+    async def script(peer: HTTP2Peer) -> None:
+        nonlocal first
+        if first:
+            first = False
+            request = await peer.receive_request()
+            await peer.send_goaway(debug_data=b"maintenance")
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send_response(request, body=b"the last")
+        await respond_http2(peer)
+
+    async with http2_client(nursery, script) as pool:
+        assert (await pool.request("GET", URL)).content == b"the last"
+        assert (await pool.request("PUT", URL, content=b"a")).content == b"a"
+        assert pool.statistics().connections_opened == 2
+
+
+async def test_http2_requests_that_goaway_leaves_out_are_sent_elsewhere(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    served: list[bytes] = []
+
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_request()
+        served.append(request.target)
+        if len(served) == 1:
+            await peer.send_goaway(ErrorCodes.ENHANCE_YOUR_CALM, last_stream_id=0)
+        else:
+            await peer.send_response(request)
+
+    async with http2_client(nursery, script) as pool:
+        assert (await pool.request("POST", URL)).status == 200
+    assert served == [b"/", b"/"]
+
+
+async def test_settings_and_pings_of_an_http2_peer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_request()
+        # Those that the peer began with.
+        await peer.receive_event(h2.events.SettingsAcknowledged)
+        assert peer.h2.local_settings.max_concurrent_streams == 1
+        await peer.send_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 2})
+        changed = await peer.receive_event(h2.events.SettingsAcknowledged)
+        assert changed.changed_settings[SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 2
+        await peer.send_ping(b"12345678")
+        assert (await peer.receive_event(h2.events.PingAckReceived)).ping_data == b"12345678"
+        await peer.send_response(request)
+        with pytest.raises(EOFError):
+            await peer.receive_request()
+
+    async with http2_client(nursery, script, {SettingCodes.MAX_CONCURRENT_STREAMS: 1}) as pool:
+        assert (await pool.request("GET", URL)).status == 200
+
+
+async def test_an_http2_peer_sends_any_bytes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_request()
+        # A response with an invalid header, which h2 refuses to send.
+        block = peer.h2.encoder.encode([(b":status", b"200"), (b"UPPER", b"x")])
+        frame = b"%b\1\5%b%b" % (len(block).to_bytes(3, "big"), (1).to_bytes(4, "big"), block)
+        await peer.send(frame, byte_by_byte=True)
+        reset = await peer.receive_event(h2.events.StreamReset, request)
+        assert reset.error_code == ErrorCodes.PROTOCOL_ERROR
+
+    async with http2_client(nursery, script) as pool:
+        with pytest.raises(RemoteProtocolError, match="UPPER"):
+            await pool.request("POST", URL)
+
+
+async def test_http2_requests_that_the_client_has_reset_are_left_out(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    received: list[bytes] = []
+
+    async def script(peer: HTTP2Peer) -> None:
+        async for request in peer:
+            received.append(request.target)
+            # The next one has come and gone when this one is answered.
+            await trio.sleep(10)
+            await peer.send_response(request)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x"
+        await trio.sleep_forever()
+
+    async def give_up(method: str, content: Any) -> None:
+        with trio.move_on_after(1) as scope:
+            await pool.request(method, URL + "short", content=content)
+        assert scope.cancelled_caught
+
+    async with http2_client(nursery, script) as pool, trio.open_nursery() as requests:
+        requests.start_soon(pool.request, "GET", URL + "long")
+        await trio.testing.wait_all_tasks_blocked()
+        requests.start_soon(give_up, "GET", b"")
+        requests.start_soon(give_up, "POST", endless())
+        await trio.sleep(5)
+        assert (await pool.request("GET", URL + "last")).status == 200
+        assert pool.statistics().connections_opened == 1
+    assert received == [b"/long", b"/last"]
+
+
+async def test_what_an_http2_peer_sends_to_a_client_that_has_given_up(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def script(peer: HTTP2Peer) -> None:
+        request = await peer.receive_head()
+        with pytest.raises(trio.BrokenResourceError, match="has reset stream 1, with error code 8"):
+            await peer.send_response(request, body=bytes(1_000_000))
+        for send in (
+            peer.send_response(request),
+            peer.send_data(request, b""),
+            peer.send_data(request, b"", end=True),
+            peer.send_trailers(1, ()),
+            peer.send_interim(request, 103),
+            peer.send_reset(request),
+        ):
+            with pytest.raises(trio.BrokenResourceError, match="has reset stream 1"):
+                await send
+        large = await peer.receive_request()
+        with pytest.raises(trio.BrokenResourceError, match="the client has closed the connection"):
+            await peer.send_response(large, body=bytes(1_000_000))
+        with pytest.raises(trio.BrokenResourceError, match="the client has closed the connection"):
+            await peer.send_trailers(large, ())
+
+    async with http2_client(nursery, script) as pool:
+        async with pool.stream("GET", URL) as response:
+            assert response.status == 200
+        async with pool.stream("GET", URL) as response:
+            assert response.status == 200
+            await pool.aclose()
+
+
+async def test_an_http2_peer_receives_empty_frames_and_the_end_of_the_connection() -> None:
+    client, server = trio.testing.memory_stream_pair()
+    peer = HTTP2Peer(server)
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    fields = [(":method", "PUT"), (":authority", "x"), (":scheme", "http"), (":path", "/")]
+    connection.send_headers(1, fields)
+    for data in (b"", b"a", b"", b"b"):
+        connection.send_data(1, data, end_stream=data == b"b")
+    await client.send_all(connection.data_to_send())
+    await client.send_eof()
+    request = await peer.receive_request()
+    assert request.body == b"ab"
+    with pytest.raises(trio.BrokenResourceError, match="the client has closed the connection"):
+        await peer.send_response(request, body=bytes(100_000))
+    assert [request async for request in peer] == []
+
+
+async def test_a_client_that_violates_http2_fails_the_script() -> None:
+    client, server = trio.testing.memory_stream_pair()
+    peer = HTTP2Peer(server)
+    await client.send_all(PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\1\0\0\0\0\0\1x")
+    with pytest.raises(ProtocolError):
+        await peer.receive_request()
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01"])
+async def test_a_client_that_does_not_speak_http2(first: bytes) -> None:
+    client, server = trio.testing.memory_stream_pair()
+    await client.send_all(first)
+    with pytest.raises(ProtocolError, match=r"does not speak HTTP/2, but begins with b'.*give http2=True"):
+        await HTTP2Peer(server).receive_request()
+
+
+async def test_an_http2_peer_closes_its_connection() -> None:
+    client, server = trio.testing.memory_stream_pair()
+    async with HTTP2Peer(server) as peer:
+        await peer.send_ping()
+    received = await client.receive_some()
+    assert received[3:5] == b"\4\0"
+    assert received[-17:] == b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
+    assert await client.receive_some() == b""
+
+
+async def test_a_request_of_http11_has_no_stream() -> None:
+    _, server = trio.testing.memory_stream_pair()
+    request = PeerRequest(b"GET", b"/", Headers())
+    with pytest.raises(TypeError, match="it was not received over HTTP/2"):
+        await HTTP2Peer(server).send_response(request)

@@ -9,11 +9,10 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import h2.errors
 import h2.events
-import h2.exceptions
 import hpack
 import pytest
 import trio
@@ -58,6 +57,9 @@ from trio_exchange import (
 from trio_exchange._http.http2 import resets as http2_resets
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing._http2 import StreamReset
+
+E = TypeVar("E", bound=Exception)
 
 URL = "http://example.com/"
 KILOBYTE = 1024
@@ -70,17 +72,19 @@ CONNECTION_WINDOW = 16 * MEGABYTE
 class Running:
     """Something that runs in a task of its own."""
 
-    def __init__(self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any, **more: Any
+    ) -> None:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
         self.value: Any = None
         self.error: BaseException | None = None
-        nursery.start_soon(self._run, function, args)
+        nursery.start_soon(self._run, functools.partial(function, *args, **more))
 
-    async def _run(self, function: Callable[..., Awaitable[Any]], args: Any) -> None:
+    async def _run(self, function: Callable[[], Awaitable[Any]]) -> None:
         with self.scope:
             try:
-                self.value = await function(*args)
+                self.value = await function()
             except Exception as exc:
                 self.error = exc
         self.done.set()
@@ -95,6 +99,21 @@ class Running:
         if self.error is not None:
             raise self.error
         return self.value
+
+    async def fails(self, kind: type[E], match: str | None = None) -> E:
+        """What it raises, which has to be this."""
+        with pytest.raises(kind, match=match) as info:
+            await self.result()
+        return info.value
+
+    async def answered(self, peer: H2Peer, stream_id: int, *args: Any, **more: Any) -> Any:
+        """What it returns after the peer has responded."""
+        await peer.respond(stream_id, *args, **more)
+        return await self.result()
+
+    async def succeeds(self, peer: H2Peer, stream_id: int) -> None:
+        """Answer a request, and check that it gets the answer."""
+        assert (await self.answered(peer, stream_id)).status == 200
 
 
 class Client:
@@ -135,20 +154,52 @@ class Client:
 
     def request(self, method: str = "GET", path: str = "", **more: Any) -> Running:
         """Send a request and read the response."""
-        return Running(self._nursery, functools.partial(self.pool.request, method, URL + path, **more))
+        return Running(self._nursery, self.pool.request, method, URL + path, **more)
 
     def open(self, method: str = "GET", path: str = "", **more: Any) -> Running:
         """Send a request; the result is the response, with its body to be read."""
         request = Request(method, URL + path, **more)
         return Running(self._nursery, self.pool.handle_async_request, request)
 
+    async def requested(
+        self, *args: str, on: H2Peer | None = None, **more: Any
+    ) -> tuple[Running, H2Peer, int]:
+        """Send a request; it, the peer, by default of a new connection, that has its head, and its stream."""
+        return await self._received(self.request(*args, **more), on)
+
+    async def opened(self, *args: str, on: H2Peer | None = None, **more: Any) -> tuple[Running, H2Peer, int]:
+        """The same with `open`."""
+        return await self._received(self.open(*args, **more), on)
+
+    async def _received(self, request: Running, peer: H2Peer | None) -> tuple[Running, H2Peer, int]:
+        peer = peer or await self.peer()
+        return request, peer, (await peer.head())[0]
+
     async def is_served_on(self, peer: H2Peer) -> None:
         """Check that the connection is as good as new."""
         request = self.request("GET", "check")
         stream_id, headers = await peer.head()
         assert headers[b":path"] == b"/check"
-        await peer.respond(stream_id, 200, body=b"fine")
-        assert (await request.result()).content == b"fine"
+        assert (await request.answered(peer, stream_id, 200, body=b"fine")).content == b"fine"
+
+
+@pytest.fixture
+def clock(autojump_clock: MockClock) -> MockClock:
+    # pytest-trio uses only a clock that the test itself asks for.
+    return autojump_clock
+
+
+@pytest.fixture
+async def client(nursery: trio.Nursery, clock: MockClock) -> AsyncIterator[Client]:
+    nursery.start_soon(fail_in_the_end)
+    async with Client(nursery) as client:
+        yield client
+
+
+async def fail_in_the_end() -> None:
+    """With a clock that jumps, what would wait for ever fails at once."""
+    await trio.sleep(1000)
+    raise AssertionError("the test waits for ever")
 
 
 def head(peer: H2Peer, stream_id: int, block: Headers, *flags: str) -> HeadersFrame:
@@ -166,7 +217,26 @@ def data(stream_id: int, content: bytes, *flags: str) -> DataFrame:
     return DataFrame(stream_id, content, flags=flags)
 
 
+Frames = Callable[[H2Peer, int], list[Frame]]
 OK: Headers = [(b":status", b"200")]
+EARLY_HINTS: Headers = [(b":status", b"103")]
+LENGTH_3 = (b"content-length", b"3")
+END = "END_STREAM"
+
+
+def frames(*parts: Headers | bytes | str) -> Frames:
+    """Heads and data; a flag belongs to the frame before it."""
+
+    def make(peer: H2Peer, stream_id: int) -> list[Frame]:
+        made: list[Frame] = []
+        for part in parts:
+            if isinstance(part, str):
+                made[-1].flags.add(part)
+            else:
+                made.append(data(stream_id, part) if isinstance(part, bytes) else head(peer, stream_id, part))
+        return made
+
+    return make
 
 
 async def reset_of(peer: H2Peer, stream_id: int) -> ErrorCodes:
@@ -214,104 +284,81 @@ async def test_a_get(autojump_clock: MockClock) -> None:
             assert response.extensions["http_version"] == b"HTTP/2"
 
 
-async def test_the_extensions_of_a_response(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        peer: H2Peer | None = None
-        for stream_id in (1, 3, 5):
-            request = client.request()
-            peer = peer or await client.peer()
-            assert (await peer.head())[0] == stream_id
-            await peer.respond(stream_id)
-            extensions = (await request.result()).extensions
-            assert extensions["stream_id"] == stream_id
-            assert extensions["http_version"] == b"HTTP/2"
-            assert extensions["trailing_headers"] == []
-            assert "reason_phrase" not in extensions
-            with pytest.raises(LocalProtocolError, match="belongs to HTTP"):
-                await extensions["network_stream"].read()
-
-
-async def test_trailers_are_complete_once_the_body_was_read(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")])
-        response = await opened.result()
-        trailers = response.extensions["trailing_headers"]
-        assert trailers == []
-        assert await response.aread() == b"body"
-        assert trailers == [(b"a", b"1"), (b"b", b""), (b"a", b"2")]
-
-
-async def test_leaving_when_all_has_arrived_resets_nothing(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"body", trailers=[(b"a", b"1")])
-        response = await opened.result()
-        await wait_all_tasks_blocked()
-        await response.aclose()
-        await client.is_served_on(peer)
-        assert peer.sent(RstStreamFrame) == []
-
-
-async def test_a_small_body_goes_out_with_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        request = client.request("POST", content=b"x" * 16_384)
-        peer = await client.peer()
-        stream_id, headers, body = await peer.request()
-        assert body == b"x" * 16_384
-        assert headers[b"content-length"] == b"16384"
-        [frame] = peer.sent(DataFrame)
-        assert "END_STREAM" in frame.flags
-        assert "END_STREAM" not in peer.sent(HeadersFrame)[0].flags
+async def test_the_extensions_of_a_response(client: Client, clock: MockClock) -> None:
+    peer: H2Peer | None = None
+    for stream_id in (1, 3, 5):
+        request = client.request()
+        peer = peer or await client.peer()
+        assert (await peer.head())[0] == stream_id
         await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+        extensions = (await request.result()).extensions
+        assert extensions["stream_id"] == stream_id
+        assert extensions["http_version"] == b"HTTP/2"
+        assert extensions["trailing_headers"] == []
+        assert "reason_phrase" not in extensions
+        with pytest.raises(LocalProtocolError, match="belongs to HTTP"):
+            await extensions["network_stream"].read()
+
+
+async def test_trailers_are_complete_once_the_body_was_read(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(
+        peer, stream_id, body=b"body", trailers=[(b"a", b"1"), (b"b", b""), (b"a", b"2")]
+    )
+    trailers = response.extensions["trailing_headers"]
+    assert trailers == []
+    assert await response.aread() == b"body"
+    assert trailers == [(b"a", b"1"), (b"b", b""), (b"a", b"2")]
+
+
+async def test_leaving_when_all_has_arrived_resets_nothing(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(peer, stream_id, body=b"body", trailers=[(b"a", b"1")])
+    await wait_all_tasks_blocked()
+    await response.aclose()
+    await client.is_served_on(peer)
+    assert peer.sent(RstStreamFrame) == []
+
+
+async def test_a_small_body_goes_out_with_the_head(client: Client, clock: MockClock) -> None:
+    request = client.request("POST", content=b"x" * 16_384)
+    peer = await client.peer()
+    stream_id, headers, body = await peer.request()
+    assert body == b"x" * 16_384
+    assert headers[b"content-length"] == b"16384"
+    [frame] = peer.sent(DataFrame)
+    assert "END_STREAM" in frame.flags
+    assert "END_STREAM" not in peer.sent(HeadersFrame)[0].flags
+    await request.succeeds(peer, stream_id)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_an_empty_body_is_the_end_of_the_head(
-    nursery: trio.Nursery, autojump_clock: MockClock, method: str
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request(method, content=b"")
-        peer = await client.peer()
-        stream_id, headers, _ = await peer.request()
-        assert headers.get(b"content-length") == (b"0" if method == "POST" else None)
-        assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
-        assert peer.sent(DataFrame) == []
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+async def test_an_empty_body_is_the_end_of_the_head(client: Client, clock: MockClock, method: str) -> None:
+    request = client.request(method, content=b"")
+    peer = await client.peer()
+    stream_id, headers, _ = await peer.request()
+    assert headers.get(b"content-length") == (b"0" if method == "POST" else None)
+    assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
+    assert peer.sent(DataFrame) == []
+    await request.succeeds(peer, stream_id)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_body_without_a_length_header(
-    nursery: trio.Nursery, autojump_clock: MockClock, method: str
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request(method, content=[b"one", b"", b"two"])
-        peer = await client.peer()
-        stream_id, headers, body = await peer.request()
-        assert body == b"onetwo"
-        assert not {b"content-length", b"transfer-encoding"} & headers.keys()
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+async def test_a_body_without_a_length_header(client: Client, clock: MockClock, method: str) -> None:
+    request = client.request(method, content=[b"one", b"", b"two"])
+    peer = await client.peer()
+    stream_id, headers, body = await peer.request()
+    assert body == b"onetwo"
+    assert not {b"content-length", b"transfer-encoding"} & headers.keys()
+    await request.succeeds(peer, stream_id)
 
 
-async def test_a_stream_without_content_is_no_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        request = client.request("GET", content=[b"", b""])
-        peer = await client.peer()
-        stream_id, _, _ = await peer.request()
-        assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+async def test_a_stream_without_content_is_no_body(client: Client, clock: MockClock) -> None:
+    request = client.request("GET", content=[b"", b""])
+    peer = await client.peer()
+    stream_id, _, _ = await peer.request()
+    assert "END_STREAM" in peer.sent(HeadersFrame)[0].flags
+    await request.succeeds(peer, stream_id)
 
 
 # -- Transcripts.
@@ -319,7 +366,7 @@ async def test_a_stream_without_content_is_no_body(nursery: trio.Nursery, autoju
 
 @dataclass
 class Case:
-    frames: Callable[[H2Peer, int], list[Frame]]
+    frames: Frames
     body: bytes = b""
     status: int = 200
     headers: Headers = field(default_factory=list)
@@ -362,89 +409,31 @@ def _in_between(peer: H2Peer, stream_id: int) -> list[Frame]:
 
 
 CASES = {
-    "nothing": Case(lambda peer, id_: [head(peer, id_, OK, "END_STREAM")]),
+    "nothing": Case(frames(OK, END)),
     "headers": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")], "END_STREAM")
-        ],
+        frames([*OK, (b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")], END),
         headers=[(b"b", b"1"), (b"a", b"2  \t3"), (b"b", b"\xff")],
     ),
-    "a body": Case(lambda peer, id_: [head(peer, id_, OK), data(id_, b"abc", "END_STREAM")], b"abc"),
-    "an end on its own": Case(
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            data(id_, b"a"),
-            data(id_, b""),
-            data(id_, b"bc"),
-            data(id_, b"", "END_STREAM"),
-        ],
-        b"abc",
-    ),
-    "its length": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3")]),
-            data(id_, b"ab"),
-            data(id_, b"c", "END_STREAM"),
-        ],
-        b"abc",
-        headers=[(b"content-length", b"3")],
-    ),
+    "a body": Case(frames(OK, b"abc", END), b"abc"),
+    "an end on its own": Case(frames(OK, b"a", b"", b"bc", b"", END), b"abc"),
+    "its length": Case(frames([*OK, LENGTH_3], b"ab", b"c", END), b"abc", headers=[LENGTH_3]),
     "the same length twice": Case(
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3"), (b"content-length", b"3")]),
-            data(id_, b"abc", "END_STREAM"),
-        ],
-        b"abc",
-        headers=[(b"content-length", b"3"), (b"content-length", b"3")],
+        frames([*OK, LENGTH_3, LENGTH_3], b"abc", END), b"abc", headers=[LENGTH_3, LENGTH_3]
     ),
-    "an error": Case(
-        lambda peer, id_: [head(peer, id_, [(b":status", b"599")]), data(id_, b"abc", "END_STREAM")],
-        b"abc",
-        status=599,
-    ),
+    "an error": Case(frames([(b":status", b"599")], b"abc", END), b"abc", status=599),
     "trailers": Case(
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            data(id_, b"abc"),
-            head(peer, id_, [(b"x-sum", b"6"), (b"y", b"")], "END_STREAM"),
-        ],
+        frames(OK, b"abc", [(b"x-sum", b"6"), (b"y", b"")], END),
         b"abc",
         trailers=[(b"x-sum", b"6"), (b"y", b"")],
     ),
-    "trailers alone": Case(
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"x", b"1")], "END_STREAM")],
-        trailers=[(b"x", b"1")],
-    ),
+    "trailers alone": Case(frames(OK, [(b"x", b"1")], END), trailers=[(b"x", b"1")]),
     "informational": Case(
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"103"), (b"link", b"x")]),
-            head(peer, id_, [(b":status", b"100")]),
-            head(peer, id_, OK),
-            data(id_, b"abc", "END_STREAM"),
-        ],
-        b"abc",
+        frames([(b":status", b"103"), (b"link", b"x")], [(b":status", b"100")], OK, b"abc", END), b"abc"
     ),
-    "HEAD": Case(
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
-        headers=[(b"content-length", b"3")],
-        method="HEAD",
-    ),
-    "HEAD, its end on its own": Case(
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")]), data(id_, b"", "END_STREAM")],
-        headers=[(b"content-length", b"3")],
-        method="HEAD",
-    ),
-    "204": Case(
-        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"", "END_STREAM")], status=204
-    ),
-    "304": Case(
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"304"), (b"content-length", b"3")]),
-            data(id_, b"", "END_STREAM"),
-        ],
-        status=304,
-        headers=[(b"content-length", b"3")],
-    ),
+    "HEAD": Case(frames([*OK, LENGTH_3], END), headers=[LENGTH_3], method="HEAD"),
+    "HEAD, its end on its own": Case(frames([*OK, LENGTH_3], b"", END), headers=[LENGTH_3], method="HEAD"),
+    "204": Case(frames([(b":status", b"204")], b"", END), status=204),
+    "304": Case(frames([(b":status", b"304"), LENGTH_3], b"", END), status=304, headers=[LENGTH_3]),
     "continued": Case(_continued, b"abc", headers=[(b"long", b"x" * 50)]),
     "padded": Case(_padded, b"abc"),
     "in between": Case(_in_between, b"abc"),
@@ -469,16 +458,13 @@ async def check_case(client: Client, peer: H2Peer | None, name: str, send: Any, 
 
 @DELIVERIES
 @all_cases
-async def test_transcripts(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, byte_by_byte: bool
-) -> None:
+async def test_transcripts(client: Client, clock: MockClock, name: str, byte_by_byte: bool) -> None:
     send = functools.partial(H2Peer.send, byte_by_byte=byte_by_byte)
-    async with Client(nursery) as client:
-        peer = await check_case(client, None, name, send)
-        await check_case(client, peer, name, send)
-        await wait_all_tasks_blocked()
-        assert_unharmed(client.pool, idle=1)
-        assert peer.sent(RstStreamFrame) == []
+    peer = await check_case(client, None, name, send)
+    await check_case(client, peer, name, send)
+    await wait_all_tasks_blocked()
+    assert_unharmed(client.pool, idle=1)
+    assert peer.sent(RstStreamFrame) == []
 
 
 @pytest.mark.parametrize(
@@ -496,48 +482,41 @@ async def test_transcripts(
 )
 @all_cases
 async def test_transcripts_with_trailing_frames(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, trailing: Frame
+    client: Client, clock: MockClock, name: str, trailing: Frame
 ) -> None:
-    async with Client(nursery) as client:
-        peer = await check_case(client, None, name, H2Peer.send, trailing)
-        await check_case(client, peer, name, H2Peer.send)
+    peer = await check_case(client, None, name, H2Peer.send, trailing)
+    await check_case(client, peer, name, H2Peer.send)
 
 
 @pytest.mark.parametrize("size", [1, 9, 16])
 async def test_transcripts_with_a_piece_of_the_next_frame(
-    nursery: trio.Nursery, autojump_clock: MockClock, size: int
+    client: Client, clock: MockClock, size: int
 ) -> None:
     ping = PingFrame(0, b"01234567").serialize()
 
     async def send(peer: H2Peer, transcript: bytes) -> None:
         await peer.send(transcript + ping[:size])
 
-    async with Client(nursery) as client:
-        peer = await check_case(client, None, "trailers", send)
-        await peer.send(ping[size:])
-        await client.is_served_on(peer)
-        assert [frame.opaque_data for frame in peer.sent(PingFrame)] == [b"01234567"]
+    peer = await check_case(client, None, "trailers", send)
+    await peer.send(ping[size:])
+    await client.is_served_on(peer)
+    assert [frame.opaque_data for frame in peer.sent(PingFrame)] == [b"01234567"]
 
 
 # -- Cleanliness on the wire.
 
 
-async def sent_by(nursery: trio.Nursery, method: str = "GET", **more: Any) -> list[Any]:
+async def sent_by(client: Client, method: str = "GET", **more: Any) -> list[Any]:
     """The header block of a request, as it was on the wire."""
-    async with Client(nursery) as client:
-        client.request(method, **more)
-        peer = await client.peer()
-        await peer.head()
-        [frame] = peer.sent(HeadersFrame)
-        # Not as h2 gives it, which joins cookies.
-        return list(hpack.Decoder().decode(frame.data, raw=True))
+    _, peer, _ = await client.requested(method, **more)
+    [frame] = peer.sent(HeadersFrame)
+    # Not as h2 gives it, which joins cookies.
+    return list(hpack.Decoder().decode(frame.data, raw=True))
 
 
-async def test_the_host_is_the_authority_and_headers_are_lower_case(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_the_host_is_the_authority_and_headers_are_lower_case(client: Client, clock: MockClock) -> None:
     headers = [("Host", "other.example:81"), ("X-One", "A"), ("x-two", "b"), ("X-ONE", "c")]
-    block = await sent_by(nursery, headers=headers)
+    block = await sent_by(client, headers=headers)
     assert block == [
         (b":method", b"GET"),
         (b":authority", b"other.example:81"),
@@ -549,36 +528,35 @@ async def test_the_host_is_the_authority_and_headers_are_lower_case(
     ]
 
 
+OF_THE_CONNECTION = {
+    "Connection": "close, x-hop",
+    "Keep-Alive": "timeout=5",
+    "Proxy-Connection": "keep-alive",
+    "Transfer-Encoding": "chunked",
+    "Upgrade": "h2c",
+    "TE": "gzip",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("headers", "sent"),
     [
-        ("Connection", "close, x-hop"),
-        ("Keep-Alive", "timeout=5"),
-        ("Proxy-Connection", "keep-alive"),
-        ("Transfer-Encoding", "chunked"),
-        ("Upgrade", "h2c"),
-        ("TE", "gzip"),
+        *(([field, ("x", "y")], [(b"x", b"y")]) for field in OF_THE_CONNECTION.items()),
+        *(([("TE", value)], [(b"te", b"trailers")]) for value in ("trailers", "gzip, Trailers;q=0.5")),
+        ([("cookie", "a=1"), ("cookie", "b=2; c=3")], [(b"cookie", b"a=1"), (b"cookie", b"b=2; c=3")]),
     ],
+    ids=[*OF_THE_CONNECTION, "TE: trailers", "TE: also trailers", "cookies stay apart"],
 )
-async def test_headers_of_the_connection_are_not_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, value: str
+async def test_headers_of_the_connection_are_not_sent_and_others_are(
+    client: Client, clock: MockClock, headers: Any, sent: Headers
 ) -> None:
-    block = await sent_by(nursery, headers=[(name, value), ("x", "y")])
-    assert block[4:] == [(b"x", b"y")]
-
-
-@pytest.mark.parametrize("value", ["trailers", "gzip, Trailers;q=0.5"])
-async def test_te_only_as_trailers(nursery: trio.Nursery, autojump_clock: MockClock, value: str) -> None:
-    block = await sent_by(nursery, headers=[("TE", value)])
-    assert block[4:] == [(b"te", b"trailers")]
+    assert (await sent_by(client, headers=headers))[4:] == sent
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "Cookie"])
-async def test_credentials_are_never_indexed(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str
-) -> None:
+async def test_credentials_are_never_indexed(client: Client, clock: MockClock, name: str) -> None:
     secret = (name.lower().encode(), b"secret")
-    block = await sent_by(nursery, headers=[(name, "secret"), ("x", "y")])
+    block = await sent_by(client, headers=[(name, "secret"), ("x", "y")])
     assert block[4:] == [secret, (b"x", b"y")]
     assert [pair for pair in block if isinstance(pair, hpack.NeverIndexedHeaderTuple)] == [secret]
 
@@ -594,8 +572,7 @@ async def test_the_table_of_sent_headers_is_bounded(
         await peer.start()
         stream_id, _ = await peer.head()
         for size in sizes:
-            peer.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
-            await peer.flush()
+            await peer.send_settings({SettingCodes.HEADER_TABLE_SIZE: size})
         await peer.respond(stream_id)
         for _ in range(200):
             stream_id, headers, _ = await peer.request()
@@ -613,87 +590,52 @@ async def test_the_table_of_sent_headers_is_bounded(
     assert set(updated) == {min(sizes[-1], 4096)}
 
 
-async def test_cookies_stay_apart(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    block = await sent_by(nursery, headers=[("cookie", "a=1"), ("cookie", "b=2; c=3")])
-    assert block[4:] == [(b"cookie", b"a=1"), (b"cookie", b"b=2; c=3")]
-
-
-async def test_the_target_extension(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    block = await sent_by(nursery, "OPTIONS", extensions={"target": b"*"})
+async def test_the_target_extension(client: Client, clock: MockClock) -> None:
+    block = await sent_by(client, "OPTIONS", extensions={"target": b"*"})
     assert dict(block)[b":path"] == b"*"
 
 
 @pytest.mark.parametrize("target", [b"example.com:443", b"x"])
-async def test_a_target_that_is_no_path_is_refused(
-    nursery: trio.Nursery, autojump_clock: MockClock, target: bytes
-) -> None:
-    async with Client(nursery) as client:
-        with pytest.raises(LocalProtocolError, match="must be a path"):
-            await client.request(extensions={"target": target}).result()
-        peer = await client.peer()
-        await client.is_served_on(peer)
-        assert len(peer.sent(HeadersFrame)) == 1
+async def test_a_target_that_is_no_path_is_refused(client: Client, clock: MockClock, target: bytes) -> None:
+    await client.request(extensions={"target": target}).fails(LocalProtocolError, "must be a path")
+    peer = await client.peer()
+    await client.is_served_on(peer)
+    assert len(peer.sent(HeadersFrame)) == 1
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [("a", "b\r\nc: d")],
-        [("a", "b\n")],
-        [("a", "b\x00c")],
-        [("a", " b")],
-        [("a", "b\t")],
-        [("a b", "c")],
-        [("a\r", "c")],
-        [(":path", "/")],
-        [("", "c")],
-    ],
-)
-async def test_headers_that_can_t_be_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock, headers: Any
-) -> None:
-    async with Client(nursery) as client:
-        with pytest.raises(LocalProtocolError):
-            await client.request(headers=headers).result()
-        assert client.connector.dialled == []
+UNSENDABLE: list[Any] = [
+    *({"headers": [field]} for field in (("a b", "c"), ("a\r", "c"), (":path", "/"), ("", "c"))),
+    *({"headers": [("a", value)]} for value in ("b\r\nc: d", "b\n", "b\x00c", " b", "b\t")),
+    *({"extensions": {"target": target}} for target in (b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b"")),
+]
 
 
-@pytest.mark.parametrize("target", [b"/a b", b"/\r\nx: y", b"/\x00", b"/#f", b""])
-async def test_targets_that_can_t_be_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock, target: bytes
-) -> None:
-    async with Client(nursery) as client:
-        with pytest.raises(LocalProtocolError):
-            await client.request(extensions={"target": target}).result()
-        assert client.connector.dialled == []
+@pytest.mark.parametrize("options", UNSENDABLE, ids=repr)
+async def test_headers_and_targets_that_can_t_be_sent(client: Client, clock: MockClock, options: Any) -> None:
+    await client.request(**options).fails(LocalProtocolError)
+    assert client.connector.dialled == []
 
 
 # -- Malformed responses.
 
 
-def malformed(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, [*OK, *headers])]
+def malformed(*headers: tuple[bytes, bytes]) -> Frames:
+    return frames([*OK, *headers])
 
 
-def block_of(*headers: tuple[bytes, bytes]) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, list(headers))]
+def block_of(*headers: tuple[bytes, bytes]) -> Frames:
+    return frames(list(headers))
 
 
-def trailer(name: bytes, value: bytes) -> Callable[[H2Peer, int], list[Frame]]:
-    return lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(name, value)], "END_STREAM")]
+def trailer(name: bytes, value: bytes) -> Frames:
+    return frames(OK, [(name, value)], END)
 
 
-def body_of(length: bytes, *content: bytes, end: bool = True) -> Callable[[H2Peer, int], list[Frame]]:
-    def frames(peer: H2Peer, id_: int) -> list[Frame]:
-        pieces = [data(id_, piece) for piece in content]
-        if end:
-            pieces[-1].flags.add("END_STREAM")
-        return [head(peer, id_, [*OK, (b"content-length", length)]), *pieces]
-
-    return frames
+def body_of(length: bytes, *content: bytes, end: bool = True) -> Frames:
+    return frames([*OK, (b"content-length", length)], *content, *[END] * end)
 
 
-MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
+MALFORMED: dict[str, tuple[Frames, str]] = {
     "upper case": (malformed((b"X-a", b"b")), "invalid header name"),
     "name with space": (malformed((b"x a", b"b")), "invalid header name"),
     "name with colon": (malformed((b"x:a", b"b")), "invalid header name"),
@@ -730,85 +672,45 @@ MALFORMED: dict[str, tuple[Callable[[H2Peer, int], list[Frame]], str]] = {
     "too long at once": (body_of(b"0", b"a", end=False), "longer than its content-length"),
     "too long, ended": (body_of(b"3", b"abcd"), "longer than its content-length"),
     "too short": (body_of(b"3", b"ab"), "ends 1 bytes early"),
-    "too short by all": (
-        lambda peer, id_: [head(peer, id_, [*OK, (b"content-length", b"3")], "END_STREAM")],
-        "ends 3 bytes early",
-    ),
-    "too short, trailers": (
-        lambda peer, id_: [
-            head(peer, id_, [*OK, (b"content-length", b"3")]),
-            head(peer, id_, [(b"a", b"b")], "END_STREAM"),
-        ],
-        "ends 3 bytes early",
-    ),
-    "204 with a body": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"204")]), data(id_, b"a")],
-        "longer than its content-length",
-    ),
+    "too short by all": (frames([*OK, LENGTH_3], END), "ends 3 bytes early"),
+    "too short, trailers": (frames([*OK, LENGTH_3], [(b"a", b"b")], END), "ends 3 bytes early"),
+    "204 with a body": (frames([(b":status", b"204")], b"a"), "longer than its content-length"),
     "304 with a body": (
-        lambda peer, id_: [
-            head(peer, id_, [(b":status", b"304"), (b"content-length", b"1")]),
-            data(id_, b"a"),
-        ],
+        frames([(b":status", b"304"), (b"content-length", b"1")], b"a"),
         "longer than its content-length",
     ),
-    "DATA first": (lambda peer, id_: [data(id_, b"a")], "before the response's head"),
-    "the end first": (lambda peer, id_: [data(id_, b"", "END_STREAM")], "before the response's head"),
-    "DATA after informational": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"103")]), data(id_, b"a")],
-        "before the response's head",
-    ),
+    "DATA first": (frames(b"a"), "before the response's head"),
+    "the end first": (frames(b"", END), "before the response's head"),
+    "DATA after informational": (frames(EARLY_HINTS, b"a"), "before the response's head"),
     "trailer upper case": (trailer(b"X", b"y"), "invalid header name"),
     "trailer with LF": (trailer(b"x", b"y\nz"), "invalid value"),
     "trailer of the connection": (trailer(b"connection", b"close"), "HTTP/2 does not have"),
     "pseudo-header in trailers": (trailer(b":status", b"200"), "invalid header name"),
     "pseudo-header late in trailers": (
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            head(peer, id_, [(b"a", b"b"), (b":path", b"/")], "END_STREAM"),
-        ],
+        frames(OK, [(b"a", b"b"), (b":path", b"/")], END),
         "invalid header name",
     ),
     "status 1000": (block_of((b":status", b"1000")), "no valid status"),
     "status 1": (block_of((b":status", b"1")), "no valid status"),
     "informational with the end": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"103")], "END_STREAM")],
+        frames(EARLY_HINTS, END),
         "ended the stream with an informational response: 103",
     ),
-    "status 1000 with the end": (
-        lambda peer, id_: [head(peer, id_, [(b":status", b"1000")], "END_STREAM")],
-        "no valid status",
-    ),
+    "status 1000 with the end": (frames([(b":status", b"1000")], END), "no valid status"),
     "informational after the head": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")])],
+        frames(OK, EARLY_HINTS),
         "an informational response after the response's head",
     ),
-    "informational after the head, with the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b":status", b"103")], "END_STREAM")],
-        "invalid header name",
-    ),
+    "informational after the head, with the end": (frames(OK, EARLY_HINTS, END), "invalid header name"),
     "informational after data": (
-        lambda peer, id_: [head(peer, id_, OK), data(id_, b"a"), head(peer, id_, [(b":status", b"100")])],
+        frames(OK, b"a", [(b":status", b"100")]),
         "an informational response after the response's head",
     ),
-    "second head": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, OK)],
-        "a second head after the response's head",
-    ),
-    "trailers without the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [(b"a", b"b")])],
-        "trailers that do not end the stream",
-    ),
-    "empty trailers without the end": (
-        lambda peer, id_: [head(peer, id_, OK), head(peer, id_, [])],
-        "trailers that do not end the stream",
-    ),
+    "second head": (frames(OK, OK), "a second head after the response's head"),
+    "trailers without the end": (frames(OK, [(b"a", b"b")]), "trailers that do not end the stream"),
+    "empty trailers without the end": (frames(OK, []), "trailers that do not end the stream"),
     "trailers without the end, then data": (
-        lambda peer, id_: [
-            head(peer, id_, OK),
-            head(peer, id_, [(b"a", b"b")]),
-            data(id_, b"late", "END_STREAM"),
-        ],
+        frames(OK, [(b"a", b"b")], b"late", END),
         "trailers that do not end the stream",
     ),
     "malformed in pieces": (
@@ -831,151 +733,124 @@ def in_pieces(frame: HeadersFrame) -> list[Frame]:
 @pytest.mark.parametrize("streamed", [False, True], ids=["half-closed", "open"])
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_malformed_response_concerns_its_stream_alone(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str, streamed: bool, byte_by_byte: bool
+    client: Client, clock: MockClock, name: str, streamed: bool, byte_by_byte: bool
 ) -> None:
     frames, message = MALFORMED[name]
     unending = Gated(b"begun")
-    async with Client(nursery) as client:
-        other = client.open(path="other")
-        peer = await client.peer()
-        other_id, _ = await peer.head()
-        await peer.respond(other_id, body=b"first", end=False)
-        response = await other.result()
+    other = client.open(path="other")
+    peer = await client.peer()
+    other_id, _ = await peer.head()
+    await peer.respond(other_id, body=b"first", end=False)
+    response = await other.result()
 
-        request = client.request("POST" if streamed else "GET", content=unending if streamed else None)
-        stream_id, _ = await peer.head()
-        transcript = frames(peer, stream_id)
-        await peer.send(b"".join(frame.serialize() for frame in transcript), byte_by_byte=byte_by_byte)
-        with pytest.raises(RemoteProtocolError, match=message):
-            await request.result()
-        ended = any("END_STREAM" in frame.flags for frame in transcript)
-        if streamed or not ended:
-            assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+    request, _, stream_id = await client.requested(
+        "POST" if streamed else "GET", content=unending if streamed else None, on=peer
+    )
+    transcript = frames(peer, stream_id)
+    await peer.send(b"".join(frame.serialize() for frame in transcript), byte_by_byte=byte_by_byte)
+    await request.fails(RemoteProtocolError, message)
+    ended = any("END_STREAM" in frame.flags for frame in transcript)
+    if streamed or not ended:
+        assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
 
-        peer.h2.send_data(other_id, b", second", end_stream=True)
-        await peer.flush()
-        assert await response.aread() == b"first, second"
-        await client.is_served_on(peer)
-        assert len(client.connector.dialled) == 1
-        assert {frame.stream_id for frame in peer.sent(RstStreamFrame)} <= {stream_id}
+    await peer.send_data(other_id, b", second", end=True)
+    assert await response.aread() == b"first, second"
+    await client.is_served_on(peer)
+    assert len(client.connector.dialled) == 1
+    assert {frame.stream_id for frame in peer.sent(RstStreamFrame)} <= {stream_id}
 
 
 @pytest.mark.parametrize(
     "name", ["informational with the end", "informational after the head", "second head"]
 )
 async def test_a_malformed_head_leaves_header_compression_in_step(
-    nursery: trio.Nursery, autojump_clock: MockClock, name: str
+    client: Client, clock: MockClock, name: str
 ) -> None:
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        frames = MALFORMED[name][0](peer, stream_id)
-        malformed = frames[-1]
-        assert isinstance(malformed, HeadersFrame)
-        malformed.data += peer.h2.encoder.encode([(b"x-indexed", b"by the malformed")])
-        await peer.send_frame(*frames)
-        with pytest.raises(RemoteProtocolError):
-            await request.result()
-        # Even where the server has ended the stream.
-        assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
-        request = client.request()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, 200, [(b"x-indexed", b"by the malformed")])
-        assert (await request.result()).headers == [(b"x-indexed", b"by the malformed")]
+    request, peer, stream_id = await client.requested()
+    frames = MALFORMED[name][0](peer, stream_id)
+    malformed = frames[-1]
+    assert isinstance(malformed, HeadersFrame)
+    malformed.data += peer.h2.encoder.encode([(b"x-indexed", b"by the malformed")])
+    await peer.send_frame(*frames)
+    await request.fails(RemoteProtocolError)
+    # Even where the server has ended the stream.
+    assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+    request, _, stream_id = await client.requested(on=peer)
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"by the malformed")])).headers == [
+        (b"x-indexed", b"by the malformed")
+    ]
 
 
 @pytest.mark.parametrize("priority", [False, True])
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])
 async def test_padding_and_priority_of_heads(
-    nursery: trio.Nursery, autojump_clock: MockClock, pieces: bool, priority: bool
+    client: Client, clock: MockClock, pieces: bool, priority: bool
 ) -> None:
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        frame = head(peer, stream_id, [*OK, (b"a", b"b" * 100)])
-        # Where the block is in pieces, the padding fills all of the first frame (RFC 9113, 6.2).
-        first, *rest = in_pieces(frame) if pieces else [frame]
-        assert isinstance(first, HeadersFrame)
-        first.flags.add("PADDED")
-        first.pad_length = 20
-        if priority:
-            first.flags.add("PRIORITY")
-        await peer.send_frame(first, *rest, data(stream_id, b"", "END_STREAM"))
-        response = await request.result()
-        assert response.headers == [(b"a", b"b" * 100)]
+    request, peer, stream_id = await client.requested()
+    frame = head(peer, stream_id, [*OK, (b"a", b"b" * 100)])
+    # Where the block is in pieces, the padding fills all of the first frame (RFC 9113, 6.2).
+    first, *rest = in_pieces(frame) if pieces else [frame]
+    assert isinstance(first, HeadersFrame)
+    first.flags.add("PADDED")
+    first.pad_length = 20
+    if priority:
+        first.flags.add("PRIORITY")
+    await peer.send_frame(first, *rest, data(stream_id, b"", "END_STREAM"))
+    response = await request.result()
+    assert response.headers == [(b"a", b"b" * 100)]
 
 
-async def test_a_request_given_up_between_the_pieces_of_its_head(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        first, *rest = in_pieces(head(peer, stream_id, [*OK, (b"x-indexed", b"a" * 50)]))
-        await peer.send_frame(first)
-        await trio.testing.wait_all_tasks_blocked()
-        await request.cancel()
-        await peer.send_frame(*rest)
-        # Header compression has stayed in step.
-        request = client.request()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, 200, [(b"x-indexed", b"a" * 50)])
-        assert (await request.result()).headers == [(b"x-indexed", b"a" * 50)]
+async def test_a_request_given_up_between_the_pieces_of_its_head(client: Client, clock: MockClock) -> None:
+    request, peer, stream_id = await client.requested()
+    first, *rest = in_pieces(head(peer, stream_id, [*OK, (b"x-indexed", b"a" * 50)]))
+    await peer.send_frame(first)
+    await trio.testing.wait_all_tasks_blocked()
+    await request.cancel()
+    await peer.send_frame(*rest)
+    # Header compression has stayed in step.
+    request, _, stream_id = await client.requested(on=peer)
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"a" * 50)])).headers == [
+        (b"x-indexed", b"a" * 50)
+    ]
 
 
 @pytest.mark.parametrize("late", ["head", "trailers", "informational", "data"])
 async def test_what_comes_after_the_end_of_an_open_stream_resets_it(
-    nursery: trio.Nursery, autojump_clock: MockClock, late: str
+    client: Client, clock: MockClock, late: str
 ) -> None:
     """The server has answered, and the request is still being sent (RFC 9113, 5.1, half-closed (remote))."""
     unending = Gated(b"begun")
-    async with Client(nursery) as client:
-        upload = client.open("POST", content=unending)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, 200)
-        response = await upload.result()
-        blocks = {"head": OK, "trailers": [(b"a", b"b")], "informational": [(b":status", b"103")]}
-        frame = data(stream_id, b"x") if late == "data" else head(peer, stream_id, blocks[late])
-        await peer.send_frame(frame)
-        assert await reset_of(peer, stream_id) is ErrorCodes.STREAM_CLOSED
-        # The response was whole.
-        assert await response.aread() == b""
-        await client.is_served_on(peer)
-        assert len(client.connector.dialled) == 1
+    upload, peer, stream_id = await client.opened("POST", content=unending)
+    response = await upload.answered(peer, stream_id, 200)
+    blocks = {"head": OK, "trailers": [(b"a", b"b")], "informational": [(b":status", b"103")]}
+    frame = data(stream_id, b"x") if late == "data" else head(peer, stream_id, blocks[late])
+    await peer.send_frame(frame)
+    assert await reset_of(peer, stream_id) is ErrorCodes.STREAM_CLOSED
+    # The response was whole.
+    assert await response.aread() == b""
+    await client.is_served_on(peer)
+    assert len(client.connector.dialled) == 1
 
 
-async def test_head_with_a_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        request = client.request("HEAD")
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.send_frame(head(peer, stream_id, [*OK, (b"content-length", b"1")]), data(stream_id, b"a"))
-        with pytest.raises(RemoteProtocolError, match="longer"):
-            await request.result()
-        assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
-        await client.is_served_on(peer)
+async def test_head_with_a_body(client: Client, clock: MockClock) -> None:
+    request, peer, stream_id = await client.requested("HEAD")
+    await peer.send_frame(head(peer, stream_id, [*OK, (b"content-length", b"1")]), data(stream_id, b"a"))
+    await request.fails(RemoteProtocolError, "longer")
+    assert await reset_of(peer, stream_id) is ErrorCodes.PROTOCOL_ERROR
+    await client.is_served_on(peer)
 
 
-async def test_what_came_before_the_malformed_part_can_be_read(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"good", end=False)
-        await peer.send_frame(head(peer, stream_id, [(b"BAD", b"")], "END_STREAM"))
-        response = await opened.result()
-        body = aiter(response.aiter_stream())
-        assert await anext(body) == b"good"
-        with pytest.raises(RemoteProtocolError, match="BAD"):
-            await anext(body)
-        await response.aclose()
-        await client.is_served_on(peer)
+async def test_what_came_before_the_malformed_part_can_be_read(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    await peer.respond(stream_id, body=b"good", end=False)
+    await peer.send_frame(head(peer, stream_id, [(b"BAD", b"")], "END_STREAM"))
+    response = await opened.result()
+    body = aiter(response.aiter_stream())
+    assert await anext(body) == b"good"
+    with pytest.raises(RemoteProtocolError, match="BAD"):
+        await anext(body)
+    await response.aclose()
+    await client.is_served_on(peer)
 
 
 # -- Isolation.
@@ -1013,14 +888,12 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
         response = await other.result()
 
         timeout = {"read": 5} if how == "timeout" else {}
-        request = client.request(extensions={"timeout": timeout})
-        stream_id, _ = await peer.head()
+        request, _, stream_id = await client.requested(extensions={"timeout": timeout}, on=peer)
         if begun:
             await peer.respond(stream_id, body=b"some", end=False)
         await wait_all_tasks_blocked()
         if how == "timeout":
-            with pytest.raises(ReadTimeout):
-                await request.result()
+            await request.fails(ReadTimeout)
         else:
             await request.cancel()
         # At once: the server has heard nothing yet.
@@ -1033,29 +906,22 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
         assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
         assert [frame.stream_id for frame in peer.sent(RstStreamFrame)] == [stream_id]
 
-        peer.h2.send_data(other_id, b", second", end_stream=True)
-        await peer.flush()
+        await peer.send_data(other_id, b", second", end=True)
         assert await response.aread() == b"first, second"
         await wait_all_tasks_blocked()
         assert_unharmed(client.pool, idle=1)
 
 
-async def test_leaving_a_response_early_resets_its_stream(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"some", end=False)
-        response = await opened.result()
-        await response.aclose()
-        with pytest.raises(ReadError, match="closed before its body was read"):
-            await response.aread()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await response.aclose()
-        await client.is_served_on(peer)
-        assert len(peer.sent(RstStreamFrame)) == 1
+async def test_leaving_a_response_early_resets_its_stream(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(peer, stream_id, body=b"some", end=False)
+    await response.aclose()
+    with pytest.raises(ReadError, match="closed before its body was read"):
+        await response.aread()
+    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    await response.aclose()
+    await client.is_served_on(peer)
+    assert len(peer.sent(RstStreamFrame)) == 1
 
 
 @pytest.mark.parametrize(
@@ -1063,48 +929,37 @@ async def test_leaving_a_response_early_resets_its_stream(
 )
 @pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
 async def test_a_reset_by_the_server_concerns_its_stream_alone(
-    nursery: trio.Nursery, autojump_clock: MockClock, code: int, begun: bool
+    client: Client, clock: MockClock, code: int, begun: bool
 ) -> None:
     name = "error 0xabcdef" if code == 0xABCDEF else ErrorCodes(code).name
-    async with Client(nursery) as client:
-        requests = [client.request(path=str(index)) for index in range(3)]
-        peer = await client.peer()
-        ids = {(await peer.head())[1][b":path"]: 1 + 2 * index for index in range(3)}
-        broken = ids[b"/1"]
-        if begun:
-            await peer.respond(broken, body=b"some", end=False)
-        await peer.send_frame(RstStreamFrame(broken, code))
-        with pytest.raises(RemoteProtocolError, match=f"the server reset the stream: {name}"):
-            await requests[1].result()
-        for index in (0, 2):
-            await peer.respond(ids[b"/%d" % index], body=b"%d" % index)
-            assert (await requests[index].result()).content == b"%d" % index
-        await wait_all_tasks_blocked()
-        assert_unharmed(client.pool, idle=1)
-        assert peer.sent(RstStreamFrame) == []
-        assert len(client.connector.dialled) == 1
+    requests = [client.request(path=str(index)) for index in range(3)]
+    peer = await client.peer()
+    ids = {(await peer.head())[1][b":path"]: 1 + 2 * index for index in range(3)}
+    broken = ids[b"/1"]
+    if begun:
+        await peer.respond(broken, body=b"some", end=False)
+    await peer.send_frame(RstStreamFrame(broken, code))
+    await requests[1].fails(RemoteProtocolError, f"the server reset the stream: {name}")
+    for index in (0, 2):
+        await peer.respond(ids[b"/%d" % index], body=b"%d" % index)
+        assert (await requests[index].result()).content == b"%d" % index
+    await wait_all_tasks_blocked()
+    assert_unharmed(client.pool, idle=1)
+    assert peer.sent(RstStreamFrame) == []
+    assert len(client.connector.dialled) == 1
 
 
-async def test_a_reset_is_an_answer_and_nothing_is_sent_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        first = client.request()
-        peer = await client.peer()
-        await peer.respond((await peer.head())[0])
-        await first.result()
-        request = client.request()
-        stream_id, _ = await peer.head()
-        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
-        with pytest.raises(RemoteProtocolError, match="INTERNAL_ERROR"):
-            await request.result()
-        await wait_all_tasks_blocked()
-        assert len(client.connector.dialled) == 1
+async def test_a_reset_is_an_answer_and_nothing_is_sent_again(client: Client, clock: MockClock) -> None:
+    first, peer, stream_id = await client.requested()
+    await first.answered(peer, stream_id)
+    request, _, stream_id = await client.requested(on=peer)
+    await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.INTERNAL_ERROR))
+    await request.fails(RemoteProtocolError, "INTERNAL_ERROR")
+    await wait_all_tasks_blocked()
+    assert len(client.connector.dialled) == 1
 
 
-async def test_the_iterators_error_concerns_its_stream_alone(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_the_iterators_error_concerns_its_stream_alone(client: Client, clock: MockClock) -> None:
     class Mine(Exception):
         pass
 
@@ -1112,38 +967,33 @@ async def test_the_iterators_error_concerns_its_stream_alone(
         yield b"some"
         raise Mine
 
-    async with Client(nursery) as client:
-        other = client.request()
-        peer = await client.peer()
-        other_id, _ = await peer.head()
-        request = client.request("POST", content=content())
-        stream_id, _ = await peer.head()
-        with pytest.raises(Mine):
-            await request.result()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        assert [bytes(frame.data) for frame in peer.sent(DataFrame)] == [b"some"]
-        await peer.respond(other_id, body=b"fine")
-        assert (await other.result()).content == b"fine"
-        await client.is_served_on(peer)
+    other = client.request()
+    peer = await client.peer()
+    other_id, _ = await peer.head()
+    request, _, stream_id = await client.requested("POST", content=content(), on=peer)
+    await request.fails(Mine)
+    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    assert [bytes(frame.data) for frame in peer.sent(DataFrame)] == [b"some"]
+    await peer.respond(other_id, body=b"fine")
+    assert (await other.result()).content == b"fine"
+    await client.is_served_on(peer)
 
 
 async def test_content_of_the_declared_length_ends_with_its_last_byte(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"abc", b"", b"de", b"")
-    async with Client(nursery) as client:
-        request = client.request("POST", headers={"Content-Length": "5"}, content=content)
-        peer = await client.peer()
-        # The iterator has not ended.
-        stream_id, headers, body = await peer.request()
-        assert headers[b"content-length"] == b"5"
-        assert body == b"abcde"
-        assert peer.sent(DataFrame)[-1].data == b"de"
-        content.go.set()
-        with pytest.raises(LocalProtocolError, match="longer"):
-            await request.result()
-        await client.is_served_on(peer)
-        assert stream_id == 1
+    request = client.request("POST", headers={"Content-Length": "5"}, content=content)
+    peer = await client.peer()
+    # The iterator has not ended.
+    stream_id, headers, body = await peer.request()
+    assert headers[b"content-length"] == b"5"
+    assert body == b"abcde"
+    assert peer.sent(DataFrame)[-1].data == b"de"
+    content.go.set()
+    await request.fails(LocalProtocolError, "longer")
+    await client.is_served_on(peer)
+    assert stream_id == 1
 
 
 # -- What arrives for streams that were left.
@@ -1173,66 +1023,59 @@ class RawSender:
 
 @pytest.mark.parametrize("padding", [0, 100])
 async def test_late_data_of_many_cancelled_streams_never_stalls_the_connection(
-    nursery: trio.Nursery, autojump_clock: MockClock, padding: int
+    client: Client, clock: MockClock, padding: int
 ) -> None:
-    async with Client(nursery) as client:
-        peer: H2Peer | None = None
-        for _ in range(80):
-            opened = client.open()
-            if peer is None:
-                peer = await client.peer()
-                sender = RawSender(peer)
-            stream_id, _ = await peer.head()
-            await peer.send_frame(head(peer, stream_id, OK))
-            await (await opened.result()).aclose()
-            with trio.fail_after(60):
-                await sender.send(stream_id, WINDOW - 20_000, padding=padding)
-        assert peer is not None
-        assert sender.sent > CONNECTION_WINDOW
-        await client.is_served_on(peer)
-        # What is not credited yet is less than a step.
-        assert connection_credit(peer) > sender.sent + CONNECTION_WINDOW - MEGABYTE
-        # It is told once, not for every frame.
-        assert len(peer.sent(RstStreamFrame)) == 80
-        assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
+    peer: H2Peer | None = None
+    for _ in range(80):
+        opened = client.open()
+        if peer is None:
+            peer = await client.peer()
+            sender = RawSender(peer)
+        stream_id, _ = await peer.head()
+        await peer.send_frame(head(peer, stream_id, OK))
+        await (await opened.result()).aclose()
+        with trio.fail_after(60):
+            await sender.send(stream_id, WINDOW - 20_000, padding=padding)
+    assert peer is not None
+    assert sender.sent > CONNECTION_WINDOW
+    await client.is_served_on(peer)
+    # What is not credited yet is less than a step.
+    assert connection_credit(peer) > sender.sent + CONNECTION_WINDOW - MEGABYTE
+    # It is told once, not for every frame.
+    assert len(peer.sent(RstStreamFrame)) == 80
+    assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
 
 
-async def test_late_heads_and_trailers_of_a_stream_that_was_left(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await request.cancel()
-        for block in ([(b":status", b"103")], [*OK, (b"x-indexed", b"to be")], [(b"x", b"y")]):
-            flags = ["END_STREAM"] if block == [(b"x", b"y")] else []
-            await peer.send_frame(head(peer, stream_id, block, *flags))
-        # Header compression has stayed in step.
-        request = client.request()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, 200, [(b"x-indexed", b"to be")])
-        assert (await request.result()).headers == [(b"x-indexed", b"to be")]
+async def test_late_heads_and_trailers_of_a_stream_that_was_left(client: Client, clock: MockClock) -> None:
+    request, peer, stream_id = await client.requested()
+    await request.cancel()
+    for block in ([(b":status", b"103")], [*OK, (b"x-indexed", b"to be")], [(b"x", b"y")]):
+        flags = ["END_STREAM"] if block == [(b"x", b"y")] else []
+        await peer.send_frame(head(peer, stream_id, block, *flags))
+    # Header compression has stayed in step.
+    request, _, stream_id = await client.requested(on=peer)
+    assert (await request.answered(peer, stream_id, 200, [(b"x-indexed", b"to be")])).headers == [
+        (b"x-indexed", b"to be")
+    ]
 
 
 async def test_data_for_a_stream_left_long_ago(
-    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    client: Client, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2_resets, "MOST_REMEMBERED", 3)
-    async with Client(nursery) as client:
-        peer = await ready(client)
-        ids = []
-        for _ in range(5):
-            request = client.request()
-            ids.append((await peer.head())[0])
-            await request.cancel()
-        sender = RawSender(peer)
-        for stream_id in ids:
-            await sender.send(stream_id, 20_000)
-            await client.is_served_on(peer)
-        # Those that are not remembered are told once more, which does no harm.
-        told = [frame.stream_id for frame in peer.sent(RstStreamFrame)]
-        assert [told.count(stream_id) for stream_id in ids] == [3, 3, 1, 1, 1]
+    peer = await ready(client)
+    ids = []
+    for _ in range(5):
+        request = client.request()
+        ids.append((await peer.head())[0])
+        await request.cancel()
+    sender = RawSender(peer)
+    for stream_id in ids:
+        await sender.send(stream_id, 20_000)
+        await client.is_served_on(peer)
+    # Those that are not remembered are told once more, which does no harm.
+    told = [frame.stream_id for frame in peer.sent(RstStreamFrame)]
+    assert [told.count(stream_id) for stream_id in ids] == [3, 3, 1, 1, 1]
 
 
 async def test_small_frames_in_flight_to_streams_that_were_left_are_no_flood(
@@ -1370,8 +1213,7 @@ async def test_a_cancelled_upload_never_tears_a_frame(nursery: trio.Nursery, sec
         await peer.start(
             {SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1, SettingCodes.MAX_FRAME_SIZE: 2**24 - 1}
         )
-        peer.h2.increment_flow_control_window(2**30)
-        await peer.flush()
+        await peer.credit(2**30)
         stream_id, _ = await peer.head()
         await peer.respond(stream_id)
         await peer.head()
@@ -1386,12 +1228,12 @@ async def test_a_cancelled_upload_never_tears_a_frame(nursery: trio.Nursery, sec
     pool, url = await serve_h2(nursery, serve, secure=secure)
     async with pool:
         await pool.request("GET", url)
-        upload = Running(nursery, functools.partial(pool.request, "POST", url, content=bytes(64 * MEGABYTE)))
+        upload = Running(nursery, pool.request, "POST", url, content=bytes(64 * MEGABYTE))
         await report.begun.wait()
         # Until neither side can do anything more.
         await wait_all_tasks_blocked(0.01)
         await upload.cancel()
-        after = Running(nursery, functools.partial(pool.request, "POST", url, content=b"after"))
+        after = Running(nursery, pool.request, "POST", url, content=b"after")
         await wait_all_tasks_blocked(0.01)
         read_on.set()
         assert (await after.result()).content == b"after"
@@ -1437,122 +1279,99 @@ async def received_on(peer: H2Peer, stream_id: int, size: int) -> None:
     ("window", "size"), [(1, 300), (7, 3000), (1000, 100_000), (65_535, 300_000), (2**31 - 1, 300_000)]
 )
 async def test_uploads_through_windows_of_any_size(
-    nursery: trio.Nursery, autojump_clock: MockClock, window: int, size: int, whole: bool
+    client: Client, clock: MockClock, window: int, size: int, whole: bool
 ) -> None:
     content = pattern(size)
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
-        pieces = [content[i : i + 33_333] for i in range(0, size, 33_333)]
-        request = client.request("POST", content=content if whole else pieces)
-        stream_id, _, body = await peer.request()
-        assert body == content
-        sizes = [len(frame.data) for frame in peer.sent(DataFrame)]
-        assert max(sizes) == min(window, 16_384)
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+    pieces = [content[i : i + 33_333] for i in range(0, size, 33_333)]
+    request = client.request("POST", content=content if whole else pieces)
+    stream_id, _, body = await peer.request()
+    assert body == content
+    sizes = [len(frame.data) for frame in peer.sent(DataFrame)]
+    assert max(sizes) == min(window, 16_384)
+    await request.succeeds(peer, stream_id)
 
 
 @pytest.mark.parametrize("window", [1, 1000, 40_000])
 async def test_several_uploads_share_the_windows_without_stall(
-    nursery: trio.Nursery, autojump_clock: MockClock, window: int
+    client: Client, clock: MockClock, window: int
 ) -> None:
     contents = {b"/%d" % index: pattern(window * 10 + index) for index in range(8)}
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
-        requests = [
-            client.request("POST", path.decode()[1:], content=content) for path, content in contents.items()
-        ]
-        paths = {}
-        for _ in requests:
-            stream_id, headers = await peer.head()
-            paths[stream_id] = headers[b":path"]
-        bodies = dict.fromkeys(paths, b"")
-        unfinished = set(paths)
-        while unfinished:
-            event: Any = await peer.event(h2.events.Event)
-            if isinstance(event, h2.events.DataReceived):
-                bodies[event.stream_id] += event.data
-                peer.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                await peer.flush()
-            elif isinstance(event, h2.events.StreamEnded) and event.stream_id in unfinished:
-                unfinished.remove(event.stream_id)
-                await peer.respond(event.stream_id)
-        assert {paths[stream_id]: body for stream_id, body in bodies.items()} == contents
-        for request in requests:
-            assert (await request.result()).status == 200
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: window})
+    requests = [
+        client.request("POST", path.decode()[1:], content=content) for path, content in contents.items()
+    ]
+    paths = {}
+    for _ in requests:
+        stream_id, headers = await peer.head()
+        paths[stream_id] = headers[b":path"]
+    bodies = dict.fromkeys(paths, b"")
+    unfinished = set(paths)
+    while unfinished:
+        event: Any = await peer.event(h2.events.Event)
+        if isinstance(event, h2.events.DataReceived):
+            bodies[event.stream_id] += event.data
+            peer.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            await peer.flush()
+        elif isinstance(event, h2.events.StreamEnded) and event.stream_id in unfinished:
+            unfinished.remove(event.stream_id)
+            await peer.respond(event.stream_id)
+    assert {paths[stream_id]: body for stream_id, body in bodies.items()} == contents
+    for request in requests:
+        assert (await request.result()).status == 200
 
 
 @pytest.mark.parametrize("frame_size", [16_384, 20_000, 65_536, 2**24 - 1])
 async def test_frames_are_as_large_as_allowed_but_no_larger_than_is_fair(
-    nursery: trio.Nursery, autojump_clock: MockClock, frame_size: int
+    client: Client, clock: MockClock, frame_size: int
 ) -> None:
     content = pattern(MEGABYTE)
     settings = {SettingCodes.MAX_FRAME_SIZE: frame_size, SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1}
-    async with Client(nursery) as client:
-        peer = await ready(client, settings)
-        peer.h2.increment_flow_control_window(2 * MEGABYTE)
-        await peer.flush()
-        request = client.request("POST", content=content)
-        stream_id, _, body = await peer.request()
-        assert body == content
-        assert max(len(frame.data) for frame in peer.sent(DataFrame)) == min(frame_size, 65_536)
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+    peer = await ready(client, settings)
+    await peer.credit(2 * MEGABYTE)
+    request = client.request("POST", content=content)
+    stream_id, _, body = await peer.request()
+    assert body == content
+    assert max(len(frame.data) for frame in peer.sent(DataFrame)) == min(frame_size, 65_536)
+    await request.succeeds(peer, stream_id)
 
 
-async def test_a_window_lowered_below_zero_in_mid_flight(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_window_lowered_below_zero_in_mid_flight(client: Client, clock: MockClock) -> None:
     content = pattern(3000)
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 1000})
-        request = client.request("POST", content=content)
-        stream_id, _ = await peer.head()
-        await received_on(peer, stream_id, 1000)
-        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        await peer.flush()
-        await peer.event(h2.events.SettingsAcknowledged)
-        await peer.event(h2.events.SettingsAcknowledged)
-        # It is at -1000 now.
-        for increment, sent in ((999, 1000), (1, 1000), (1, 1001), (1999, 3000)):
-            peer.h2.increment_flow_control_window(increment, stream_id)
-            await peer.flush()
-            await received_on(peer, stream_id, sent)
-            await wait_all_tasks_blocked()
-        assert await peer.body(stream_id) == content
-        sizes = [len(frame.data) for frame in peer.sent(DataFrame, stream_id)]
-        assert sizes == [1000, 1, 1999]
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
-
-
-async def test_a_window_raised_by_settings_lets_uploads_go_on(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        request = client.request("POST", content=b"abc")
-        stream_id, _ = await peer.head()
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 1000})
+    request, _, stream_id = await client.requested("POST", content=content, on=peer)
+    await received_on(peer, stream_id, 1000)
+    await peer.send_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    await peer.event(h2.events.SettingsAcknowledged)
+    await peer.event(h2.events.SettingsAcknowledged)
+    # It is at -1000 now.
+    for increment, sent in ((999, 1000), (1, 1000), (1, 1001), (1999, 3000)):
+        await peer.credit(increment, stream_id)
+        await received_on(peer, stream_id, sent)
         await wait_all_tasks_blocked()
-        assert peer.sent(DataFrame) == []
-        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 3})
-        await peer.flush()
-        assert await peer.body(stream_id) == b"abc"
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+    assert await peer.body(stream_id) == content
+    sizes = [len(frame.data) for frame in peer.sent(DataFrame, stream_id)]
+    assert sizes == [1000, 1, 1999]
+    await request.succeeds(peer, stream_id)
 
 
-async def test_an_upload_without_window_blocks_nobody(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        upload = client.request("POST", content=b"abc")
-        stream_id, _ = await peer.head()
-        await client.is_served_on(peer)
-        await upload.cancel()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
+async def test_a_window_raised_by_settings_lets_uploads_go_on(client: Client, clock: MockClock) -> None:
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    request, _, stream_id = await client.requested("POST", content=b"abc", on=peer)
+    await wait_all_tasks_blocked()
+    assert peer.sent(DataFrame) == []
+    await peer.send_settings({SettingCodes.INITIAL_WINDOW_SIZE: 3})
+    assert await peer.body(stream_id) == b"abc"
+    await request.succeeds(peer, stream_id)
+
+
+async def test_an_upload_without_window_blocks_nobody(client: Client, clock: MockClock) -> None:
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    upload, _, stream_id = await client.requested("POST", content=b"abc", on=peer)
+    await client.is_served_on(peer)
+    await upload.cancel()
+    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    await client.is_served_on(peer)
 
 
 # -- Flow control: downloads.
@@ -1572,73 +1391,65 @@ async def send_when_allowed(peer: H2Peer, stream_id: int, size: int, **options: 
 
 
 async def test_unread_bodies_are_bounded_and_block_nobody(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """All of them together are more than the connection's window."""
-    async with Client(nursery) as client:
-        peer: H2Peer | None = None
-        responses: list[Response] = []
-        for _ in range(CONNECTION_WINDOW // WINDOW + 6):
-            opened = client.open()
-            peer = peer or await client.peer()
-            stream_id, _ = await peer.head()
-            peer.h2.send_headers(stream_id, OK)
-            await send_when_allowed(peer, stream_id, WINDOW)
-            responses.append(await opened.result())
-        assert peer is not None
-        await wait_all_tasks_blocked()
-        await client.is_served_on(peer)
-        # Nothing more is let in, for any of them.
-        assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
-        # But if one is read it goes on, to its end.
-        stream_id = responses[3].extensions["stream_id"]
-        reading = Running(nursery, responses[3].aread)
-        await send_when_allowed(peer, stream_id, MEGABYTE)
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        assert len(await reading.result()) == WINDOW + MEGABYTE
-        assert {frame.stream_id for frame in peer.sent(WindowUpdateFrame)} == {0, stream_id}
-        for response in responses:
-            await response.aclose()
-        await client.is_served_on(peer)
-
-
-async def test_credit_is_given_as_the_body_is_consumed(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
+    peer: H2Peer | None = None
+    responses: list[Response] = []
+    for _ in range(CONNECTION_WINDOW // WINDOW + 6):
         opened = client.open()
-        peer = await client.peer()
+        peer = peer or await client.peer()
         stream_id, _ = await peer.head()
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        body = aiter(response.aiter_stream())
-        # It is given for half a window at a time, and only for what was consumed.
-        steps: list[tuple[list[int], list[int]]] = [
-            ([], []),
-            ([], [200_000]),
-            ([200_000], [200_000]),
-            ([200_000], [200_000, 200_000]),
-        ]
-        for before, after in steps:
-            await send_when_allowed(peer, stream_id, 100_000)
-            await client.is_served_on(peer)
-            assert credit_of(peer, stream_id) == before
-            consumed = 0
-            while consumed < 100_000:
-                consumed += len(await anext(body))
-            await client.is_served_on(peer)
-            assert credit_of(peer, stream_id) == after
+        peer.h2.send_headers(stream_id, OK)
+        await send_when_allowed(peer, stream_id, WINDOW)
+        responses.append(await opened.result())
+    assert peer is not None
+    await wait_all_tasks_blocked()
+    await client.is_served_on(peer)
+    # Nothing more is let in, for any of them.
+    assert [frame for frame in peer.sent(WindowUpdateFrame) if frame.stream_id] == []
+    # But if one is read it goes on, to its end.
+    stream_id = responses[3].extensions["stream_id"]
+    reading = Running(nursery, responses[3].aread)
+    await send_when_allowed(peer, stream_id, MEGABYTE)
+    await peer.send_data(stream_id, b"", end=True)
+    assert len(await reading.result()) == WINDOW + MEGABYTE
+    assert {frame.stream_id for frame in peer.sent(WindowUpdateFrame)} == {0, stream_id}
+    for response in responses:
         await response.aclose()
+    await client.is_served_on(peer)
+
+
+async def test_credit_is_given_as_the_body_is_consumed(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(peer, stream_id, end=False)
+    body = aiter(response.aiter_stream())
+    # It is given for half a window at a time, and only for what was consumed.
+    steps: list[tuple[list[int], list[int]]] = [
+        ([], []),
+        ([], [200_000]),
+        ([200_000], [200_000]),
+        ([200_000], [200_000, 200_000]),
+    ]
+    for before, after in steps:
+        await send_when_allowed(peer, stream_id, 100_000)
+        await client.is_served_on(peer)
+        assert credit_of(peer, stream_id) == before
+        consumed = 0
+        while consumed < 100_000:
+            consumed += len(await anext(body))
+        await client.is_served_on(peer)
+        assert credit_of(peer, stream_id) == after
+    await response.aclose()
+    # RST_STREAM has not been sent yet.
+    await client.pool.aclose()
 
 
 async def widest_window(
     nursery: trio.Nursery, client: Client, read: Callable[[AsyncIterator[bytes]], Awaitable[None]]
 ) -> int:
     """The most that the client ever lets the server send, when it reads a body in a certain way."""
-    opened = client.open()
-    peer = await client.peer()
-    stream_id, _ = await peer.head()
+    opened, peer, stream_id = await client.opened()
     peer.h2.send_headers(stream_id, OK)
     await peer.flush()
     response = await opened.result()
@@ -1658,19 +1469,18 @@ async def widest_window(
 
 
 async def test_the_window_grows_while_the_reader_keeps_up(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     async def read(body: AsyncIterator[bytes]) -> None:
         size = 0
         while size < 32 * MEGABYTE:
             size += len(await anext(body))
 
-    async with Client(nursery) as client:
-        assert LARGEST_WINDOW // 2 < await widest_window(nursery, client, read) <= LARGEST_WINDOW
+    assert LARGEST_WINDOW // 2 < await widest_window(nursery, client, read) <= LARGEST_WINDOW
 
 
 async def test_the_window_does_not_grow_for_a_reader_who_is_slow(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     async def read(body: AsyncIterator[bytes]) -> None:
         size = 0
@@ -1679,22 +1489,17 @@ async def test_the_window_does_not_grow_for_a_reader_who_is_slow(
             # There is always something that waits to be read.
             await wait_all_tasks_blocked()
 
-    async with Client(nursery) as client:
-        assert await widest_window(nursery, client, read) == WINDOW
+    assert await widest_window(nursery, client, read) == WINDOW
 
 
-async def test_padding_is_credited(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_padding_is_credited(client: Client, clock: MockClock) -> None:
     """More padding than fits a window."""
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        peer.h2.send_headers(stream_id, OK)
-        for _ in range(2500):
-            await send_when_allowed(peer, stream_id, 10, pad_length=255)
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        assert len((await request.result()).content) == 25_000
+    request, peer, stream_id = await client.requested()
+    peer.h2.send_headers(stream_id, OK)
+    for _ in range(2500):
+        await send_when_allowed(peer, stream_id, 10, pad_length=255)
+    await peer.send_data(stream_id, b"", end=True)
+    assert len((await request.result()).content) == 25_000
 
 
 # -- Full duplex.
@@ -1703,78 +1508,67 @@ async def test_padding_is_credited(nursery: trio.Nursery, autojump_clock: MockCl
 @pytest.mark.parametrize("size", [0, 5, 200_000])
 @pytest.mark.parametrize("how", ["left open", "NO_ERROR", "NO_ERROR at once", "CANCEL"])
 async def test_an_early_answer_is_delivered_whole_and_ends_the_upload(
-    nursery: trio.Nursery, autojump_clock: MockClock, how: str, size: int
+    client: Client, clock: MockClock, how: str, size: int
 ) -> None:
     content = Gated(pattern(300_000))
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        # The upload is stuck, for want of a window.
-        await received_on(peer, stream_id, 65_535)
-        if how == "NO_ERROR at once":
-            frames: list[Frame] = [
-                head(peer, stream_id, OK),
-                *[data(stream_id, pattern(10_000)) for _ in range(size // 10_000)],
-                data(stream_id, pattern(size % 10_000), "END_STREAM"),
-                RstStreamFrame(stream_id, ErrorCodes.NO_ERROR),
-            ]
-            await peer.send_frame(*frames)
-        else:
-            await peer.respond(stream_id, body=pattern(size))
-            if how != "left open":
-                await wait_all_tasks_blocked()
-                await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes[how]))
-        response = await opened.result()
-        await wait_all_tasks_blocked()
-        assert content.closed == (how != "left open")
-        body = await response.aread()
-        assert len(body) == size
-        assert content.closed
-        if how == "left open":
-            assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        # The connection's window is used up, which h2 does not open by itself.
-        peer.h2.increment_flow_control_window(100_000)
-        await client.is_served_on(peer)
-        assert len(peer.sent(RstStreamFrame)) == (how == "left open")
-        assert_unharmed(client.pool, idle=1)
+    opened, peer, stream_id = await client.opened("POST", content=content)
+    # The upload is stuck, for want of a window.
+    await received_on(peer, stream_id, 65_535)
+    if how == "NO_ERROR at once":
+        frames: list[Frame] = [
+            head(peer, stream_id, OK),
+            *[data(stream_id, pattern(10_000)) for _ in range(size // 10_000)],
+            data(stream_id, pattern(size % 10_000), "END_STREAM"),
+            RstStreamFrame(stream_id, ErrorCodes.NO_ERROR),
+        ]
+        await peer.send_frame(*frames)
+    else:
+        await peer.respond(stream_id, body=pattern(size))
+        if how != "left open":
+            await wait_all_tasks_blocked()
+            await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes[how]))
+    response = await opened.result()
+    await wait_all_tasks_blocked()
+    assert content.closed == (how != "left open")
+    body = await response.aread()
+    assert len(body) == size
+    assert content.closed
+    if how == "left open":
+        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    # The connection's window is used up, which h2 does not open by itself.
+    peer.h2.increment_flow_control_window(100_000)
+    await client.is_served_on(peer)
+    assert len(peer.sent(RstStreamFrame)) == (how == "left open")
+    assert_unharmed(client.pool, idle=1)
 
 
 async def test_an_upload_that_ends_just_after_its_answer_is_no_reset(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock, nursery: trio.Nursery
 ) -> None:
     content = Gated(b"first")
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"early")
-        response = await opened.result()
-        reading = Running(nursery, response.aread)
-        await wait_all_tasks_blocked()
-        content.go.set()
-        assert await reading.result() == b"early"
-        assert await peer.body(stream_id) == b"firstlast"
-        await client.is_served_on(peer)
-        assert peer.sent(RstStreamFrame) == []
+    opened, peer, stream_id = await client.opened("POST", content=content)
+    response = await opened.answered(peer, stream_id, body=b"early")
+    reading = Running(nursery, response.aread)
+    await wait_all_tasks_blocked()
+    content.go.set()
+    assert await reading.result() == b"early"
+    assert await peer.body(stream_id) == b"firstlast"
+    await client.is_served_on(peer)
+    assert peer.sent(RstStreamFrame) == []
 
 
 async def test_the_rest_of_a_response_that_is_left_is_taken_if_it_has_arrived(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     """The upload has failed, the response has not."""
     content = Gated(b"x" * 100_000)
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content)
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
-        response = await opened.result()
-        await wait_all_tasks_blocked()
-        await response.aclose()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        peer.h2.increment_flow_control_window(100_000)
-        await client.is_served_on(peer)
+    opened, peer, stream_id = await client.opened("POST", content=content)
+    response = await opened.answered(peer, stream_id, body=b"whole", trailers=[(b"a", b"b")])
+    await wait_all_tasks_blocked()
+    await response.aclose()
+    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    peer.h2.increment_flow_control_window(100_000)
+    await client.is_served_on(peer)
 
 
 # -- Reading.
@@ -1814,41 +1608,32 @@ async def test_what_failed_while_the_body_was_read_is_not_waited_for_again(
 # -- Timeouts. That a timed-out stream is reset, and others go on, is shown above.
 
 
-async def test_the_write_timeout_while_the_window_is_closed(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        request = client.request("POST", content=b"abc", extensions={"timeout": {"write": 5, "read": 1}})
-        stream_id, _ = await peer.head()
-        for _ in range(2):
-            await trio.sleep(4)
-            peer.h2.increment_flow_control_window(1, stream_id)
-            await peer.flush()
-        started = trio.current_time()
-        with pytest.raises(WriteTimeout, match="accepted no data within 5 seconds"):
-            await request.result()
-        assert trio.current_time() - started == pytest.approx(5)
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await client.is_served_on(peer)
+async def test_the_write_timeout_while_the_window_is_closed(client: Client, clock: MockClock) -> None:
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    request, _, stream_id = await client.requested(
+        "POST", content=b"abc", extensions={"timeout": {"write": 5, "read": 1}}, on=peer
+    )
+    for _ in range(2):
+        await trio.sleep(4)
+        await peer.credit(1, stream_id)
+    started = trio.current_time()
+    await request.fails(WriteTimeout, "accepted no data within 5 seconds")
+    assert trio.current_time() - started == pytest.approx(5)
+    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
+    await client.is_served_on(peer)
 
 
-async def test_the_write_timeout_ends_when_the_response_begins(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        opened = client.open("POST", content=b"abc", extensions={"timeout": {"write": 5}})
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        await trio.sleep(100)
-        peer.h2.increment_flow_control_window(3, stream_id)
-        await peer.flush()
-        assert await peer.body(stream_id) == b"abc"
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        assert await response.aread() == b""
+async def test_the_write_timeout_ends_when_the_response_begins(client: Client, clock: MockClock) -> None:
+    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    opened, _, stream_id = await client.opened(
+        "POST", content=b"abc", extensions={"timeout": {"write": 5}}, on=peer
+    )
+    response = await opened.answered(peer, stream_id, end=False)
+    await trio.sleep(100)
+    await peer.credit(3, stream_id)
+    assert await peer.body(stream_id) == b"abc"
+    await peer.send_data(stream_id, b"", end=True)
+    assert await response.aread() == b""
 
 
 def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[None]]) -> ConnectionPool:
@@ -1903,8 +1688,7 @@ async def test_data_waits_while_too_much_waits_to_be_sent(
     async def serve(peer: H2Peer) -> None:
         await peer.start({SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
         await peer.respond((await peer.head())[0])
-        peer.h2.increment_flow_control_window(2**30)
-        await peer.flush()
+        await peer.credit(2**30)
         await read_on.wait()
         stream_id, _, body = await peer.request()
         await peer.respond(stream_id, body=body[:5])
@@ -1912,7 +1696,7 @@ async def test_data_waits_while_too_much_waits_to_be_sent(
 
     async with lockstep_pool(nursery, serve) as pool:
         await pool.request("GET", URL)
-        upload = Running(nursery, functools.partial(pool.request, "POST", URL, content=content))
+        upload = Running(nursery, pool.request, "POST", URL, content=content)
         await wait_all_tasks_blocked()
         connection: Any = pool.connections[0]
         assert connection.outbound.size < 256 * KILOBYTE
@@ -1925,12 +1709,9 @@ async def test_the_pool_timeout_where_the_server_takes_no_more_streams(
 ) -> None:
     async with Client(nursery, max_connections=1) as client:
         peer = await ready(client, {SettingCodes.MAX_CONCURRENT_STREAMS: 1})
-        request = client.request()
-        stream_id, _ = await peer.head()
-        with pytest.raises(PoolTimeout):
-            await client.request(extensions={"timeout": {"pool": 3}}).result()
-        await peer.respond(stream_id)
-        assert (await request.result()).status == 200
+        request, _, stream_id = await client.requested(on=peer)
+        await client.request(extensions={"timeout": {"pool": 3}}).fails(PoolTimeout)
+        await request.succeeds(peer, stream_id)
         await client.is_served_on(peer)
         assert len(peer.sent(HeadersFrame)) == 3
 
@@ -1940,43 +1721,40 @@ async def test_the_pool_timeout_where_the_server_takes_no_more_streams(
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the head", "in the body"])
 async def test_when_the_server_closes_each_request_gets_an_error_of_its_own(
-    nursery: trio.Nursery, autojump_clock: MockClock, begun: bool
+    client: Client, clock: MockClock, begun: bool
 ) -> None:
-    async with Client(nursery) as client:
-        requests = [client.request("POST") for _ in range(3)]
-        peer = await client.peer()
-        for _ in requests:
-            stream_id, _ = await peer.head()
-            if begun:
-                await peer.respond(stream_id, body=b"some", end=False)
-        await peer.stream.aclose()
-        when = "in the middle of the response" if begun else "without a response"
-        for request in requests:
-            with pytest.raises(RemoteProtocolError, match=f"the server closed the connection, {when}"):
-                await request.result()
-        assert len({request.error for request in requests}) == 3
-        await wait_all_tasks_blocked()
-        assert_unharmed(client.pool)
+    requests = [client.request("POST") for _ in range(3)]
+    peer = await client.peer()
+    for _ in requests:
+        stream_id, _ = await peer.head()
+        if begun:
+            await peer.respond(stream_id, body=b"some", end=False)
+    await peer.stream.aclose()
+    when = "in the middle of the response" if begun else "without a response"
+    for request in requests:
+        await request.fails(RemoteProtocolError, f"the server closed the connection, {when}")
+    assert len({request.error for request in requests}) == 3
+    await wait_all_tasks_blocked()
+    assert_unharmed(client.pool)
 
 
 async def test_what_has_arrived_whole_can_be_read_though_the_connection_has_ended(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"x")
-    async with Client(nursery) as client:
-        opened = [client.open("POST"), client.open("POST", content=content)]
-        peer = await client.peer()
-        for _ in opened:
-            stream_id, _ = await peer.head()
-            await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
-        responses = [await each.result() for each in opened]
-        await peer.stream.aclose()
-        await wait_all_tasks_blocked()
-        assert content.closed
-        for response in responses:
-            assert await response.aread() == b"whole"
-            assert response.extensions["trailing_headers"] == [(b"a", b"b")]
-        assert_unharmed(client.pool)
+    opened = [client.open("POST"), client.open("POST", content=content)]
+    peer = await client.peer()
+    for _ in opened:
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"whole", trailers=[(b"a", b"b")])
+    responses = [await each.result() for each in opened]
+    await peer.stream.aclose()
+    await wait_all_tasks_blocked()
+    assert content.closed
+    for response in responses:
+        assert await response.aread() == b"whole"
+        assert response.extensions["trailing_headers"] == [(b"a", b"b")]
+    assert_unharmed(client.pool)
 
 
 @both_schemes
@@ -1994,10 +1772,9 @@ async def test_a_connection_that_breaks_gives_each_error_its_cause(
         requests = [Running(nursery, functools.partial(pool.request, "POST", url)) for _ in range(3)]
         errors = set()
         for request in requests:
-            with pytest.raises(ReadError, match="without a response") as info:
-                await request.result()
-            assert isinstance(info.value.__cause__, trio.BrokenResourceError)
-            errors.add(info.value)
+            error = await request.fails(ReadError, "without a response")
+            assert isinstance(error.__cause__, trio.BrokenResourceError)
+            errors.add(error)
         assert len(errors) == 3
 
 
@@ -2013,8 +1790,7 @@ async def test_a_body_whose_connection_can_not_be_sent_on_is_a_read_error(
         await peer.respond(stream_id, body=b"beginning", end=False)
         client.send_stream.send_all_hook = fail
         # What the client would answer to this it can't send.
-        peer.h2.ping(b"12345678")
-        await peer.flush()
+        await peer.send_ping(b"12345678")
         await peer.until_closed()
 
     async def fail() -> None:
@@ -2033,55 +1809,45 @@ async def test_a_body_whose_connection_can_not_be_sent_on_is_a_read_error(
         assert isinstance(info.value.__cause__, trio.BrokenResourceError)
 
 
-async def test_a_get_on_a_reused_connection_is_sent_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_get_on_a_reused_connection_is_sent_again(client: Client, clock: MockClock) -> None:
     events = Events()
-    async with Client(nursery) as client:
-        first = await ready(client)
-        get = client.request(extensions={"trace": events})
-        post = client.request("POST")
-        for _ in range(2):
-            await first.head()
-        await first.stream.aclose()
-        second = await client.peer()
-        with pytest.raises(RemoteProtocolError, match="without a response"):
-            await post.result()
-        stream_id, headers = await second.head()
-        assert (stream_id, headers[b":method"]) == (1, b"GET")
-        await second.respond(stream_id)
-        assert (await get.result()).status == 200
-        assert len(client.connector.dialled) == 2
+    first = await ready(client)
+    get = client.request(extensions={"trace": events})
+    post = client.request("POST")
+    for _ in range(2):
+        await first.head()
+    await first.stream.aclose()
+    second = await client.peer()
+    await post.fails(RemoteProtocolError, "without a response")
+    stream_id, headers = await second.head()
+    assert (stream_id, headers[b":method"]) == (1, b"GET")
+    await second.respond(stream_id)
+    assert (await get.result()).status == 200
+    assert len(client.connector.dialled) == 2
+    await client.pool.aclose()
     assert events.names.count("connection.retry.started") == 1
 
 
-async def test_it_is_sent_again_only_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client)
-        request = client.request()
-        for _ in range(2):
-            await peer.head()
-            await peer.stream.aclose()
-            if len(client.connector.dialled) == 1:
-                peer = await client.peer()
-        with pytest.raises(RemoteProtocolError, match="without a response"):
-            await request.result()
-        assert len(client.connector.dialled) == 2
-
-
-async def test_a_request_whose_response_has_begun_is_not_sent_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client)
-        request = client.request()
-        stream_id, _ = await peer.head()
-        peer.h2.send_headers(stream_id, [(b":status", b"103")])
-        await peer.flush()
+async def test_it_is_sent_again_only_once(client: Client, clock: MockClock) -> None:
+    peer = await ready(client)
+    request = client.request()
+    for _ in range(2):
+        await peer.head()
         await peer.stream.aclose()
-        with pytest.raises(RemoteProtocolError, match="in the middle of the response"):
-            await request.result()
-        assert len(client.connector.dialled) == 1
+        if len(client.connector.dialled) == 1:
+            peer = await client.peer()
+    await request.fails(RemoteProtocolError, "without a response")
+    assert len(client.connector.dialled) == 2
+
+
+async def test_a_request_whose_response_has_begun_is_not_sent_again(client: Client, clock: MockClock) -> None:
+    peer = await ready(client)
+    request, _, stream_id = await client.requested(on=peer)
+    peer.h2.send_headers(stream_id, [(b":status", b"103")])
+    await peer.flush()
+    await peer.stream.aclose()
+    await request.fails(RemoteProtocolError, "in the middle of the response")
+    assert len(client.connector.dialled) == 1
 
 
 def stop_receiving(peer: H2Peer) -> None:
@@ -2091,83 +1857,75 @@ def stop_receiving(peer: H2Peer) -> None:
 
 
 async def test_an_answer_is_read_though_the_request_could_not_be_sent(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client, clock: MockClock
 ) -> None:
     content = Gated(b"first")
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content)
-        waiting = client.request("POST")
-        peer = await client.peer()
-        for _ in range(2):
-            stream_id, headers = await peer.head()
-            if b"content-length" not in headers:
-                upload_id = stream_id
-        stop_receiving(peer)
-        content.go.set()
-        await wait_all_tasks_blocked()
-        await peer.respond(upload_id, 413, body=b"too much")
-        response = await request.result()
-        assert (response.status, response.content) == (413, b"too much")
-        # The connection takes nothing more.
-        with pytest.raises(WriteError) as info:
-            await waiting.result()
-        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
-        await trio.sleep(2)
-        assert_unharmed(client.pool)
+    request = client.request("POST", content=content)
+    waiting = client.request("POST")
+    peer = await client.peer()
+    for _ in range(2):
+        stream_id, headers = await peer.head()
+        if b"content-length" not in headers:
+            upload_id = stream_id
+    stop_receiving(peer)
+    content.go.set()
+    await wait_all_tasks_blocked()
+    await peer.respond(upload_id, 413, body=b"too much")
+    response = await request.result()
+    assert (response.status, response.content) == (413, b"too much")
+    # The connection takes nothing more.
+    error = await waiting.fails(WriteError)
+    assert isinstance(error.__cause__, trio.BrokenResourceError)
+    await trio.sleep(2)
+    assert_unharmed(client.pool)
 
 
-async def test_last_words_are_waited_for_only_a_moment(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_last_words_are_waited_for_only_a_moment(client: Client, clock: MockClock) -> None:
     content = Gated(b"first")
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content)
-        peer = await client.peer()
-        await peer.head()
-        stop_receiving(peer)
-        content.go.set()
-        started = trio.current_time()
-        with pytest.raises(WriteError, match="without a response"):
-            await request.result()
-        assert trio.current_time() - started == pytest.approx(1)
-        await wait_all_tasks_blocked()
-        assert_unharmed(client.pool)
+    request = client.request("POST", content=content)
+    peer = await client.peer()
+    await peer.head()
+    stop_receiving(peer)
+    content.go.set()
+    started = trio.current_time()
+    await request.fails(WriteError, "without a response")
+    assert trio.current_time() - started == pytest.approx(1)
+    await wait_all_tasks_blocked()
+    assert_unharmed(client.pool)
 
 
 @pytest.mark.parametrize("traced", [False, True])
 async def test_an_upload_that_waits_gets_the_error_of_the_connection(
-    nursery: trio.Nursery, autojump_clock: MockClock, traced: bool
+    client: Client, clock: MockClock, traced: bool
 ) -> None:
     content = Gated(b"x")
     events = Events() if traced else None
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content, extensions={"trace": events})
-        peer = await client.peer()
-        await received_on(peer, (await peer.head())[0], 1)
-        await peer.stream.aclose()
-        with pytest.raises(RemoteProtocolError, match="without a response"):
-            await request.result()
-        assert content.closed
+    request = client.request("POST", content=content, extensions={"trace": events})
+    peer = await client.peer()
+    await received_on(peer, (await peer.head())[0], 1)
+    await peer.stream.aclose()
+    await request.fails(RemoteProtocolError, "without a response")
+    assert content.closed
+    await client.pool.aclose()
     if events is not None:
         assert "http2.send_request_body.failed" in events.names
 
 
 async def test_a_request_that_is_refused_while_its_handler_takes_its_time_is_sent_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    client: Client,
+    autojump_clock: MockClock,
 ) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         if name == "http2.send_request_body.started":
             await trio.sleep(5)
 
-    async with Client(nursery) as client:
-        request = client.request("POST", content=b"x" * 100_000, extensions={"trace": handler})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.REFUSED_STREAM))
-        stream_id, _, body = await peer.request()
-        assert len(body) == 100_000
-        await peer.respond(stream_id)
-        assert (await request.result()).extensions["stream_id"] == 3
+    request, peer, stream_id = await client.requested(
+        "POST", content=b"x" * 100_000, extensions={"trace": handler}
+    )
+    await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.REFUSED_STREAM))
+    stream_id, _, body = await peer.request()
+    assert len(body) == 100_000
+    assert (await request.answered(peer, stream_id)).extensions["stream_id"] == 3
 
 
 async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery) -> None:
@@ -2193,27 +1951,24 @@ async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery
         await response.aclose()
 
 
-async def test_frames_on_a_stream_that_was_refused_do_no_harm(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        kept = client.request()
-        first = await client.peer()
-        kept_id, _ = await first.head()
-        refused = client.request(path="refused")
-        refused_id, _ = await first.head()
-        # In one piece: the request has not noticed yet.
-        early = head(first, refused_id, [(b":status", b"103")])
-        await first.send_frame(GoAwayFrame(0, kept_id), early, head(first, refused_id, OK))
-        second = await client.peer()
-        stream_id, headers = await second.head()
-        assert headers[b":path"] == b"/refused"
-        # And again, now that it has.
-        await first.send_frame(data(refused_id, b"x"), head(first, refused_id, [(b"a", b"b")], "END_STREAM"))
-        await first.send_frame(head(first, kept_id, OK), data(kept_id, b"kept", "END_STREAM"))
-        assert (await kept.result()).content == b"kept"
-        await second.respond(stream_id, body=b"again")
-        assert (await refused.result()).content == b"again"
+async def test_frames_on_a_stream_that_was_refused_do_no_harm(client: Client, clock: MockClock) -> None:
+    kept = client.request()
+    first = await client.peer()
+    kept_id, _ = await first.head()
+    refused = client.request(path="refused")
+    refused_id, _ = await first.head()
+    # In one piece: the request has not noticed yet.
+    early = head(first, refused_id, [(b":status", b"103")])
+    await first.send_frame(GoAwayFrame(0, kept_id), early, head(first, refused_id, OK))
+    second = await client.peer()
+    stream_id, headers = await second.head()
+    assert headers[b":path"] == b"/refused"
+    # And again, now that it has.
+    await first.send_frame(data(refused_id, b"x"), head(first, refused_id, [(b"a", b"b")], "END_STREAM"))
+    await first.send_frame(head(first, kept_id, OK), data(kept_id, b"kept", "END_STREAM"))
+    assert (await kept.result()).content == b"kept"
+    await second.respond(stream_id, body=b"again")
+    assert (await refused.result()).content == b"again"
 
 
 # -- Latency.
@@ -2287,8 +2042,7 @@ async def test_closing_the_pool_ends_what_is_under_way(
         await peer.head()
         mute = client.request("POST")
         await peer.head()
-        reading = client.request("POST")
-        stream_id, _ = await peer.head()
+        reading, _, stream_id = await client.requested("POST", on=peer)
         await peer.respond(stream_id, body=b"some", end=False)
         waiting = client.request("POST")
         await wait_all_tasks_blocked()
@@ -2299,62 +2053,54 @@ async def test_closing_the_pool_ends_what_is_under_way(
             (mute, "without"),
             (reading, "in the middle of"),
         ):
-            with pytest.raises(ReadError, match=f"the connection was closed, {when}"):
-                await request.result()
-        with pytest.raises(ConnectionNotAvailable):
-            await waiting.result()
+            await request.fails(ReadError, f"the connection was closed, {when}")
+        await waiting.fails(ConnectionNotAvailable)
         assert content.closed
         assert client.pool.connections == []
         await peer.until_closed()
         assert peer.sent(RstStreamFrame) == []
 
 
-async def test_closing_the_pool_while_a_response_is_not_read(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        await peer.respond((await peer.head())[0], body=b"some", end=False)
-        response = await opened.result()
-        await client.pool.aclose()
-        body = aiter(response.aiter_stream())
-        assert await anext(body) == b"some"
-        with pytest.raises(ReadError, match="in the middle of the response"):
-            await anext(body)
-        await response.aclose()
+async def test_closing_the_pool_while_a_response_is_not_read(client: Client, clock: MockClock) -> None:
+    opened, peer, stream_id = await client.opened()
+    response = await opened.answered(peer, stream_id, body=b"some", end=False)
+    await client.pool.aclose()
+    body = aiter(response.aiter_stream())
+    assert await anext(body) == b"some"
+    with pytest.raises(ReadError, match="in the middle of the response"):
+        await anext(body)
+    await response.aclose()
 
 
 # -- What there is to see.
 
 
-async def test_connections_and_statistics(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_connections_and_statistics(client: Client, clock: MockClock) -> None:
     def seen() -> tuple[int, int, int, int]:
         numbers = client.pool.statistics()
         return numbers.open, numbers.active, numbers.idle, numbers.requests_served
 
-    async with Client(nursery) as client:
-        peer = await ready(client)
-        [connection] = client.pool.connections
-        start = "<HTTP2Connection 'http://example.com:80', HTTP/2"
-        assert repr(connection) == f"{start}, idle, 0 streams, 1 request>"
-        assert seen() == (1, 0, 1, 1)
-        requests, ids = [], []
-        for _ in range(2):
-            requests.append(client.open())
-            ids.append((await peer.head())[0])
-        assert repr(connection) == f"{start}, active, 2 streams, 3 requests>"
-        assert seen() == (1, 1, 0, 1)
-        await peer.respond(ids[0])
-        await (await requests[0].result()).aclose()
-        assert repr(connection) == f"{start}, active, 1 stream, 3 requests>"
-        assert seen() == (1, 1, 0, 2)
-        await peer.respond(ids[1])
-        await (await requests[1].result()).aclose()
-        assert seen() == (1, 0, 1, 3)
-        await client.pool.aclose()
-        assert repr(connection) == f"{start}, closed, 0 streams, 3 requests>"
-        assert seen() == (0, 0, 0, 3)
+    peer = await ready(client)
+    [connection] = client.pool.connections
+    start = "<HTTP2Connection 'http://example.com:80', HTTP/2"
+    assert repr(connection) == f"{start}, idle, 0 streams, 1 request>"
+    assert seen() == (1, 0, 1, 1)
+    requests, ids = [], []
+    for _ in range(2):
+        requests.append(client.open())
+        ids.append((await peer.head())[0])
+    assert repr(connection) == f"{start}, active, 2 streams, 3 requests>"
+    assert seen() == (1, 1, 0, 1)
+    await peer.respond(ids[0])
+    await (await requests[0].result()).aclose()
+    assert repr(connection) == f"{start}, active, 1 stream, 3 requests>"
+    assert seen() == (1, 1, 0, 2)
+    await peer.respond(ids[1])
+    await (await requests[1].result()).aclose()
+    assert seen() == (1, 0, 1, 3)
+    await client.pool.aclose()
+    assert repr(connection) == f"{start}, closed, 0 streams, 3 requests>"
+    assert seen() == (0, 0, 0, 3)
 
 
 # -- Trace.
@@ -2374,7 +2120,7 @@ async def serve_all(peer: H2Peer) -> None:
     """An ordinary server, which answers with the request's body, but for requests that are given up."""
     await peer.start()
     while not peer.ended:
-        with contextlib.suppress(EOFError, AssertionError, h2.exceptions.StreamClosedError):
+        with contextlib.suppress(EOFError, AssertionError, StreamReset):
             stream_id, _, body = await peer.request()
             await peer.respond(stream_id, body=body)
 
@@ -2465,39 +2211,32 @@ async def test_a_slow_handler_uses_up_no_timeout(
 
 @pytest.mark.parametrize("before", ["send_request_headers.complete", "send_request_body.started"])
 async def test_the_connection_ends_while_a_handler_takes_its_time(
-    nursery: trio.Nursery, autojump_clock: MockClock, before: str
+    client: Client, clock: MockClock, before: str
 ) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         if name == f"http2.{before}":
             await trio.sleep(5)
 
     content = Gated(b"x")
-    async with Client(nursery) as client:
-        request = client.request("POST", content=content, extensions={"trace": handler})
-        peer = await client.peer()
-        await peer.head()
-        await peer.stream.aclose()
-        with pytest.raises(RemoteProtocolError, match="without a response"):
-            await request.result()
-        assert_unharmed(client.pool)
+    request = client.request("POST", content=content, extensions={"trace": handler})
+    peer = await client.peer()
+    await peer.head()
+    await peer.stream.aclose()
+    await request.fails(RemoteProtocolError, "without a response")
+    assert_unharmed(client.pool)
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-async def test_the_order_of_an_early_answer(
-    nursery: trio.Nursery, autojump_clock: MockClock, stuck: bool
-) -> None:
+async def test_the_order_of_an_early_answer(client: Client, clock: MockClock, stuck: bool) -> None:
     events = Events()
     content = Gated(b"x")
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content, extensions={"trace": events})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"early")
-        response = await opened.result()
-        if not stuck:
-            content.go.set()
-            await wait_all_tasks_blocked()
-        await response.aread()
+    opened, peer, stream_id = await client.opened("POST", content=content, extensions={"trace": events})
+    response = await opened.answered(peer, stream_id, body=b"early")
+    if not stuck:
+        content.go.set()
+        await wait_all_tasks_blocked()
+    await response.aread()
+    await client.pool.aclose()
     names = [name.removeprefix("http2.") for name in events.names[4:]]
     sent = "send_request_body.failed" if stuck else "send_request_body.complete"
     assert names[:5] == [
@@ -2516,36 +2255,30 @@ async def test_the_order_of_an_early_answer(
     )
 
 
-async def test_failures_are_in_the_trace(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_failures_are_in_the_trace(client: Client, clock: MockClock) -> None:
     events = Events()
-    async with Client(nursery) as client:
-        request = client.request(extensions={"trace": events})
-        peer = await client.peer()
-        await peer.send_frame(head(peer, (await peer.head())[0], [(b":status", b"0")]))
-        with pytest.raises(RemoteProtocolError) as info:
-            await request.result()
-        assert events.info("http2.receive_response_headers.failed") == {"exception": info.value}
+    request = client.request(extensions={"trace": events})
+    peer = await client.peer()
+    await peer.send_frame(head(peer, (await peer.head())[0], [(b":status", b"0")]))
+    error = await request.fails(RemoteProtocolError)
+    assert events.info("http2.receive_response_headers.failed") == {"exception": error}
 
-        events = Events()
-        request = client.request(extensions={"trace": events})
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"some", end=False)
-        await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.CANCEL))
-        with pytest.raises(RemoteProtocolError) as info:
-            await request.result()
-        assert events.info("http2.receive_response_body.failed") == {"exception": info.value}
-        assert events.names[-2:] == both_ends("http2.response_closed")
+    events = Events()
+    request, _, stream_id = await client.requested(extensions={"trace": events}, on=peer)
+    await peer.respond(stream_id, body=b"some", end=False)
+    await peer.send_frame(RstStreamFrame(stream_id, ErrorCodes.CANCEL))
+    error = await request.fails(RemoteProtocolError)
+    assert events.info("http2.receive_response_body.failed") == {"exception": error}
+    assert events.names[-2:] == both_ends("http2.response_closed")
 
 
 async def test_the_log_hides_secrets(
-    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    client: Client, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange.http2")
-    async with Client(nursery) as client:
-        request = client.request()
-        peer = await client.peer()
-        await peer.respond((await peer.head())[0], 200, [(b"set-cookie", b"private"), (b"a", b"public")])
-        await request.result()
+    request, peer, stream_id = await client.requested()
+    await request.answered(peer, stream_id, 200, [(b"set-cookie", b"private"), (b"a", b"public")])
+    await client.pool.aclose()
     messages = [record.getMessage() for record in caplog.records]
     assert {record.name for record in caplog.records} == {"trio_exchange.http2"}
     assert len([message for message in messages if message.startswith("http2.")]) == len(EXCHANGE) + 2

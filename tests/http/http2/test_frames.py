@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,6 +59,19 @@ def split(*pieces: bytes, highest: int = 5) -> tuple[list[Frame], Violation | No
     except Violation as exc:
         return frames, exc
     return frames, None
+
+
+def refused(*pieces: bytes, highest: int = 5) -> tuple[ErrorCodes, str]:
+    """What ends the search: its code, and what it says."""
+    _, violation = split(*pieces, highest=highest)
+    assert violation is not None
+    return violation.code, str(violation)
+
+
+def refused_by(function: Callable[..., object], *args: object) -> ErrorCodes:
+    with pytest.raises(Violation) as caught:
+        function(*args)
+    return caught.value.code
 
 
 def collect(pieces: list[bytes]) -> tuple[list[Frame], tuple[ErrorCodes, str] | None]:
@@ -140,9 +154,7 @@ def test_a_frame_may_have_the_largest_size_and_no_more() -> None:
     assert violation is None
     assert frames[-1].length == MAX_FRAME_SIZE
     # Only its header has arrived.
-    _, violation = split(PREFACE, raw(DATA, 0, 1, bytes(MAX_FRAME_SIZE + 1))[:9])
-    assert violation is not None
-    assert violation.code == ErrorCodes.FRAME_SIZE_ERROR
+    assert refused(PREFACE, raw(DATA, 0, 1, bytes(MAX_FRAME_SIZE + 1))[:9])[0] == ErrorCodes.FRAME_SIZE_ERROR
 
 
 @pytest.mark.parametrize(
@@ -187,27 +199,20 @@ def test_nothing_comes_between_the_pieces_of_a_header_block(start: int, intruder
 @pytest.mark.parametrize("before", [b"", raw(HEADERS, END_HEADERS, 1), raw(DATA, 0, 1)])
 @pytest.mark.parametrize("stream_id", [0, 1])
 def test_a_continuation_of_nothing(before: bytes, stream_id: int) -> None:
-    _, violation = split(PREFACE + before + raw(CONTINUATION, END_HEADERS, stream_id))
-    assert violation is not None
-    assert violation.code == ErrorCodes.PROTOCOL_ERROR
-    assert "outside of a header block" in str(violation)
+    code, message = refused(PREFACE + before + raw(CONTINUATION, END_HEADERS, stream_id))
+    assert code == ErrorCodes.PROTOCOL_ERROR
+    assert "outside of a header block" in message
 
 
 def test_a_header_block_has_a_limited_number_of_frames() -> None:
     block = raw(HEADERS, 0, 1) + raw(CONTINUATION, 0, 1) * (MOST_FRAMES_IN_BLOCK - 2)
-    _, violation = split(PREFACE, block + raw(CONTINUATION, END_HEADERS, 1))
-    assert violation is None
-    _, violation = split(PREFACE, block + raw(CONTINUATION, 0, 1) * 2)
-    assert violation is not None
-    assert violation.code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert split(PREFACE, block + raw(CONTINUATION, END_HEADERS, 1))[1] is None
+    assert refused(PREFACE, block + raw(CONTINUATION, 0, 1) * 2)[0] == ErrorCodes.ENHANCE_YOUR_CALM
 
 
 def test_a_settings_ack_is_empty() -> None:
-    _, violation = split(PREFACE, raw(SETTINGS, ACK))
-    assert violation is None
-    _, violation = split(PREFACE, raw(SETTINGS, ACK, 0, bytes(6)))
-    assert violation is not None
-    assert violation.code == ErrorCodes.FRAME_SIZE_ERROR
+    assert split(PREFACE, raw(SETTINGS, ACK))[1] is None
+    assert refused(PREFACE, raw(SETTINGS, ACK, 0, bytes(6)))[0] == ErrorCodes.FRAME_SIZE_ERROR
 
 
 # -- DATA.
@@ -230,9 +235,7 @@ def test_the_content_of_data(content: bytes, padding: int | None) -> None:
     ],
 )
 def test_bad_padding(body: bytes, code: ErrorCodes) -> None:
-    with pytest.raises(Violation) as caught:
-        content_of(Frame(DATA, PADDED, 1, raw(DATA, PADDED, 1, body)))
-    assert caught.value.code == code
+    assert refused_by(content_of, Frame(DATA, PADDED, 1, raw(DATA, PADDED, 1, body))) == code
 
 
 # -- Header blocks.
@@ -263,9 +266,7 @@ def test_a_continuation_has_neither_padding_nor_priority(fragment: bytes, flags:
     ],
 )
 def test_headers_without_room_for_what_they_announce(flags: int, body: bytes, code: ErrorCodes) -> None:
-    with pytest.raises(Violation) as caught:
-        fragment_of(Frame(HEADERS, flags, 1, raw(HEADERS, flags, 1, body)))
-    assert caught.value.code == code
+    assert refused_by(fragment_of, Frame(HEADERS, flags, 1, raw(HEADERS, flags, 1, body))) == code
 
 
 # -- GOAWAY, WINDOW_UPDATE, names.
@@ -296,9 +297,7 @@ def test_the_reserved_bit_of_goaway_is_ignored() -> None:
     ],
 )
 def test_a_malformed_goaway(stream_id: int, length: int, code: ErrorCodes) -> None:
-    with pytest.raises(Violation) as caught:
-        parse_goaway(goaway_frame(stream_id, bytes(length)))
-    assert caught.value.code == code
+    assert refused_by(parse_goaway, goaway_frame(stream_id, bytes(length))) == code
 
 
 @given(st.sampled_from([0, 1, 2**31 - 1]), st.integers(1, 2**31 - 1))
@@ -323,9 +322,7 @@ def test_patience_comes_to_an_end() -> None:
     flood_guard = FloodGuard(0.0)
     for _ in range(FloodGuard.LIMIT):
         flood_guard.spend(1.0)
-    with pytest.raises(Violation) as caught:
-        flood_guard.spend(9.9)
-    assert caught.value.code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert refused_by(flood_guard.spend, 9.9) == ErrorCodes.ENHANCE_YOUR_CALM
 
 
 def test_patience_is_renewed_after_a_while() -> None:
