@@ -13,9 +13,11 @@ import h11
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.harness.certificates import TLS, new_tls
 from tests.harness.h2peer import H2Peer
+from tests.harness.networks import Sockets
 from tests.harness.peers import reset
 from tests.harness.servers import Server, serve_tcp
 from trio_exchange import (
@@ -533,7 +535,7 @@ async def test_nothing_is_left_of_a_request_without_connection(
     trace: Any,
     nursery: trio.Nursery,
     left: Callable[[], list[object]],
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     connector = Unreachable() if serve is None else MemoryConnector(nursery, serve)
     hop = None if proxy is None else Proxy(proxy)
@@ -554,13 +556,12 @@ async def test_nothing_is_left_of_a_request_without_connection(
 @pytest.mark.parametrize("size", [100, 100_000])
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 async def test_an_idle_connection_does_not_keep_the_last_body(
-    http2: bool, size: int, nursery: trio.Nursery, left: Callable[[], list[object]]
+    http2: bool, size: int, tcp: Sockets, left: Callable[[], list[object]]
 ) -> None:
-    server = await serve_tcp(nursery, serve_http2 if http2 else serve_http11)
     content = bytes(size)
     before = sys.getrefcount(content)
-    async with ConnectionPool(http1=not http2, http2=http2) as pool:
-        await pool.request("PUT", server.url, content=content)
+    async with tcp.pool(serve_http2 if http2 else serve_http11, http1=not http2, http2=http2) as pool:
+        await pool.request("PUT", tcp.url, content=content)
         await trio.testing.wait_all_tasks_blocked()
         assert pool.statistics().idle == 1
         assert sys.getrefcount(content) == before

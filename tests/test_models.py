@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints
 
-from tests.harness.peers import respond
+from tests.harness.networks import Network
 from trio_exchange import (
     URL,
     ConnectionPool,
@@ -26,7 +26,7 @@ from trio_exchange._connect.factory import ConnectionKey
 from trio_exchange._content import ByteStream, CollectableStream
 from trio_exchange._http.request import PreparedRequest, RequestBody, RequestContext
 from trio_exchange._timeouts import Timeouts
-from trio_exchange.testing import MemoryConnector, PeerRequest, ScriptedPeer
+from trio_exchange.testing import PeerRequest, ScriptedPeer
 
 
 class MyBytes(bytes):
@@ -1275,13 +1275,12 @@ def test_a_byte_stream_of_another_request_is_content_too() -> None:
     ],
 )
 async def test_a_request_that_can_not_be_sent_dials_nobody(
-    nursery: trio.Nursery, error: type[Exception], arguments: dict[str, Any]
+    network: Network, error: type[Exception], arguments: dict[str, Any]
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error):
             await pool.request(**{"method": "GET", "url": "http://example.com/", **arguments})
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 @pytest.mark.parametrize(
@@ -1294,9 +1293,7 @@ async def test_a_request_that_can_not_be_sent_dials_nobody(
         ("CONNECT", "origin:443", b"origin:443"),
     ],
 )
-async def test_what_a_server_sees(
-    nursery: trio.Nursery, method: str, target: str | None, host: bytes
-) -> None:
+async def test_what_a_server_sees(network: Network, method: str, target: str | None, host: bytes) -> None:
     seen: list[PeerRequest] = []
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -1304,18 +1301,17 @@ async def test_what_a_server_sees(
             seen.append(request)
             await peer.send_response(400)
 
-    connector = MemoryConnector(nursery, serve)
     extensions = {} if target is None else {"target": target}
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(serve) as pool:
         await pool.request(method, "http://Example.com:81/p?q#fragment", extensions=extensions)
     [request] = seen
     assert request.method == method.encode()
     assert request.target == (b"/p?q" if target is None else target.encode())
     assert request.header(b"host") == host
-    assert [dialled.address for dialled in connector.dialled] == [("example.com", 81)]
+    assert [dialled.address for dialled in network.dialled] == [("example.com", 81)]
 
 
-async def test_a_zone_is_dialled_and_not_sent(nursery: trio.Nursery) -> None:
+async def test_a_zone_is_dialled_and_not_sent(network: Network) -> None:
     seen: list[PeerRequest] = []
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -1323,14 +1319,13 @@ async def test_a_zone_is_dialled_and_not_sent(nursery: trio.Nursery) -> None:
             seen.append(request)
             await peer.send_response()
 
-    connector = MemoryConnector(nursery, serve)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(serve) as pool:
         await pool.request("GET", "http://[fe80::1%25eth0]:81/")
-    assert connector.dialled[0].address == ("fe80::1%eth0", 81)
+    assert network.dialled[0].address == ("fe80::1%eth0", 81)
     assert seen[0].header(b"host") == b"[fe80::1]:81"
 
 
-async def test_header_case_and_order_on_the_wire(nursery: trio.Nursery) -> None:
+async def test_header_case_and_order_on_the_wire(network: Network) -> None:
     heads = []
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -1338,7 +1333,7 @@ async def test_header_case_and_order_on_the_wire(nursery: trio.Nursery) -> None:
         await peer.send_response()
 
     headers: Any = [("x-LOW", "1"), (b"B", b"\xe4"), ("X-low", "2")]
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         await pool.request("PUT", "http://h/", headers=headers, content=b"body")
     assert heads == [
         b"PUT / HTTP/1.1\r\nHost: h\r\nx-LOW: 1\r\nB: \xe4\r\nX-low: 2\r\nContent-Length: 4\r\n\r\nbody"
@@ -1356,8 +1351,8 @@ async def test_header_case_and_order_on_the_wire(nursery: trio.Nursery) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
-async def test_content_arrives(nursery: trio.Nursery, method: str, make: Callable[[], Any]) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_content_arrives(network: Network, method: str, make: Callable[[], Any]) -> None:
+    async with network.pool() as pool:
         response = await pool.request(method, "http://h/", content=make())
     assert response.content == b"one two"
 

@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock, assert_checkpoints
 
 import trio_exchange
-from tests.harness.peers import mute, respond
+from tests.harness.networks import Network
+from tests.harness.peers import mute
 from tests.harness.servers import serve_tcp
 from trio_exchange import (
     ConnectionPool,
@@ -21,7 +22,6 @@ from trio_exchange import (
     WriteTimeout,
 )
 from trio_exchange._timeouts import TimeBudget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
-from trio_exchange.testing import MemoryConnector
 
 URL = "http://example.com/"
 
@@ -90,12 +90,11 @@ def test_seconds_that_are_fine(seconds: object) -> None:
     check_seconds("x", seconds)
 
 
-async def test_a_bad_timeout_is_found_before_anybody_is_dialled(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_a_bad_timeout_is_found_before_anybody_is_dialled(network: Network) -> None:
+    async with network.pool() as pool:
         with pytest.raises(ValueError, match="read timeout"):
             await pool.request("GET", "http://example.com/", extensions={"timeout": {"read": -1}})
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 # -- The pool's default, and the argument.
@@ -144,12 +143,11 @@ def test_a_request_replaces_the_pools_timeouts_name_by_name() -> None:
     ],
 )
 async def test_bad_timeouts_of_a_pool_and_in_arguments(
-    nursery: trio.Nursery, timeout: Any, error: type[Exception], message: str
+    network: Network, timeout: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         ConnectionPool(timeout=timeout)
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error, match=message):
             await pool.request("GET", URL, timeout=timeout)
         with pytest.raises(error, match=message):
@@ -162,14 +160,13 @@ async def test_bad_timeouts_of_a_pool_and_in_arguments(
         with pytest.raises(error, match=message):
             async with trio_exchange.stream("GET", URL, timeout=timeout):
                 pytest.fail("it must not get here")
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
-async def test_a_timeout_is_given_in_one_place(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
+async def test_a_timeout_is_given_in_one_place(network: Network) -> None:
     extensions = {"timeout": {"read": 1}}
     one = "give either the timeout argument or the timeout extension, not both"
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(TypeError, match=one):
             await pool.request("GET", URL, extensions=extensions, timeout=1)
         with pytest.raises(TypeError, match=one):
@@ -180,7 +177,7 @@ async def test_a_timeout_is_given_in_one_place(nursery: trio.Nursery) -> None:
             await trio_exchange.request("GET", URL, extensions=extensions, timeout=1)
         with pytest.raises(TypeError, match=one):
             trio_exchange.stream("GET", URL, extensions=extensions, timeout=1)
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kwargs: Any) -> float:
@@ -193,13 +190,13 @@ async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kw
 
 @pytest.mark.parametrize("timeout", [7, {"read": 7}])
 async def test_the_pools_timeouts_hold_for_each_request(
-    nursery: trio.Nursery, autojump_clock: MockClock, timeout: Any
+    network: Network, autojump_clock: MockClock, timeout: Any
 ) -> None:
     async def open_stream(**options: Any) -> None:
         async with pool.stream("GET", URL, **options):
             pytest.fail("it must not get here")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, mute), timeout=timeout) as pool:
+    async with network.pool(mute, timeout=timeout) as pool:
         assert await time_of(ReadTimeout, pool.request, "GET", URL) == 7
         assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"write": 1}) == 7
         assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"read": 2}) == 2
@@ -215,17 +212,16 @@ async def test_the_pools_timeouts_hold_for_each_request(
 
 
 async def test_the_pools_timeouts_cover_connecting_and_waiting(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
     timeout = {"connect": 7, "pool": 2}
-    async with ConnectionPool(connector=connector, max_connections=1, timeout=timeout) as pool:
+    async with network.pool(max_connections=1, timeout=timeout) as pool:
         stream = await pool.open_tcp_stream("example.com", 80)
         assert await time_of(PoolTimeout, pool.request, "GET", URL) == 2
         assert await time_of(PoolTimeout, pool.open_tcp_stream, "example.com", 80, timeout={"pool": 1}) == 1
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
-        connector.gate = trio.Event()
+        network.gate = trio.Event()
         assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80) == 7
         assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80, timeout=3) == 3
         assert await time_of(ConnectTimeout, pool.request, "GET", URL) == 7

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from tests.harness.certificates import client_context, make_tls
 from tests.harness.checks import open_sockets
+from tests.harness.networks import Network, Sockets
 from tests.harness.peers import DELIVERIES, Script, reset, respond, stall
 from tests.harness.servers import serve_tcp, serve_unix
 from tests.harness.streams import Wrapped, clog, socket_streams
@@ -108,9 +109,8 @@ async def test_the_raw_stream(
 
 
 @pytest.mark.parametrize("then", ["stream", "response"])
-async def test_closing_the_stream_frees_its_place_at_once(nursery: trio.Nursery, then: str) -> None:
-    connector = MemoryConnector(nursery, switching())
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+async def test_closing_the_stream_frees_its_place_at_once(network: Network, then: str) -> None:
+    async with network.pool(switching(), max_connections=1) as pool:
         async with pool.stream("GET", URL, headers=UPGRADE) as response:
             assert pool.statistics().active == 1
             if then == "stream":
@@ -251,15 +251,14 @@ async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
             await pool.request("POST", URL, headers=headers, content=b"abc")
 
 
-async def test_closing_the_pool_ends_a_read(nursery: trio.Nursery) -> None:
+async def test_closing_the_pool_ends_a_read(tcp: Sockets) -> None:
     async def read(stream: NetworkStream) -> None:
         with pytest.raises(ReadError):
             await stream.read()
 
-    server = await serve_tcp(nursery, switching())
     async with (
-        ConnectionPool() as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
+        tcp.pool(switching()) as pool,
+        pool.stream("GET", tcp.url, headers=UPGRADE) as response,
         trio.open_nursery() as inner,
     ):
         inner.start_soon(read, network_stream(response))
@@ -267,9 +266,8 @@ async def test_closing_the_pool_ends_a_read(nursery: trio.Nursery) -> None:
         await pool.aclose()
 
 
-async def test_half_closing(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, switching())
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
+async def test_half_closing(tcp: Sockets) -> None:
+    async with tcp.pool(switching()) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
         stream = network_stream(response)
         await stream.write(b"abc")
         await stream.send_eof()
@@ -280,11 +278,10 @@ async def test_half_closing(nursery: trio.Nursery) -> None:
             await stream.write(b"x")
 
 
-async def test_tls_can_not_be_half_closed(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, switching(), tls=make_tls().server)
+async def test_tls_can_not_be_half_closed(tls: Sockets) -> None:
     async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
+        tls.pool(switching()) as pool,
+        pool.stream("GET", tls.url, headers=UPGRADE) as response,
     ):
         with pytest.raises(NotImplementedError, match="TLS"):
             await network_stream(response).send_eof()
@@ -302,17 +299,13 @@ def tls_server(then: Script, *, depth: int = 1) -> Script:
     return script
 
 
-@both_schemes
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", ["example.com", b"example.com"])
-async def test_start_tls(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, depth: int, name: str | bytes
-) -> None:
+async def test_start_tls(sockets: Sockets, depth: int, name: str | bytes) -> None:
     """On plain TCP, in the connection's own TLS, and once more in that."""
-    server = await serve_tcp(nursery, switching(tls_server(respond, depth=depth)), tls=tls)
     async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("CONNECT", server.url, extensions={"target": "example.com:443"}) as response,
+        sockets.pool(switching(tls_server(respond, depth=depth))) as pool,
+        pool.stream("CONNECT", sockets.url, extensions={"target": "example.com:443"}) as response,
     ):
         stream = network_stream(response)
         outer = stream.get_extra_info("ssl_object")
@@ -326,20 +319,16 @@ async def test_start_tls(
         ssl_object = stream.get_extra_info("ssl_object")
         assert ssl_object is not outer
         assert ssl_object.version() == "TLSv1.3"
-        assert stream.get_extra_info("server_addr") == ("127.0.0.1", server.port)
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", sockets.server.port)
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert pool.connections == []
 
 
-@both_schemes
-async def test_start_tls_after_a_greeting_that_came_along(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None
-) -> None:
-    server = await serve_tcp(nursery, switching(tls_server(echo), along=b"ready"), tls=tls)
+async def test_start_tls_after_a_greeting_that_came_along(sockets: Sockets) -> None:
     async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
+        sockets.pool(switching(tls_server(echo), along=b"ready")) as pool,
+        pool.stream("GET", sockets.url, headers=UPGRADE) as response,
     ):
         stream = network_stream(response)
         assert await stream.read(5) == b"ready"
@@ -451,13 +440,12 @@ async def test_a_write_timeout(nursery: trio.Nursery, autojump_clock: MockClock)
         assert trio.current_time() - began == 3
 
 
-async def test_a_connection_that_is_reset(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_is_reset(tcp: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_some()
         reset(peer)
 
-    server = await serve_tcp(nursery, switching(script))
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
+    async with tcp.pool(switching(script)) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
         stream = network_stream(response)
         await stream.write(b"abc")
         with pytest.raises(ReadError) as info:
@@ -472,10 +460,9 @@ async def test_a_connection_that_is_reset(nursery: trio.Nursery) -> None:
 # -- The stream of an ordinary response.
 
 
-async def test_an_ordinary_responses_stream_only_informs(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    async with ConnectionPool() as pool:
-        async with pool.stream("PUT", server.url, content=b"abc") as response:
+async def test_an_ordinary_responses_stream_only_informs(tcp: Sockets) -> None:
+    async with tcp.pool() as pool:
+        async with pool.stream("PUT", tcp.url, content=b"abc") as response:
             stream = network_stream(response)
             contract: list[Callable[[], Awaitable[object]]] = [
                 lambda: stream.read(1),
@@ -529,7 +516,7 @@ async def test_information_on_tcp(nursery: trio.Nursery, tls: ssl.SSLContext | N
 
 
 @pytest.mark.parametrize("poll", [True, False], ids=["poll", "select"])
-async def test_is_readable(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, poll: bool) -> None:
+async def test_is_readable(tcp: Sockets, monkeypatch: pytest.MonkeyPatch, poll: bool) -> None:
     if not poll:
         monkeypatch.delattr(select, "poll")
     go = trio.Event()
@@ -539,8 +526,7 @@ async def test_is_readable(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatc
         await peer.send(b"x")
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, switching(script))
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
+    async with tcp.pool(switching(script)) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
         stream = network_stream(response)
         assert stream.get_extra_info("is_readable") is False
         go.set()
@@ -587,7 +573,7 @@ async def test_trios_checks_in_memory(make: Callable[[], tuple[NetworkStream, Ne
 
 
 @pytest.mark.parametrize("along", [b"", b"x"], ids=["alone", "after a byte that came along"])
-async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, along: bytes) -> None:
+async def test_trios_checks_of_the_stream_handed_over(network: Network, along: bytes) -> None:
     handed_over: list[trio.SocketStream] = []
 
     async def hand_over(peer: ScriptedPeer) -> None:
@@ -595,8 +581,9 @@ async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, alo
         handed_over.append(peer.stream)
         await trio.sleep_forever()
 
-    connector = MemoryConnector(nursery, switching(hand_over, along=along), stream_pair=socket_streams)
-    async with ConnectionPool(connector=connector, max_connections=None) as pool:
+    async with network.pool(
+        switching(hand_over, along=along), pair=socket_streams, max_connections=None
+    ) as pool:
 
         async def make_pair() -> tuple[NetworkStream, trio.SocketStream]:
             request = Request("GET", URL, headers=UPGRADE)

@@ -15,7 +15,7 @@ import trio.testing
 
 from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import respond
+from tests.harness.networks import Network
 from trio_exchange import ConnectionPool, ReadTimeout, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -193,9 +193,9 @@ async def test_a_response_that_was_read_is_dropped_when_its_request_was_sent(poo
 
 
 async def test_reading_a_response_to_its_end_frees_the_connection_whatever_its_request_was(
-    nursery: trio.Nursery,
+    network: Network,
 ) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         request = Request("POST", URL, content=bytes(100_000))
         response = await pool.handle_async_request(request)
         assert len(b"".join([chunk async for chunk in response.aiter_stream()])) == 100_000

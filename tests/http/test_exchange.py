@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from tests.harness.checks import assert_unharmed
 from tests.harness.contents import Pieces, stream_of
 from tests.harness.exchanges import Client, HTTP2Exchange, ServerExchange
+from tests.harness.networks import Network
 from tests.harness.peers import BUFFERS
 from tests.harness.traces import Events, both_ends
 from trio_exchange import (
@@ -29,7 +30,7 @@ from trio_exchange import (
     RemoteProtocolError,
     Request,
 )
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://origin.example/"
 MEGABYTE = 1024 * 1024
@@ -743,7 +744,7 @@ async def test_closing_a_response_that_another_task_reads_ends_the_connection() 
     assert len(outcome) == 1
 
 
-async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: trio.Nursery) -> None:
+async def test_an_iteration_that_was_suspended_is_drained_by_another(network: Network) -> None:
     """As the openai SDK does at the end of a stream of events."""
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -752,7 +753,7 @@ async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: tr
             await trio.testing.wait_all_tasks_blocked()
             await peer.send(b"def")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         async with pool.stream("GET", URL) as response:
             events = response.aiter_stream()
             assert await anext(events) == b"abc"

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.contents import Pieces, stream_of
+from tests.harness.networks import Network, Sockets
 from tests.harness.peers import DELIVERIES, Script, reset, respond, stall, transcript
 from tests.harness.servers import serve_tcp
 from tests.harness.streams import WrappedHalfCloseable
@@ -237,15 +238,14 @@ def check_response(case: Case, response: Response) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @DELIVERIES
-async def test_transcripts(nursery: trio.Nursery, name: str, byte_by_byte: bool) -> None:
+async def test_transcripts(network: Network, name: str, byte_by_byte: bool) -> None:
     case = CASES[name]
     script = transcript(case.data, byte_by_byte=byte_by_byte, then_close=case.until_close)
-    connector = MemoryConnector(nursery, script)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(script) as pool:
         for requests in (1, 2):
             check_response(case, await pool.request(case.method, URL))
             await settled(pool, idle=int(case.reused))
-            assert len(connector.dialled) == (1 if case.reused else requests)
+            assert len(network.dialled) == (1 if case.reused else requests)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -273,21 +273,17 @@ async def test_transcripts_in_pieces(nursery: trio.Nursery, name: str, byte_by_b
 
 @pytest.mark.parametrize("name", DELIMITED_CASES)
 @pytest.mark.parametrize("trailing", [b"\r\n", b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
-async def test_transcripts_with_trailing_bytes(nursery: trio.Nursery, name: str, trailing: bytes) -> None:
+async def test_transcripts_with_trailing_bytes(network: Network, name: str, trailing: bytes) -> None:
     case = CASES[name]
-    connector = MemoryConnector(nursery, transcript(case.data + trailing))
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(transcript(case.data + trailing)) as pool:
         for requests in (1, 2):
             check_response(case, await pool.request(case.method, URL))
             await settled(pool)
-            assert len(connector.dialled) == requests
+            assert len(network.dialled) == requests
 
 
-@both_schemes
 @pytest.mark.parametrize("name", DELIMITED_CASES)
-async def test_transcripts_with_trailing_bytes_that_come_later(
-    nursery: trio.Nursery, name: str, tls: ssl.SSLContext | None
-) -> None:
+async def test_transcripts_with_trailing_bytes_that_come_later(sockets: Sockets, name: str) -> None:
     case = CASES[name]
 
     async def script(peer: ScriptedPeer) -> None:
@@ -298,11 +294,10 @@ async def test_transcripts_with_trailing_bytes_that_come_later(
         sent.set()
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for requests in (1, 2):
             received, sent = trio.Event(), trio.Event()
-            check_response(case, await pool.request(case.method, server.url))
+            check_response(case, await pool.request(case.method, sockets.url))
             received.set()
             await sent.wait()
             assert pool.statistics().connections_opened == requests
@@ -505,14 +500,14 @@ async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -
     "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/2.0 200 OK\r\n", b"HELO", b"\x15\x03\x01\x00"]
 )
 async def test_what_is_not_http_is_refused_without_waiting_for_its_end(
-    nursery: trio.Nursery, answer: bytes, informed: bytes, byte_by_byte: bool
+    network: Network, answer: bytes, informed: bytes, byte_by_byte: bool
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(informed + answer, byte_by_byte=byte_by_byte)
         await trio.sleep_forever()
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         with pytest.raises(RemoteProtocolError), trio.fail_after(10):
             await pool.request("GET", URL)
 
@@ -645,11 +640,10 @@ async def test_a_server_that_speaks_tls_is_told_apart(
     )
 
 
-async def test_what_looks_like_tls_within_tls_is_shown(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, transcript(b"\x15\x03\x01"), tls=make_tls().server)
-    async with tcp_pool() as pool:
+async def test_what_looks_like_tls_within_tls_is_shown(tls: Sockets) -> None:
+    async with tls.pool(transcript(b"\x15\x03\x01")) as pool:
         with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/1: it sent b'\\x15\\x03"):
-            await pool.request("GET", server.url)
+            await pool.request("GET", tls.url)
 
 
 def test_errors_that_h11_does_not_raise_yet() -> None:
@@ -677,19 +671,17 @@ async def test_an_answer_that_ends_early_wherever(nursery: trio.Nursery, whole: 
             await settled(pool)
 
 
-@both_schemes
-async def test_an_answer_that_is_reset(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_an_answer_that_is_reset(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         request = await peer.receive_request()
         if request.target == b"/body":
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")
         reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for target in ("/", "/body"):
             with pytest.raises((ReadError, RemoteProtocolError)):
-                await pool.request("GET", server.url + target)
+                await pool.request("GET", sockets.url + target)
         await settled(pool)
 
 
@@ -738,20 +730,16 @@ PARTS = {
 }
 
 
-@both_schemes
 @pytest.mark.parametrize("framing", PARTS)
 @pytest.mark.parametrize(
     "come", ["with the head", "later", "in part later", "read in part", "not", "in part"]
 )
-async def test_leaving_early(
-    nursery: trio.Nursery, framing: str, come: str, tls: ssl.SSLContext | None
-) -> None:
+async def test_leaving_early(sockets: Sockets, framing: str, come: str) -> None:
     head, first, second = PARTS[framing]
     with_head = {"with the head": first + second, "later": b"", "not": b""}.get(come, first)
     script, go = in_two_parts(head + with_head, (first + second)[len(with_head) :])
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url) as response:
+    async with sockets.pool(script) as pool:
+        async with pool.stream("GET", sockets.url) as response:
             if come == "read in part":
                 assert await anext(response.aiter_stream()) == b"abc"
             if come not in ("not", "in part"):
@@ -763,19 +751,18 @@ async def test_leaving_early(
         with pytest.raises((ReadError, RuntimeError)):
             await response.aread()
         go.set()
-        assert (await pool.request("PUT", server.url, content=b"x")).status == 200
+        assert (await pool.request("PUT", sockets.url, content=b"x")).status == 200
         assert pool.statistics().connections_opened == (1 if reused else 2)
 
 
 @pytest.mark.parametrize("framing", ["content-length", "chunked"])
-async def test_leaving_early_does_not_read_much(nursery: trio.Nursery, framing: str) -> None:
+async def test_leaving_early_does_not_read_much(tcp: Sockets, framing: str) -> None:
     body = b"x" * MEGABYTE
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     if framing == "chunked":
         answer = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    server = await serve_tcp(nursery, transcript(answer))
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url):
+    async with tcp.pool(transcript(answer)) as pool:
+        async with pool.stream("GET", tcp.url):
             pass
         await settled(pool)
 
@@ -790,7 +777,7 @@ async def test_leaving_early_with_bytes_beyond(nursery: trio.Nursery, framing: s
 
 
 @pytest.mark.parametrize("rest", [b"", b"3\r\nab", b"nonsense\r\n"], ids=["closed", "truncated", "nonsense"])
-async def test_leaving_early_what_is_broken(nursery: trio.Nursery, rest: bytes) -> None:
+async def test_leaving_early_what_is_broken(tcp: Sockets, rest: bytes) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(CHUNKED)
@@ -798,27 +785,22 @@ async def test_leaving_early_what_is_broken(nursery: trio.Nursery, rest: bytes) 
         await peer.send(rest)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script)
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url) as response:
+    async with tcp.pool(script) as pool:
+        async with pool.stream("GET", tcp.url) as response:
             go.set()
             await until_readable(response)
         await settled(pool)
 
 
-@both_schemes
 @pytest.mark.parametrize("byte_by_byte", [False, True])
-async def test_leaving_at_the_last_byte(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
-) -> None:
+async def test_leaving_at_the_last_byte(sockets: Sockets, byte_by_byte: bool) -> None:
     async def script(peer: ScriptedPeer) -> None:
         async for _ in peer:
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", byte_by_byte=byte_by_byte)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for _ in range(2):
-            async with pool.stream("GET", server.url) as response:
+            async with pool.stream("GET", sockets.url) as response:
                 chunks = response.aiter_stream()
                 body = b""
                 while len(body) < 5:
@@ -828,13 +810,15 @@ async def test_leaving_at_the_last_byte(
         assert pool.statistics().connections_opened == 1
 
 
-async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> None:
+async def test_the_pool_closes_while_a_body_is_read(tcp: Sockets, nursery: trio.Nursery) -> None:
     async def close() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await pool.aclose()
 
-    server = await serve_tcp(nursery, in_two_parts(PARTS["chunked"][0], b"")[0])
-    async with tcp_pool() as pool, pool.stream("GET", server.url) as response:
+    async with (
+        tcp.pool(in_two_parts(PARTS["chunked"][0], b"")[0]) as pool,
+        pool.stream("GET", tcp.url) as response,
+    ):
         nursery.start_soon(close)
         with pytest.raises(ReadError):
             await response.aread()
@@ -844,8 +828,7 @@ async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> No
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 3 * MEGABYTE])
-@both_schemes
-async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.SSLContext | None) -> None:
+async def test_content_arrives_whole(sockets: Sockets, size: int) -> None:
     sizes = []
 
     async def script(peer: ScriptedPeer) -> None:
@@ -853,8 +836,7 @@ async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.
             sizes.append(len(request.body))
             await peer.send_response()
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         length = {"Content-Length": str(size)}
         contents: list[tuple[Any, dict[str, str]]] = [
             (b"x" * size, {}),
@@ -863,7 +845,7 @@ async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.
             ([b"", b"x" * size, b""], {}),
         ]
         for content, headers in contents:
-            response = await pool.request("POST", server.url, content=content, headers=headers)
+            response = await pool.request("POST", sockets.url, content=content, headers=headers)
             assert response.status == 200
         assert sizes == [size] * 4
         assert_unharmed(pool, idle=1)
@@ -911,17 +893,15 @@ async def test_an_early_answer(
     assert open_sockets() <= sockets
 
 
-@both_schemes
-async def test_an_early_answer_with_a_long_body(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_an_early_answer_with_a_long_body(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         await peer.send_response(413, body=b"y" * 10 * MEGABYTE)
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         with trio.fail_after(10):
-            response = await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+            response = await pool.request("POST", sockets.url, content=b"x" * 20 * MEGABYTE)
         assert len(response.content) == 10 * MEGABYTE
 
 
@@ -1060,16 +1040,14 @@ async def test_the_write_timeout_ends_when_the_response_begins(
 # -- Where sending fails.
 
 
-@both_schemes
-async def test_a_server_that_breaks_off_the_upload(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_a_server_that_breaks_off_the_upload(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         with pytest.raises((WriteError, ReadError, RemoteProtocolError)):
-            await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+            await pool.request("POST", sockets.url, content=b"x" * 20 * MEGABYTE)
         await settled(pool)
 
 
@@ -1185,7 +1163,7 @@ class MuteTLS(WrappedHalfCloseable):
             self.closed = True
 
 
-async def test_closing_never_waits_long_for_a_peer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_closing_never_waits_long_for_a_peer(network: Network, autojump_clock: MockClock) -> None:
     made = []
 
     def pair() -> tuple[MuteTLS, Any]:
@@ -1193,41 +1171,35 @@ async def test_closing_never_waits_long_for_a_peer(nursery: trio.Nursery, autoju
         made.append(MuteTLS(one))
         return made[0], other
 
-    connector = MemoryConnector(nursery, respond, stream_pair=pair)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(pair=pair) as pool:
         await pool.request("GET", URL)
         began = trio.current_time()
     assert trio.current_time() - began == 1
     assert made[0].closed
 
 
-@both_schemes
-async def test_a_server_that_closes_an_idle_connection(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None
-) -> None:
+async def test_a_server_that_closes_an_idle_connection(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send_response(200, body=b"bye")
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for requests in (1, 2, 3):
-            assert (await pool.request("POST", server.url, content=b"x")).content == b"bye"
+            assert (await pool.request("POST", sockets.url, content=b"x")).content == b"bye"
             await trio.testing.wait_all_tasks_blocked()
             assert pool.statistics().connections_opened == requests
 
 
-async def test_tls_session_tickets_do_no_harm(nursery: trio.Nursery) -> None:
+async def test_tls_session_tickets_do_no_harm(tls: Sockets) -> None:
     """They come with the handshake's end, and may be read only with the first response, or after it."""
-    server = await serve_tcp(nursery, respond, tls=make_tls().server)
-    async with tcp_pool() as pool:
+    async with tls.pool() as pool:
         for _ in range(3):
-            await pool.request("GET", server.url)
+            await pool.request("GET", tls.url)
             await trio.testing.wait_all_tasks_blocked()
         assert pool.statistics().connections_opened == 1
 
 
-async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(nursery: trio.Nursery) -> None:
+async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(tls: Sockets) -> None:
     """TLS may have to say something at any time, of which only a part may have come."""
     go, gone = trio.Event(), trio.Event()
 
@@ -1248,16 +1220,15 @@ async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(nursery: t
         await tcp.send_all(data[7:])
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=make_tls().server)
-    async with tcp_pool() as pool:
-        assert (await pool.request("GET", server.url)).content == b"first"
+    async with tls.pool(script) as pool:
+        assert (await pool.request("GET", tls.url)).content == b"first"
         go.set()
         await gone.wait()
-        assert (await pool.request("GET", server.url)).content == b"second"
+        assert (await pool.request("GET", tls.url)).content == b"second"
         assert pool.statistics().connections_opened == 1
 
 
-async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) -> None:
+async def test_garbage_on_an_idle_tls_connection_ends_it(tls: Sockets) -> None:
     go, gone = trio.Event(), trio.Event()
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1269,12 +1240,11 @@ async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) 
         gone.set()
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=make_tls().server)
-    async with tcp_pool() as pool:
-        await pool.request("GET", server.url)
+    async with tls.pool(script) as pool:
+        await pool.request("GET", tls.url)
         go.set()
         await gone.wait()
-        assert (await pool.request("GET", server.url)).status == 200
+        assert (await pool.request("GET", tls.url)).status == 200
         assert pool.statistics().connections_opened == 2
 
 
@@ -1297,7 +1267,6 @@ class Delay:
 STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
 
 
-@both_schemes
 @pytest.mark.parametrize("stale", [STALE, STALE[:1], b""], ids=["response", "a byte", "closed"])
 @pytest.mark.parametrize(
     "make_content",
@@ -1305,7 +1274,7 @@ STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
     ids=["small", "pieces", "large"],
 )
 async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, stale: bytes, make_content: Any
+    sockets: Sockets, stale: bytes, make_content: Any
 ) -> None:
     received = []
 
@@ -1320,11 +1289,12 @@ async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
                 await peer.send(stale)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        await pool.request("GET", server.url)
+    async with sockets.pool(script) as pool:
+        await pool.request("GET", sockets.url)
         delay = Delay(pool, go)
-        response = await pool.request("POST", server.url, content=make_content(), extensions={"trace": delay})
+        response = await pool.request(
+            "POST", sockets.url, content=make_content(), extensions={"trace": delay}
+        )
         assert response.content == b"answer 2"
         assert received == [b"GET", b"POST"]
         assert pool.statistics().connections_opened == 2
@@ -1337,10 +1307,9 @@ async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
         await settled(pool, idle=1)
 
 
-@both_schemes
 @DELIVERIES
 async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
+    sockets: Sockets, byte_by_byte: bool
 ) -> None:
     """A server that refuses a connection in HTTP may answer the request too; no other request gets that."""
     early = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 5\r\n\r\nearly"
@@ -1361,16 +1330,14 @@ async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
             await peer.send(STALE)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        response = await pool.request("GET", server.url, extensions={"trace": Delay(pool, go)})
+    async with sockets.pool(script) as pool:
+        response = await pool.request("GET", sockets.url, extensions={"trace": Delay(pool, go)})
         assert (response.status, response.content) == (408, b"early")
-        assert (await pool.request("PUT", server.url, content=b"own")).content == b"own"
+        assert (await pool.request("PUT", sockets.url, content=b"own")).content == b"own"
         assert pool.statistics().connections_opened == 2
 
 
-@both_schemes
-async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_a_banner_before_the_first_request(sockets: Sockets) -> None:
     received = b""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1380,11 +1347,10 @@ async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl
         received = await drain(peer)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         delay = Delay(pool, go)
         with pytest.raises(RemoteProtocolError, match="does not speak HTTP/1: it sent b'SSH"):
-            await pool.request("GET", server.url, extensions={"trace": delay})
+            await pool.request("GET", sockets.url, extensions={"trace": delay})
         assert pool.statistics().connections_opened == 1
         assert "connection.retry.started" not in delay.names
         await settled(pool)
