@@ -339,19 +339,6 @@ async def test_closing_goes_on_when_its_waiting_is_cancelled(
     assert_unharmed(pool)
 
 
-async def test_a_response_cannot_be_read_after_the_pool_was_closed(network: Network) -> None:
-    async def half(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-        await mute(peer)
-
-    async with network.pool(half) as pool:
-        response = await pool.handle_async_request(Request("GET", URL))
-    with pytest.raises(ReadError):
-        await response.aread()
-    await response.aclose()
-
-
 async def test_a_connection_established_too_late_is_closed(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import contextlib
 import select
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://example.com/"
 UPGRADE = [("Connection", "upgrade"), ("Upgrade", "echo")]
@@ -63,8 +64,15 @@ def switching(then: Script = echo, *, along: bytes = b"") -> Script:
     return script
 
 
-async def a_pool(nursery: trio.Nursery, script: Script, **options: Any) -> ConnectionPool:
-    return ConnectionPool(connector=MemoryConnector(nursery, script, **options))
+@asynccontextmanager
+async def switched(
+    network: Network | Sockets, then: Script = echo, *, along: bytes = b"", **options: Any
+) -> AsyncIterator[NetworkStream]:
+    """A stream that was switched to the other protocol, which the server speaks as `then` says."""
+    async with network.pool(switching(then, along=along), **options) as pool:
+        url = network.url if isinstance(network, Sockets) else URL
+        async with pool.stream("GET", url, headers=UPGRADE) as response:
+            yield network_stream(response)
 
 
 # -- CONNECT and Upgrade.
@@ -123,7 +131,7 @@ async def test_closing_the_stream_frees_its_place_at_once(network: Network, then
 
 
 @pytest.mark.parametrize("status", [199, 300])
-async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, status: int) -> None:
+async def test_connect_does_not_switch_without_a_2xx(network: Network, status: int) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         if status < 200:
@@ -134,7 +142,7 @@ async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, stat
         await echo(peer)
 
     async with (
-        await a_pool(nursery, script) as pool,
+        network.pool(script) as pool,
         pool.stream("CONNECT", URL, extensions={"target": "x:1"}) as response,
     ):
         with pytest.raises(LocalProtocolError):
@@ -155,7 +163,7 @@ async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, stat
 @pytest.mark.parametrize("method", ["CONNECT", "GET"])
 @DELIVERIES
 async def test_a_switch_has_no_body_whatever_it_announces(
-    nursery: trio.Nursery, method: str, framing: bytes, byte_by_byte: bool
+    network: Network, method: str, framing: bytes, byte_by_byte: bool
 ) -> None:
     """RFC 9112, 6.3: what follows a 101, or a 2xx to CONNECT, belongs to the stream's user."""
 
@@ -165,7 +173,7 @@ async def test_a_switch_has_no_body_whatever_it_announces(
         await peer.send(line + framing + b"\r\nabcdef", byte_by_byte=byte_by_byte)
         await trio.sleep_forever()
 
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         extensions = {"target": "x:1"} if method == "CONNECT" else {}
         async with pool.stream(method, URL, headers=UPGRADE, extensions=extensions) as response:
             assert await response.aread() == b""
@@ -177,15 +185,15 @@ async def test_a_switch_has_no_body_whatever_it_announces(
         assert pool.connections == []
 
 
-async def test_a_switch_that_nobody_asked_for(nursery: trio.Nursery) -> None:
-    async with await a_pool(nursery, switching()) as pool:
+async def test_a_switch_that_nobody_asked_for(network: Network) -> None:
+    async with network.pool(switching()) as pool:
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
         await trio.testing.wait_all_tasks_blocked()
         assert pool.connections == []
 
 
-async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery) -> None:
+async def test_a_switch_before_the_request_was_sent_whole(network: Network) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         await peer.send(SWITCH)
@@ -199,7 +207,7 @@ async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery)
         async def __anext__(self) -> bytes:
             return await trio.sleep_forever()
 
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(RemoteProtocolError, match="before the request was sent whole"):
             await pool.request("POST", URL, headers=UPGRADE, content=Endless())
         await trio.testing.wait_all_tasks_blocked()
@@ -207,9 +215,9 @@ async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery)
 
 
 @pytest.mark.parametrize("size", [3, 100_000])
-async def test_an_upgrade_with_a_body(nursery: trio.Nursery, size: int) -> None:
+async def test_an_upgrade_with_a_body(network: Network, size: int) -> None:
     async with (
-        await a_pool(nursery, switching()) as pool,
+        network.pool(switching()) as pool,
         pool.stream("POST", URL, headers=UPGRADE, content=b"x" * size) as response,
     ):
         await network_stream(response).write(b"abc")
@@ -224,20 +232,20 @@ class Reluctant(Wrapped):
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_switch_that_overtakes_the_end_of_sending(nursery: trio.Nursery) -> None:
+async def test_a_switch_that_overtakes_the_end_of_sending(network: Network) -> None:
     def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
         client, server = trio.testing.memory_stream_pair()
         return Reluctant(client), server
 
     async with (
-        await a_pool(nursery, switching(), stream_pair=pair) as pool,
+        network.pool(switching(), pair=pair) as pool,
         pool.stream("POST", URL, headers=UPGRADE, content=b"x" * 100_000) as response,
     ):
         await network_stream(response).write(b"abc")
         assert await network_stream(response).read() == b"abc"
 
 
-async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
+async def test_a_switch_instead_of_100(network: Network) -> None:
     """The body was never sent, so that what follows would be taken for it."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -246,7 +254,7 @@ async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
         await trio.sleep_forever()
 
     headers = [*UPGRADE, ("Expect", "100-continue")]
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(RemoteProtocolError, match="before the request was sent whole"):
             await pool.request("POST", URL, headers=headers, content=b"abc")
 
@@ -267,8 +275,7 @@ async def test_closing_the_pool_ends_a_read(tcp: Sockets) -> None:
 
 
 async def test_half_closing(tcp: Sockets) -> None:
-    async with tcp.pool(switching()) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+    async with switched(tcp) as stream:
         await stream.write(b"abc")
         await stream.send_eof()
         received = [chunk async for chunk in stream]
@@ -279,12 +286,9 @@ async def test_half_closing(tcp: Sockets) -> None:
 
 
 async def test_tls_can_not_be_half_closed(tls: Sockets) -> None:
-    async with (
-        tls.pool(switching()) as pool,
-        pool.stream("GET", tls.url, headers=UPGRADE) as response,
-    ):
+    async with switched(tls) as stream:
         with pytest.raises(NotImplementedError, match="TLS"):
-            await network_stream(response).send_eof()
+            await stream.send_eof()
 
 
 # -- TLS on the stream.
@@ -326,34 +330,23 @@ async def test_start_tls(sockets: Sockets, depth: int, name: str | bytes) -> Non
 
 
 async def test_start_tls_after_a_greeting_that_came_along(sockets: Sockets) -> None:
-    async with (
-        sockets.pool(switching(tls_server(echo), along=b"ready")) as pool,
-        pool.stream("GET", sockets.url, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+    async with switched(sockets, tls_server(echo), along=b"ready") as stream:
         assert await stream.read(5) == b"ready"
         stream = await stream.start_tls(make_tls().client, "localhost")
         await stream.write(b"abc")
         assert await stream.read() == b"abc"
 
 
-async def test_bytes_already_read_are_the_handshakes_beginning(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(stall, along=b"this is no TLS")) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
+async def test_bytes_already_read_are_the_handshakes_beginning(network: Network) -> None:
+    async with switched(network, stall, along=b"this is no TLS") as stream:
         with pytest.raises(
             ConnectError, match=r"handshake with example\.com failed: .*sent b'this is no TLS'$"
         ):
-            await network_stream(response).start_tls(make_tls().client, "example.com")
+            await stream.start_tls(make_tls().client, "example.com")
 
 
-async def test_start_tls_needs_a_name_to_check(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(tls_server(echo))) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+async def test_start_tls_needs_a_name_to_check(network: Network) -> None:
+    async with switched(network, tls_server(echo)) as stream:
         with pytest.raises(ValueError, match="server_hostname must be given"):
             await stream.start_tls(make_tls().client)
         context = client_context(make_tls().ca)
@@ -363,14 +356,10 @@ async def test_start_tls_needs_a_name_to_check(nursery: trio.Nursery) -> None:
         assert await stream.read() == b"abc"
 
 
-async def test_arguments_are_checked(nursery: trio.Nursery) -> None:
+async def test_arguments_are_checked(network: Network) -> None:
     text: Any = "5"
     number: Any = 5
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+    async with switched(network) as stream:
         with pytest.raises(TypeError, match="max_bytes must be an int or None, not '5'"):
             await stream.read(text)
         with pytest.raises(TypeError, match="max_bytes must be an int or None, not True"):
@@ -385,12 +374,9 @@ async def test_arguments_are_checked(nursery: trio.Nursery) -> None:
         assert await stream.read() == b"abc"
 
 
-async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(tls_server(echo))) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = await network_stream(response).start_tls(make_tls().client, "localhost")
+async def test_the_errors_of_a_closed_stream_say_so(network: Network) -> None:
+    async with switched(network, tls_server(echo)) as stream:
+        stream = await stream.start_tls(make_tls().client, "localhost")
         await stream.aclose()
         with pytest.raises(ReadError, match="the connection was closed"):
             await stream.read()
@@ -398,26 +384,19 @@ async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> No
             await stream.write(b"x")
 
 
-async def test_start_tls_on_a_closed_stream(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        await network_stream(response).aclose()
+async def test_start_tls_on_a_closed_stream(network: Network) -> None:
+    async with switched(network) as stream:
+        await stream.aclose()
         with pytest.raises(ConnectError):
-            await network_stream(response).start_tls(make_tls().client, "localhost")
+            await stream.start_tls(make_tls().client, "localhost")
 
 
 # -- Arguments, timeouts and errors.
 
 
 @pytest.mark.parametrize("seconds", [-1, "1", float("nan"), True])
-async def test_timeouts_that_are_none(nursery: trio.Nursery, seconds: Any) -> None:
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+async def test_timeouts_that_are_none(network: Network, seconds: Any) -> None:
+    async with switched(network) as stream:
         operations: list[Callable[[], Awaitable[object]]] = [
             lambda: stream.read(1, timeout=seconds),
             lambda: stream.write(b"", timeout=seconds),
@@ -428,15 +407,12 @@ async def test_timeouts_that_are_none(nursery: trio.Nursery, seconds: Any) -> No
                 await operation()
 
 
-async def test_a_write_timeout(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_a_write_timeout(network: Network, autojump_clock: MockClock) -> None:
     pair = trio.testing.lockstep_stream_pair
-    async with (
-        await a_pool(nursery, switching(stall), stream_pair=pair) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
+    async with switched(network, stall, pair=pair) as stream:
         began = trio.current_time()
         with pytest.raises(WriteTimeout):
-            await network_stream(response).write(b"abc", timeout=3)
+            await stream.write(b"abc", timeout=3)
         assert trio.current_time() - began == 3
 
 
@@ -445,8 +421,7 @@ async def test_a_connection_that_is_reset(tcp: Sockets) -> None:
         await peer.receive_some()
         reset(peer)
 
-    async with tcp.pool(switching(script)) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+    async with switched(tcp, script) as stream:
         await stream.write(b"abc")
         with pytest.raises(ReadError) as info:
             await stream.read()
@@ -526,8 +501,7 @@ async def test_is_readable(tcp: Sockets, monkeypatch: pytest.MonkeyPatch, poll: 
         await peer.send(b"x")
         await trio.sleep_forever()
 
-    async with tcp.pool(switching(script)) as pool, pool.stream("GET", tcp.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+    async with switched(tcp, script) as stream:
         assert stream.get_extra_info("is_readable") is False
         go.set()
         await trio.lowlevel.wait_readable(stream.get_extra_info("socket"))
@@ -543,8 +517,8 @@ async def test_information_on_a_unix_socket(nursery: trio.Nursery, tmp_path: Any
         assert network_stream(response).get_extra_info("server_addr") == server.uds
 
 
-async def test_no_information_without_a_socket(nursery: trio.Nursery) -> None:
-    async with await a_pool(nursery, respond) as pool:
+async def test_no_information_without_a_socket(network: Network) -> None:
+    async with network.pool(respond) as pool:
         response = await pool.request("GET", URL)
         for name in ("client_addr", "server_addr", "socket", "ssl_object", "is_readable"):
             assert network_stream(response).get_extra_info(name) is None

@@ -203,7 +203,13 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def pool(
-        self, script: ExchangeScript, *, sockets: bool = False, lockstep: bool = False, **options: Any
+        self,
+        script: ExchangeScript,
+        *,
+        sockets: bool = False,
+        lockstep: bool = False,
+        deaf: bool = False,
+        **options: Any,
     ) -> AsyncIterator[ConnectionPool]:
         """Enter a pool whose requests `script` answers.
 
@@ -211,6 +217,7 @@ class Client:
             script: It plays each request but those of `assert_reusable` and `assert_given_up`.
             sockets: Whether the connections are no streams in memory.
             lockstep: Whether sending waits until the peer receives.
+            deaf: Whether the peers receive nothing, but what TLS needs to start.
             options: For the pool.
         """
 
@@ -238,6 +245,8 @@ class Client:
         async def serve_tls(peer: ScriptedPeer) -> None:
             if self._tls is not None:
                 await peer.start_tls(self._tls)
+            if deaf:
+                await trio.sleep_forever()
             await serve(peer)
 
         if sockets:

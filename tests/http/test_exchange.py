@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 from h2.errors import ErrorCodes
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, RstStreamFrame
 from trio.testing import MockClock
 
 from tests.harness.checks import assert_unharmed
@@ -29,6 +29,8 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
     Request,
+    WriteError,
+    WriteTimeout,
 )
 from trio_exchange.testing import ScriptedPeer
 
@@ -54,6 +56,12 @@ def sent_data(exchange: ServerExchange) -> bytes:
     assert isinstance(exchange, HTTP2Exchange)
     frames = exchange.stream.server.peer.sent(DataFrame, exchange.stream.id)
     return b"".join(frame.data for frame in frames)
+
+
+def resets(client: Client) -> list[RstStreamFrame]:
+    """The resets that the client has sent in HTTP/2."""
+    exchange = client.exchanges[0]
+    return exchange.stream.server.peer.sent(RstStreamFrame) if isinstance(exchange, HTTP2Exchange) else []
 
 
 # -- Reading.
@@ -87,6 +95,8 @@ async def test_closing_twice_and_reading_after(client: Client) -> None:
         with pytest.raises(ReadError, match="closed before its body was read"):
             await response.aread()
         await client.assert_given_up(pool)
+        await response.aclose()
+        assert len(resets(client)) == client.http2
 
 
 @framings
@@ -657,6 +667,110 @@ async def test_the_read_timeout_runs_once_the_response_has_begun(
         await client.assert_given_up(pool)
 
 
+async def test_the_write_timeout_for_the_head(client: Client, autojump_clock: MockClock) -> None:
+    # In HTTP/2 only a large head waits until it was taken.
+    headers = {"x": "y" * 100_000} if client.http2 else {}
+    async with client.pool(drain, lockstep=True, deaf=True) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout, match="accepted no data within 3 seconds"):
+            await pool.request("GET", client.url, headers=headers, extensions=timeouts(write=3))
+        assert trio.current_time() - began == pytest.approx(3)
+
+
+@pytest.mark.parametrize("content", [b"x" * 100_000, [b"x" * 100_000]], ids=["bytes", "pieces"])
+async def test_the_write_timeout_for_the_body(
+    client: Client, autojump_clock: MockClock, content: bytes | list[bytes]
+) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await trio.sleep_forever()
+
+    async with client.pool(script, lockstep=True) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout, match="accepted no data within 3 seconds"):
+            await pool.request("POST", client.url, content=content, extensions=timeouts(write=3, read=1))
+        assert trio.current_time() - began == pytest.approx(3)
+        await client.assert_given_up(pool)
+
+
+async def test_the_write_timeout_ends_when_the_response_begins(
+    client: Client, autojump_clock: MockClock
+) -> None:
+    received = []
+
+    async def script(exchange: ServerExchange) -> None:
+        await trio.sleep(2)
+        await exchange.respond(200, body=None)
+        for _ in range(5):
+            await trio.sleep(2)
+            await exchange.send(b"a")
+        if not client.http2:
+            await exchange.end()
+        received.append(await exchange.receive_all())
+        if client.http2:
+            await exchange.end()
+
+    async with client.pool(script, lockstep=True) as pool:
+        extensions = timeouts(write=3, read=3)
+        response = await pool.request("POST", client.url, content=b"x" * 100_000, extensions=extensions)
+        assert response.content == b"aaaaa"
+        await client.assert_reusable(pool)
+    assert received == [b"x" * 100_000]
+
+
+# -- Ends from elsewhere.
+
+
+async def test_cancelling_an_upload_leaves_nothing(client: Client, autojump_clock: MockClock) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await trio.sleep_forever()
+
+    async with client.pool(script, lockstep=True) as pool:
+        for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
+            with trio.move_on_after(1) as scope:
+                await pool.request("POST", client.url, content=content)
+            assert scope.cancelled_caught
+            await client.assert_given_up(pool)
+
+
+async def test_closing_the_pool_ends_an_upload(client: Client) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.receive()
+        await pool.aclose()
+
+    async with client.pool(script) as pool:
+        with pytest.raises(ReadError if client.http2 else WriteError):
+            await pool.request("POST", client.url, content=Pieces(b"x", trio.sleep_forever))
+    assert_unharmed(pool)
+
+
+async def test_closing_the_pool_before_an_upload_begins(client: Client) -> None:
+    async def close(event: str, info: dict[str, Any]) -> None:
+        if event == f"{client.prefix}send_request_body.started":
+            await pool.aclose()
+
+    async with client.pool(drain) as pool:
+        with pytest.raises(ReadError if client.http2 else WriteError, match="the connection was closed"):
+            await pool.request("POST", client.url, content=Pieces(b"x"), extensions={"trace": close})
+
+
+@pytest.mark.parametrize("by", ["aclose", "block"])
+async def test_a_response_whose_pool_was_closed(client: Client, by: str) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.respond(200, [(b"Content-Length", b"10")], body=None, begin=b"some")
+        await exchange.drain()
+
+    async with client.pool(script) as pool:
+        response = await pool.handle_async_request(Request("GET", client.url))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if by == "aclose":
+            await pool.aclose()
+    body = response.aiter_stream()
+    assert await anext(body) == b"some"
+    with pytest.raises(ReadError, match="in the middle of the response" if client.http2 else "closed"):
+        await anext(body)
+    await response.aclose()
+
+
 # -- Trace.
 
 
@@ -671,6 +785,41 @@ async def test_the_order_of_an_upload_and_its_response(client: Client) -> None:
         "receive_response_body",
         "response_closed",
     )
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_the_order_of_an_early_answer(client: Client, stuck: bool) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.inform(103, [(b"a", b"b")])
+        await exchange.respond(413)
+        await (exchange.drain() if stuck else exchange.receive_all())
+
+    trace, go = Events(), trio.Event()
+    async with client.pool(script) as pool:
+        content = Pieces(b"a", trio.sleep_forever if stuck else go.wait)
+        request = Request("POST", client.url, content=content, extensions={"trace": trace})
+        response = await pool.handle_async_request(request)
+        if not stuck:
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+        await response.aread()
+        names = client.names(trace)
+    assert names[:7] == [
+        *both_ends("send_request_headers"),
+        "send_request_body.started",
+        "receive_response_headers.started",
+        *both_ends("receive_informational_response"),
+        "receive_response_headers.complete",
+    ]
+    sent = "send_request_body.failed" if stuck else "send_request_body.complete"
+    ends = [*both_ends("receive_response_body", "response_closed"), sent]
+    if client.http2 or not stuck:
+        assert sorted(names[7:]) == sorted(ends)
+    else:
+        assert names[7:] == [*ends, *both_ends("connection.close")]
+        informed = trace.info("http11.receive_informational_response.complete")["return_value"]
+        assert informed == (b"HTTP/1.1", 103, b"Early Hints", [(b"a", b"b")])
+        assert isinstance(trace.info("http11.send_request_body.failed")["exception"], WriteError)
 
 
 @pytest.mark.parametrize("kind", ["first piece", "second piece", "not asynchronous"])

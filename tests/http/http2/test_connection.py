@@ -1040,24 +1040,6 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
         assert_unharmed(client.pool, idle=1)
 
 
-async def test_leaving_a_response_early_resets_its_stream(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"some", end=False)
-        response = await opened.result()
-        await response.aclose()
-        with pytest.raises(ReadError, match="closed before its body was read"):
-            await response.aread()
-        assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-        await response.aclose()
-        await client.is_served_on(peer)
-        assert len(peer.sent(RstStreamFrame)) == 1
-
-
 @pytest.mark.parametrize(
     "code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, ErrorCodes.CANCEL, 0xABCDEF]
 )
@@ -1833,24 +1815,6 @@ async def test_the_write_timeout_while_the_window_is_closed(
         await client.is_served_on(peer)
 
 
-async def test_the_write_timeout_ends_when_the_response_begins(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        opened = client.open("POST", content=b"abc", extensions={"timeout": {"write": 5}})
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, end=False)
-        response = await opened.result()
-        await trio.sleep(100)
-        peer.h2.increment_flow_control_window(3, stream_id)
-        await peer.flush()
-        assert await peer.body(stream_id) == b"abc"
-        peer.h2.end_stream(stream_id)
-        await peer.flush()
-        assert await response.aread() == b""
-
-
 def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[None]]) -> ConnectionPool:
     """A pool whose sends wait until the peer receives."""
 
@@ -1862,16 +1826,6 @@ def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[Non
 
 
 LARGE_HEADER = {"x": "y" * 100_000}
-
-
-async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async def deaf(peer: H2Peer) -> None:
-        await trio.sleep_forever()
-
-    async with lockstep_pool(nursery, deaf) as pool:
-        with pytest.raises(WriteTimeout, match="accepted no data within 5 seconds"):
-            await pool.request("GET", URL, headers=LARGE_HEADER, extensions={"timeout": {"write": 5}})
-        assert trio.current_time() == pytest.approx(5)
 
 
 async def test_a_large_head_waits_until_it_was_taken(
@@ -2309,22 +2263,6 @@ async def test_closing_the_pool_ends_what_is_under_way(
         assert peer.sent(RstStreamFrame) == []
 
 
-async def test_closing_the_pool_while_a_response_is_not_read(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async with Client(nursery) as client:
-        opened = client.open()
-        peer = await client.peer()
-        await peer.respond((await peer.head())[0], body=b"some", end=False)
-        response = await opened.result()
-        await client.pool.aclose()
-        body = aiter(response.aiter_stream())
-        assert await anext(body) == b"some"
-        with pytest.raises(ReadError, match="in the middle of the response"):
-            await anext(body)
-        await response.aclose()
-
-
 # -- What there is to see.
 
 
@@ -2480,40 +2418,6 @@ async def test_the_connection_ends_while_a_handler_takes_its_time(
         with pytest.raises(RemoteProtocolError, match="without a response"):
             await request.result()
         assert_unharmed(client.pool)
-
-
-@pytest.mark.parametrize("stuck", [False, True])
-async def test_the_order_of_an_early_answer(
-    nursery: trio.Nursery, autojump_clock: MockClock, stuck: bool
-) -> None:
-    events = Events()
-    content = Gated(b"x")
-    async with Client(nursery) as client:
-        opened = client.open("POST", content=content, extensions={"trace": events})
-        peer = await client.peer()
-        stream_id, _ = await peer.head()
-        await peer.respond(stream_id, body=b"early")
-        response = await opened.result()
-        if not stuck:
-            content.go.set()
-            await wait_all_tasks_blocked()
-        await response.aread()
-    names = [name.removeprefix("http2.") for name in events.names[4:]]
-    sent = "send_request_body.failed" if stuck else "send_request_body.complete"
-    assert names[:5] == [
-        "send_request_headers.started",
-        "send_request_headers.complete",
-        "send_request_body.started",
-        "receive_response_headers.started",
-        "receive_response_headers.complete",
-    ]
-    assert sorted(names[5:]) == sorted(
-        [
-            sent,
-            *both_ends("receive_response_body"),
-            *both_ends("response_closed"),
-        ]
-    )
 
 
 async def test_failures_are_in_the_trace(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
