@@ -25,7 +25,7 @@ import trio_exchange
 from tests.harness.checks import assert_settles, assert_unharmed, internals, open_sockets
 from tests.harness.layers import TLSServer, a_client, answer_once, whole_response
 from tests.harness.networks import Network, Sockets
-from tests.harness.peers import Script, mute, reset, respond, swallow
+from tests.harness.peers import Recorder, Script, mute, reset, respond, swallow
 from tests.harness.servers import background_nursery, serve_tcp
 from tests.harness.streams import Crash, Crashing, Wrapped, WrappingConnector
 from tests.harness.traces import Events
@@ -930,33 +930,23 @@ async def test_a_retry_waits_its_turn_at_the_head_of_the_queue(
 
 async def test_a_post_of_which_nothing_was_sent_is_sent_again(tcp: Sockets) -> None:
     """The connection broke between the look at it and the sending."""
-    received: list[bytes] = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            received.append(request.body)
-            await peer.send_response()
+    recorder = Recorder()
 
     async def sabotage(event: str, _: dict[str, Any]) -> None:
         if event == "http11.send_request_headers.started" and pool.statistics().connections_opened == 1:
             [connection] = internals(pool)
             connection.info.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
-    async with tcp.pool(script) as pool:
+    async with tcp.pool(recorder) as pool:
         await pool.request("POST", tcp.url, content=b"one")
         response = await pool.request("POST", tcp.url, content=b"two", extensions={"trace": sabotage})
         assert response.status == 200
         assert pool.statistics().connections_opened == 2
-    assert received == [b"one", b"two"]
+    assert recorder.bodies == [b"one", b"two"]
 
 
 async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(network: Network) -> None:
-    received: list[bytes] = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            received.append(request.body)
-            await peer.send_response()
+    recorder = Recorder()
 
     class SendsThenFails(Wrapped):
         sends = 0
@@ -968,12 +958,12 @@ async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(network: N
                 await trio.aclose_forcefully(self.stream)
                 raise trio.BrokenResourceError("nobody knows what was sent")
 
-    async with network.pool(script, wrap=SendsThenFails) as pool:
+    async with network.pool(recorder, wrap=SendsThenFails) as pool:
         await pool.request("POST", URL, content=b"one")
         with pytest.raises(WriteError, match="nobody knows"):
             await pool.request("POST", URL, content=b"two")
         await trio.testing.wait_all_tasks_blocked()
-        assert received == [b"one", b"two"]
+        assert recorder.bodies == [b"one", b"two"]
         await assert_settles(pool)
 
 

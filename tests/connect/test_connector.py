@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, open_sockets
 from tests.harness.networks import Network, Sockets
-from tests.harness.peers import respond
+from tests.harness.peers import Recorder, respond
 from tests.harness.servers import serve_tcp, serve_unix
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -367,20 +367,15 @@ def free_tcp_port() -> Iterable[int]:
 
 
 async def test_a_unix_socket_stands_for_every_host(nursery: trio.Nursery, tmp_path: Path) -> None:
-    hosts = []
-
-    async def serve(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            hosts.append(request.header(b"host"))
-            await peer.send_response()
-
-    server = await serve_unix(nursery, serve, tmp_path / "socket")
+    recorder = Recorder()
+    server = await serve_unix(nursery, recorder, tmp_path / "socket")
     trace = Events()
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     async with ConnectionPool(uds=server.uds, socket_options=options) as pool:
         await pool.request("GET", "http://example.com/", extensions={"trace": trace})
         await pool.request("GET", "http://other.example:81/")
         assert len(pool.connections) == 2
+    hosts = [request.header(b"host") for request in recorder.requests]
     assert hosts == [b"example.com", b"other.example:81"]
     assert trace.seen[0] == (
         "connection.connect_unix_socket.started",

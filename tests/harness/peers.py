@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from tests.harness.streams import Prefixed
-from trio_exchange.testing import ScriptedPeer
+from trio_exchange.testing import PeerRequest, ScriptedPeer
 
 Script: TypeAlias = Callable[[ScriptedPeer], Awaitable[object]]
 
@@ -40,6 +40,22 @@ async def respond(peer: ScriptedPeer) -> None:
     """The script of an ordinary server: it answers every request with the request's own body."""
     async for request in peer:
         await peer.send_response(200, body=request.body)
+
+
+class Recorder:
+    """The script of an ordinary server that remembers the requests, in order."""
+
+    def __init__(self) -> None:
+        self.requests: list[PeerRequest] = []
+
+    async def __call__(self, peer: ScriptedPeer) -> None:
+        async for request in peer:
+            self.requests.append(request)
+            await peer.send_response(200, body=request.body)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request.body for request in self.requests]
 
 
 def reset(peer: ScriptedPeer) -> None:

@@ -17,7 +17,7 @@ from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.contents import Pieces, stream_of
 from tests.harness.networks import Network, Sockets
-from tests.harness.peers import DELIVERIES, Script, reset, respond, transcript
+from tests.harness.peers import DELIVERIES, Recorder, Script, reset, respond, transcript
 from tests.harness.servers import serve_tcp
 from tests.harness.streams import WrappedHalfCloseable
 from trio_exchange import (
@@ -788,14 +788,8 @@ async def test_the_pool_closes_while_a_body_is_read(tcp: Sockets, nursery: trio.
 
 @pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 3 * MEGABYTE])
 async def test_content_arrives_whole(sockets: Sockets, size: int) -> None:
-    sizes = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            sizes.append(len(request.body))
-            await peer.send_response()
-
-    async with sockets.pool(script) as pool:
+    recorder = Recorder()
+    async with sockets.pool(recorder) as pool:
         length = {"Content-Length": str(size)}
         contents: list[tuple[Any, dict[str, str]]] = [
             (b"x" * size, {}),
@@ -806,7 +800,7 @@ async def test_content_arrives_whole(sockets: Sockets, size: int) -> None:
         for content, headers in contents:
             response = await pool.request("POST", sockets.url, content=content, headers=headers)
             assert response.status == 200
-        assert sizes == [size] * 4
+        assert [len(body) for body in recorder.bodies] == [size] * 4
         assert_unharmed(pool, idle=1)
         assert pool.statistics().connections_opened == 1
 
@@ -914,17 +908,11 @@ async def test_the_client_may_ask_for_the_end(network: Network) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 async def test_headers_that_repeat_are_not_mixed_up(network: Network, count: int) -> None:
     """Headers that were checked for one request serve for the next only if they are the same."""
-    seen = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            seen.append(request.header(b"a"))
-            await peer.send_response()
-
-    async with network.pool(script) as pool:
+    recorder = Recorder()
+    async with network.pool(recorder) as pool:
         for value in ("1", "1", "2", "1"):
             await pool.request("GET", URL, headers=[("A", value)] * count)
-    assert seen == [b"1", b"1", b"2", b"1"]
+    assert [request.header(b"a") for request in recorder.requests] == [b"1", b"1", b"2", b"1"]
 
 
 async def test_the_write_timeout_limits_each_send(network: Network, autojump_clock: MockClock) -> None:
