@@ -73,6 +73,14 @@ def frames_of(error: BaseException) -> list[str]:
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
 
+async def error_of(pool: ConnectionPool, url: str = URL, **more: Any) -> ConnectError:
+    """What a request raises that reaches no server."""
+    async with pool:
+        with pytest.raises(ConnectError) as info:
+            await pool.request("GET", url, **more)
+    return info.value
+
+
 # -- Tracebacks.
 
 
@@ -168,28 +176,20 @@ def raise_mine() -> None:
     raise Mine("of a callback")
 
 
-async def test_a_connectors_own_error_keeps_its_traceback(nursery: trio.Nursery) -> None:
+async def test_a_connectors_own_error_keeps_its_traceback() -> None:
     class Failing(Connector):
-        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
-            raise_mine()
-            raise AssertionError
-
-    async with ConnectionPool(connector=Failing()) as pool:
-        with pytest.raises(Mine) as info:
-            await pool.request("GET", URL)
-    assert frames_of(info.value)[1:] == ["connect_tcp", "raise_mine"]
-
-
-async def test_so_does_the_cause_that_a_connector_raised(nursery: trio.Nursery) -> None:
-    class Failing(Connector):
-        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
+        async def connect_tcp(self, host: str, port: int, **options: Any) -> trio.abc.Stream:
+            if host == "example.com":
+                raise_mine()
             raise OSError("mine")
 
-    async with ConnectionPool(connector=Failing()) as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert info.value.__cause__ is not None
-    assert frames_of(info.value.__cause__) == ["connect_tcp"]
+    error = await error_of(ConnectionPool(connector=Failing()))
+    assert type(error) is Mine
+    assert frames_of(error)[1:] == ["connect_tcp", "raise_mine"]
+    # So does the cause of an error of the library.
+    error = await error_of(ConnectionPool(connector=Failing()), "http://other.example/")
+    assert error.__cause__ is not None
+    assert frames_of(error.__cause__) == ["connect_tcp"]
 
 
 @pytest.mark.parametrize("error", [Mine, KeyError])
@@ -252,75 +252,66 @@ async def refused(pool: ConnectionPool, url: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_an_address_is_named_once(closed_port: int, host: str) -> None:
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://{host}:{closed_port}/")
-    assert str(info.value) == f"could not connect to {host}:{closed_port}: Connection refused"
-    assert type(info.value.__cause__) is ConnectionRefusedError
-    assert info.value.__cause__.__cause__ is None
-    assert info.value.__cause__.__context__ is None
-
-
-async def test_the_address_of_a_name_is_named(closed_port: int) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver("::1"))
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    assert str(info.value) == (
-        f"could not connect to example.com:{closed_port}: Connection refused ([::1]:{closed_port})"
-    )
-
-
-@pytest.mark.parametrize("addresses", [("127.0.0.1", "::1"), ("127.0.0.1", "::1", "127.0.0.1")])
-async def test_each_of_several_addresses_is_named_once(closed_port: int, addresses: tuple[str, ...]) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver(*addresses))
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    reasons = f"Connection refused (127.0.0.1:{closed_port}); Connection refused ([::1]:{closed_port})"
-    assert str(info.value) == f"could not connect to example.com:{closed_port}: {reasons}"
-    cause = info.value.__cause__
+    error = await error_of(ConnectionPool(), f"http://{host}:{closed_port}/")
+    assert str(error) == f"could not connect to {host}:{closed_port}: Connection refused"
+    cause = error.__cause__
     assert type(cause) is ConnectionRefusedError
-    assert str(cause) == f"[Errno 111] {reasons}"
     assert cause.__cause__ is cause.__context__ is None
+
+
+@pytest.mark.parametrize("addresses", [("::1",), ("127.0.0.1", "::1"), ("127.0.0.1", "::1", "127.0.0.1")])
+async def test_each_address_of_a_name_is_named_once(closed_port: int, addresses: tuple[str, ...]) -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(*addresses))
+    error = await error_of(ConnectionPool(), f"http://example.com:{closed_port}/")
+    shown = ["127.0.0.1", "[::1]"] if len(addresses) > 1 else ["[::1]"]
+    reasons = "; ".join(f"Connection refused ({address}:{closed_port})" for address in shown)
+    assert str(error) == f"could not connect to example.com:{closed_port}: {reasons}"
+    cause = error.__cause__
+    assert type(cause) is ConnectionRefusedError
+    if len(addresses) > 1:
+        assert str(cause) == f"[Errno 111] {reasons}"
+        assert cause.__cause__ is cause.__context__ is None
 
 
 async def test_addresses_that_failed_for_different_reasons(closed_port: int) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1", "::1"))
-    async with ConnectionPool(local_address="127.0.0.1") as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    assert type(info.value.__cause__) is OSError
-    assert str(info.value) == f"could not connect to example.com:{closed_port}: {info.value.__cause__}"
+    pool = ConnectionPool(local_address="127.0.0.1")
+    error = await error_of(pool, f"http://example.com:{closed_port}/")
+    assert type(error.__cause__) is OSError
+    assert str(error) == f"could not connect to example.com:{closed_port}: {error.__cause__}"
     # A failure that the kernel reports at once comes from Trio without the address.
     reasons = f"Connection refused (127.0.0.1:{closed_port}); Address family not supported by protocol"
-    assert str(info.value.__cause__) == reasons
+    assert str(error.__cause__) == reasons
 
 
 async def test_a_name_without_address(network: Network) -> None:
     network.failures.append(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-    async with network.pool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == "could not connect to example.com:80: Name or service not known"
+    error = await error_of(network.pool())
+    assert str(error) == "could not connect to example.com:80: Name or service not known"
 
 
 async def test_trios_words_without_an_error_number(network: Network) -> None:
     failure = OSError()
     failure.strerror = "Error connecting to ('192.0.2.1', 80): gone"
     network.failures.append(failure)
-    async with network.pool() as pool:
-        with pytest.raises(ConnectError, match=r"example\.com:80: Error connecting to \('192"):
-            await pool.request("GET", URL)
+    assert "example.com:80: Error connecting to ('192" in str(await error_of(network.pool()))
 
 
-async def test_a_connect_timeout_names_the_address_in_brackets(
-    network: Network, autojump_clock: MockClock
+@pytest.mark.parametrize(
+    ("url", "proxy", "where"),
+    [
+        ("http://[::1]:8080/", None, r"\[::1\]:8080$"),
+        (URL, Proxy("http://first.example:3128"), "the proxy http://first.example:3128"),
+    ],
+    ids=["address in brackets", "proxy"],
+)
+async def test_a_connect_timeout_says_where(
+    network: Network, autojump_clock: MockClock, url: str, proxy: Proxy | None, where: str
 ) -> None:
     network.gate = trio.Event()
-    async with network.pool() as pool:
-        with pytest.raises(ConnectTimeout, match=r"at last connecting to \[::1\]:8080$"):
-            await pool.request("GET", "http://[::1]:8080/", timeout={"connect": 1})
+    async with network.pool(proxy=proxy) as pool:
+        with pytest.raises(ConnectTimeout, match=f"at last connecting to {where}"):
+            await pool.request("GET", url, timeout={"connect": 1})
 
 
 # -- Proxies.
@@ -340,27 +331,14 @@ async def test_a_proxy_that_can_not_be_reached_is_called_one(
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver("192.0.2.1"))
     network.failures.append(ConnectionRefusedError(111, "Connection refused"))
-    async with network.pool(proxy=[Proxy(proxy) for proxy in proxies]) as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", url)
-    assert str(info.value) == f"could not connect to the proxy {proxies[0]}: Connection refused"
+    error = await error_of(network.pool(proxy=[Proxy(proxy) for proxy in proxies]), url)
+    assert str(error) == f"could not connect to the proxy {proxies[0]}: Connection refused"
 
 
 async def test_a_proxy_on_a_unix_socket_that_can_not_be_reached(network: Network) -> None:
     network.failures.append(FileNotFoundError(2, "No such file or directory"))
-    async with network.pool(proxy=Proxy(FIRST), uds="/run/x") as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == f"could not connect to the proxy {FIRST} at /run/x: No such file or directory"
-
-
-async def test_a_proxy_that_takes_too_long_to_reach_is_called_one(
-    network: Network, autojump_clock: MockClock
-) -> None:
-    network.gate = trio.Event()
-    async with network.pool(proxy=Proxy(FIRST)) as pool:
-        with pytest.raises(ConnectTimeout, match=f"at last connecting to the proxy {FIRST}"):
-            await pool.request("GET", URL, timeout={"connect": 1})
+    error = await error_of(network.pool(proxy=Proxy(FIRST), uds="/run/x"))
+    assert str(error) == f"could not connect to the proxy {FIRST} at /run/x: No such file or directory"
 
 
 async def test_the_second_proxy_of_a_chain_is_called_one_by_a_socks_proxy(network: Network) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +20,7 @@ from trio_exchange import (
     PoolTimeout,
     ReadTimeout,
     Request,
+    Response,
     TimeoutException,
     WriteTimeout,
 )
@@ -125,6 +128,22 @@ def test_a_request_replaces_the_pools_timeouts_name_by_name() -> None:
     assert parse_timeouts({"timeout": {}}, defaults) == defaults
 
 
+def uses(pool: ConnectionPool, **options: Any) -> list[Callable[[], Awaitable[object]]]:
+    """All that takes a timeout, of a pool and of the module."""
+
+    async def enter(stream: Callable[..., AbstractAsyncContextManager[Response]]) -> None:
+        async with stream("GET", URL, **options):
+            pytest.fail("it must not get here")
+
+    return [
+        lambda: pool.request("GET", URL, **options),
+        lambda: enter(pool.stream),
+        lambda: pool.open_tcp_stream("example.com", 80, **options),
+        lambda: trio_exchange.request("GET", URL, **options),
+        lambda: enter(trio_exchange.stream),
+    ]
+
+
 @pytest.mark.parametrize(
     ("timeout", "error", "message"),
     [
@@ -148,35 +167,23 @@ async def test_bad_timeouts_of_a_pool_and_in_arguments(
     with pytest.raises(error, match=message):
         ConnectionPool(timeout=timeout)
     async with network.pool() as pool:
-        with pytest.raises(error, match=message):
-            await pool.request("GET", URL, timeout=timeout)
-        with pytest.raises(error, match=message):
-            async with pool.stream("GET", URL, timeout=timeout):
-                pytest.fail("it must not get here")
-        with pytest.raises(error, match=message):
-            await pool.open_tcp_stream("example.com", 80, timeout=timeout)
-        with pytest.raises(error, match=message):
-            await trio_exchange.request("GET", URL, timeout=timeout)
-        with pytest.raises(error, match=message):
-            async with trio_exchange.stream("GET", URL, timeout=timeout):
-                pytest.fail("it must not get here")
+        for use in uses(pool, timeout=timeout):
+            with pytest.raises(error, match=message):
+                await use()
     assert network.dialled == []
 
 
-async def test_a_timeout_is_given_in_one_place(network: Network) -> None:
-    extensions = {"timeout": {"read": 1}}
+@pytest.mark.parametrize("timeout", [1, {"read": 1}])
+async def test_a_timeout_is_given_in_one_place(network: Network, timeout: Any) -> None:
     one = "give either the timeout argument or the timeout extension, not both"
     async with network.pool() as pool:
-        with pytest.raises(TypeError, match=one):
-            await pool.request("GET", URL, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            pool.stream("GET", URL, extensions=extensions, timeout={"read": 1})
-        with pytest.raises(TypeError, match=one):
-            await pool.open_tcp_stream("example.com", 80, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            await trio_exchange.request("GET", URL, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            trio_exchange.stream("GET", URL, extensions=extensions, timeout=1)
+        for use in uses(pool, extensions={"timeout": {"read": 1}}, timeout=timeout):
+            with pytest.raises(TypeError, match=one):
+                await use()
+        # A stream says so before it is entered.
+        for stream in (pool.stream, trio_exchange.stream):
+            with pytest.raises(TypeError, match=one):
+                stream("GET", URL, extensions={"timeout": {"read": 1}}, timeout=timeout)
     assert network.dialled == []
 
 
@@ -244,6 +251,15 @@ async def sleep_and_return(seconds: float, value: str) -> str:
     return value
 
 
+async def at_once() -> str:
+    return "done"
+
+
+async def slow() -> None:
+    with trio.fail_after(1):
+        await trio.sleep_forever()
+
+
 async def test_timed_returns_what_the_operation_returns(autojump_clock: MockClock) -> None:
     assert await timed(2, ReadTimeout, sleep_and_return, 1, "done") == "done"
     assert await timed(None, ReadTimeout, sleep_and_return, 1e6, "done") == "done"
@@ -257,19 +273,12 @@ async def test_timed_raises_its_own_error_at_the_limit(error: Any, autojump_cloc
 
 
 async def test_a_timeout_of_zero_is_an_attempt_that_may_not_wait(autojump_clock: MockClock) -> None:
-    async def at_once() -> str:
-        return "done"
-
     assert await timed(0, ReadTimeout, at_once) == "done"
     with pytest.raises(ReadTimeout, match="within 0 seconds"):
         await timed(0, ReadTimeout, trio.sleep, 1)
 
 
 async def test_timed_lets_a_users_too_slow_error_pass(autojump_clock: MockClock) -> None:
-    async def slow() -> None:
-        with trio.fail_after(1):
-            await trio.sleep_forever()
-
     with pytest.raises(trio.TooSlowError):
         await timed(10, ReadTimeout, slow)
     assert trio.current_time() == 1
@@ -319,9 +328,6 @@ async def test_an_overspent_budget_allows_what_does_not_wait(autojump_clock: Moc
 
     assert await budget.spend(overspend) == "late"
 
-    async def at_once() -> str:
-        return "done"
-
     assert await budget.spend(at_once) == "done"
     with pytest.raises(ConnectTimeout):
         await budget.spend(trio.lowlevel.checkpoint)
@@ -352,10 +358,6 @@ async def test_a_budget_lets_outer_cancellation_and_too_slow_error_pass(autojump
         await budget.spend(trio.sleep_forever)
     assert outer.cancelled_caught
 
-    async def slow() -> None:
-        with trio.fail_after(1):
-            await trio.sleep_forever()
-
     with pytest.raises(trio.TooSlowError):
         await budget.spend(slow)
 
@@ -365,8 +367,4 @@ async def test_neither_adds_nor_drops_checkpoints(seconds: float | None) -> None
     with assert_checkpoints():
         await timed(seconds, ReadTimeout, trio.lowlevel.checkpoint)
     with trio.testing.assert_no_checkpoints():
-        await timed(seconds, ReadTimeout, _no_checkpoint)
-
-
-async def _no_checkpoint() -> None:
-    pass
+        await timed(seconds, ReadTimeout, at_once)

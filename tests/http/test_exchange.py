@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import h11
@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from tests.harness.checks import assert_unharmed
 from tests.harness.contents import Pieces, stream_of
-from tests.harness.exchanges import Client, HTTP2Exchange, ServerExchange
+from tests.harness.exchanges import Client, ExchangeScript, HTTP2Exchange, ServerExchange
 from tests.harness.networks import Network
 from tests.harness.peers import BUFFERS
 from tests.harness.traces import Events, both_ends
@@ -36,6 +36,7 @@ from trio_exchange.testing import ScriptedPeer
 
 URL = "http://origin.example/"
 MEGABYTE = 1024 * 1024
+FIVE = [(b"Content-Length", b"5")]
 
 #: A body of six bytes, with a Content-Length and without.
 framings = pytest.mark.parametrize(
@@ -49,6 +50,32 @@ async def echo(exchange: ServerExchange) -> None:
 
 async def drain(exchange: ServerExchange) -> None:
     await exchange.drain()
+
+
+async def stall(exchange: ServerExchange) -> None:
+    await trio.sleep_forever()
+
+
+def answering(
+    headers: Sequence[tuple[bytes, bytes]] = (), body: bytes | None = None, *, begin: bytes = b""
+) -> ExchangeScript:
+    """A script that sends a response, or its beginning, and then receives until the client gives up."""
+
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.respond(200, headers, body=body)
+        if begin:
+            await exchange.send(begin)
+        await exchange.drain()
+
+    return script
+
+
+async def talk(exchange: ServerExchange) -> None:
+    """Answer each piece of the request with one of the response."""
+    await exchange.respond(200, body=None)
+    while piece := await exchange.receive():
+        await exchange.send(piece.upper())
+    await exchange.end()
 
 
 def sent_data(exchange: ServerExchange) -> bytes:
@@ -82,12 +109,7 @@ async def test_after_the_end_there_is_nothing_more(client: Client) -> None:
 
 
 async def test_closing_twice_and_reading_after(client: Client) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.send(b"ab")
-        await exchange.drain()
-
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE, begin=b"ab")) as pool:
         response = await pool.handle_async_request(Request("GET", client.url))
         for _ in range(2):
             with trio.testing.assert_checkpoints():
@@ -165,13 +187,7 @@ async def test_a_read_that_another_task_ended_by_closing_says_so(
 ) -> None:
     """The read says that the response was closed, not that a file descriptor was, and waits no longer."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        if begun:
-            await exchange.send(b"a")
-        await exchange.drain()
-
-    async with client.pool(script, sockets=sockets) as pool:
+    async with client.pool(answering(begin=b"a" if begun else b""), sockets=sockets) as pool:
         response = await pool.handle_async_request(Request("GET", client.url))
 
         async def read() -> None:
@@ -206,14 +222,8 @@ async def test_trailers_are_there_once_the_body_was_read(client: Client) -> None
 async def test_a_dialogue_within_one_exchange(client: Client) -> None:
     """Each piece of the request depends on the piece of the response before it."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        while piece := await exchange.receive():
-            await exchange.send(piece.upper())
-        await exchange.end()
-
     send, receive = trio.open_memory_channel[bytes](0)
-    async with client.pool(script) as pool:
+    async with client.pool(talk) as pool:
         async with pool.stream("POST", client.url, content=receive) as response:
             chunks = response.aiter_stream()
             for piece in (b"one", b"two", b"three"):
@@ -226,29 +236,19 @@ async def test_a_dialogue_within_one_exchange(client: Client) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_large_bodies_both_ways_at_once(client: Client, streamed: bool) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        while piece := await exchange.receive():
-            await exchange.send(piece)
-        await exchange.end()
-
     # More than sockets' buffers hold in HTTP/1.1, and than the first windows in HTTP/2, whose peer is slow.
     size = (4 if client.http2 else 12) * MEGABYTE
     whole = bytes(range(256)) * (size // 256)
     content: Any = stream_of(size, 100_000) if streamed else whole
-    async with client.pool(script, sockets=True) as pool:
+    async with client.pool(talk, sockets=True) as pool:
         with trio.fail_after(30):
             async with pool.stream("POST", client.url, content=content) as response:
                 received = [chunk async for chunk in response.aiter_stream()]
-        assert b"".join(received) == (b"x" * size if streamed else whole)
+        assert b"".join(received) == (b"X" * size if streamed else whole.upper())
         await client.assert_reusable(pool)
 
 
 async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_clock: MockClock) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.drain()
-
     ended = trio.Event()
 
     async def wait() -> None:
@@ -257,7 +257,7 @@ async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_
         finally:
             ended.set()
 
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE)) as pool:
         async with pool.stream("POST", client.url, content=Pieces(b"x", wait)) as response:
             assert response.status == 200
         assert ended.is_set()
@@ -268,11 +268,7 @@ async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_
 async def test_an_early_answer_to_a_client_that_waits(client: Client, sockets: bool) -> None:
     """The iterator has nothing to give, and never will."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=b"enough")
-        await exchange.drain()
-
-    async with client.pool(script, sockets=sockets) as pool:
+    async with client.pool(answering(body=b"enough"), sockets=sockets) as pool:
         content = Pieces(b"x", trio.sleep_forever)
         assert (await pool.request("POST", client.url, content=content)).content == b"enough"
         await client.assert_given_up(pool)
@@ -359,14 +355,9 @@ async def test_the_iterators_own_error_before_the_response(client: Client) -> No
 
 @pytest.mark.parametrize("reading", [True, False])
 async def test_the_iterators_own_error_during_the_response(client: Client, reading: bool) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.send(b"ab")
-        await exchange.drain()
-
     go = trio.Event()
     error = KeyError("user")
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE, begin=b"ab")) as pool:
         request = Request("POST", client.url, content=Pieces(b"x", go.wait, error))
         response = await pool.handle_async_request(request)
         chunks = response.aiter_stream()
@@ -653,11 +644,7 @@ async def test_the_read_timeout_runs_when_the_upload_has_ended(
 async def test_the_read_timeout_runs_once_the_response_has_begun(
     client: Client, autojump_clock: MockClock
 ) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        await exchange.drain()
-
-    async with client.pool(script) as pool:
+    async with client.pool(answering()) as pool:
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await pool.request(
@@ -681,10 +668,7 @@ async def test_the_write_timeout_for_the_head(client: Client, autojump_clock: Mo
 async def test_the_write_timeout_for_the_body(
     client: Client, autojump_clock: MockClock, content: bytes | list[bytes]
 ) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await trio.sleep_forever()
-
-    async with client.pool(script, lockstep=True) as pool:
+    async with client.pool(stall, lockstep=True) as pool:
         began = trio.current_time()
         with pytest.raises(WriteTimeout, match="accepted no data within 3 seconds"):
             await pool.request("POST", client.url, content=content, extensions=timeouts(write=3, read=1))
@@ -721,10 +705,7 @@ async def test_the_write_timeout_ends_when_the_response_begins(
 
 
 async def test_cancelling_an_upload_leaves_nothing(client: Client, autojump_clock: MockClock) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await trio.sleep_forever()
-
-    async with client.pool(script, lockstep=True) as pool:
+    async with client.pool(stall, lockstep=True) as pool:
         for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
             with trio.move_on_after(1) as scope:
                 await pool.request("POST", client.url, content=content)
@@ -756,7 +737,7 @@ async def test_closing_the_pool_before_an_upload_begins(client: Client) -> None:
 @pytest.mark.parametrize("by", ["aclose", "block"])
 async def test_a_response_whose_pool_was_closed(client: Client, by: str) -> None:
     async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"10")], body=None, begin=b"some")
+        await exchange.respond(200, FIVE, body=None, begin=b"some")
         await exchange.drain()
 
     async with client.pool(script) as pool:
