@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.harness.streams import Prefixed
+from tests.harness.streams import Prefixed, Wrapped
 from trio_exchange.testing import PeerRequest, ScriptedPeer
 
 Script: TypeAlias = Callable[[ScriptedPeer], Awaitable[object]]
@@ -58,11 +58,11 @@ class Recorder:
         return [request.body for request in self.requests]
 
 
-def reset(peer: ScriptedPeer) -> None:
-    """Close a peer's TCP connection with an RST."""
-    stream: object = peer.stream
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
+def reset(peer: ScriptedPeer | trio.abc.Stream) -> None:
+    """Close the TCP connection of a peer or stream with an RST."""
+    stream: object = peer.stream if isinstance(peer, ScriptedPeer) else peer
+    while isinstance(stream, (Wrapped, trio.SSLStream)):
+        stream = stream.stream if isinstance(stream, Wrapped) else stream.transport_stream
     assert isinstance(stream, trio.SocketStream)
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()
