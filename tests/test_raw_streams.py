@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -52,11 +53,20 @@ async def echo(far: Far) -> None:
         await far.top.send_all(received)
 
 
+@contextlib.asynccontextmanager
+async def raw_stream(
+    kind: Kind, play: Callable[[Far], Awaitable[object]]
+) -> AsyncIterator[tuple[ConnectionPool, NetworkStream]]:
+    """A pool, and a raw stream of it, whose far end is played by `play`."""
+    async with trio.open_nursery() as nursery:
+        async with pool_through(kind, LayeredNetwork(nursery, kind, play)) as pool:
+            yield pool, await pool.open_tcp_stream("example.com", 443)
+        nursery.cancel_scope.cancel()
+
+
 @every_proxy
-async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
-    connector = LayeredNetwork(nursery, kind, echo)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+async def test_a_raw_stream(kind: Kind) -> None:
+    async with raw_stream(kind, echo) as (pool, stream):
         assert isinstance(stream, NetworkStream)
         for data in (b"abc", b"x" * 30_000):
             await stream.write(data)
@@ -81,7 +91,6 @@ async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
             await stream.read()
         with pytest.raises(WriteError):
             await stream.write(b"x")
-    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -109,15 +118,13 @@ async def test_what_comes_along_with_a_tunnel_is_in_its_stream(
 
 
 @every_proxy
-async def test_tls_on_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
+async def test_tls_on_a_raw_stream(kind: Kind) -> None:
     async def play(far: Far) -> None:
         peer = ScriptedPeer(far.top)
         await peer.start_tls(make_tls().server)
         await respond(peer)
 
-    connector = LayeredNetwork(nursery, kind, play)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, play) as (pool, stream):
         below = stream.get_extra_info("ssl_object")
         assert (below is None) == (not {"https", "h2"} & {*kind.proxies})
         stream = await stream.start_tls(a_client(), "example.com", timeout=10)
@@ -129,7 +136,6 @@ async def test_tls_on_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert_unharmed(pool)
-    nursery.cancel_scope.cancel()
 
 
 @every_kind
@@ -167,15 +173,13 @@ async def test_information_through_layers(nursery: trio.Nursery, kind: Kind) -> 
 
 @pytest.mark.parametrize("who", ["pool's end", "aclose", "another pool.aclose while reading"])
 @every_proxy
-async def test_a_raw_stream_ends_with_its_pool(nursery: trio.Nursery, kind: Kind, who: str) -> None:
+async def test_a_raw_stream_ends_with_its_pool(kind: Kind, who: str) -> None:
     async def read() -> None:
         with pytest.raises(ReadError):
             await stream.read()
 
     before = open_sockets()
-    connector = LayeredNetwork(nursery, kind, echo)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, echo) as (pool, stream):
         if who == "aclose":
             await pool.aclose()
         elif who.startswith("another"):
@@ -193,7 +197,7 @@ async def test_a_raw_stream_ends_with_its_pool(nursery: trio.Nursery, kind: Kind
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS.values() if not k.tls and "https" not in k.proxies])
-async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
+async def test_half_closing_a_raw_stream(kind: Kind) -> None:
     async def play(far: Far) -> None:
         received = b""
         while data := await far.top.receive_some():
@@ -202,9 +206,7 @@ async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> N
         await far.top.send_eof()
         await trio.sleep_forever()
 
-    connector = LayeredNetwork(nursery, kind, play)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, play) as (pool, stream):
         await stream.write(b"abc")
         await stream.send_eof()
         with pytest.raises(WriteError):
@@ -214,10 +216,9 @@ async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> N
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert_unharmed(pool)
-    nursery.cancel_scope.cancel()
 
 
-async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery) -> None:
+async def test_the_far_side_of_a_raw_stream_may_end_first() -> None:
     got: list[bytes] = []
 
     async def play(far: Far) -> None:
@@ -227,9 +228,7 @@ async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery)
         done.set()
 
     done = trio.Event()
-    connector = LayeredNetwork(nursery, KINDS["through http"], play)
-    async with pool_through(KINDS["through http"], connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(KINDS["through http"], play) as (pool, stream):
         assert await stream.read() == b""
         await stream.write(b"still here")
         assert pool.statistics().active == 1
@@ -238,15 +237,12 @@ async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery)
     assert b"".join(got) == b"still here"
 
 
-async def test_a_raw_stream_through_tls_can_not_be_half_closed(nursery: trio.Nursery) -> None:
-    connector = LayeredNetwork(nursery, KINDS["through TLS"], echo)
-    async with pool_through(KINDS["through TLS"], connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+async def test_a_raw_stream_through_tls_can_not_be_half_closed() -> None:
+    async with raw_stream(KINDS["through TLS"], echo) as (_, stream):
         with pytest.raises(NotImplementedError, match="TLS"):
             await stream.send_eof()
         await stream.write(b"abc")
         assert await stream.read() == b"abc"
-    nursery.cancel_scope.cancel()
 
 
 # -- Among a pool's connections.

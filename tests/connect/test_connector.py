@@ -79,7 +79,7 @@ async def test_a_connector_need_not_know_of_options_that_the_pool_has_not(nurser
 
 @pytest.mark.parametrize("uds", [{}, {"uds": "/run/x", **LOCAL}], ids=["tcp", "unix"])
 async def test_socket_options_given_as_an_iterator_are_set_on_every_connection(
-    network: Network, uds: dict[str, str]
+    network: Network, uds: dict[str, Any]
 ) -> None:
     options: Iterable[SocketOption] = iter([NO_DELAY])
     async with network.pool(socket_options=options, **uds) as pool:

@@ -319,7 +319,7 @@ def head_of_size(size: int) -> bytes:
 async def test_the_limit_of_a_head_is_exact(
     network: Network, limit: int, byte_by_byte: bool, before: bytes
 ) -> None:
-    options = {} if limit == LIMIT else {"max_header_bytes": limit}
+    options: dict[str, Any] = {} if limit == LIMIT else {"max_header_bytes": limit}
     for size in (limit, limit + 1):
         script = transcript(before + head_of_size(size) + b"body", byte_by_byte=byte_by_byte)
         async with network.pool(script, **options) as pool:
