@@ -17,7 +17,7 @@ from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.contents import Pieces, stream_of
 from tests.harness.networks import Network, Sockets
-from tests.harness.peers import DELIVERIES, Recorder, Script, reset, respond, transcript
+from tests.harness.peers import DELIVERIES, Recorder, Script, reset, respond, stall, transcript
 from tests.harness.servers import serve_tcp
 from tests.harness.streams import WrappedHalfCloseable
 from trio_exchange import (
@@ -988,6 +988,17 @@ async def test_an_answer_is_read_though_the_head_could_not_be_sent(network: Netw
 
         response = await pool.request("GET", URL, extensions={"trace": wait})
         assert (response.status, response.content) == (503, b"busy")
+
+
+async def test_cancelling_a_request_that_is_not_received_leaves_nothing(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    async with network.pool(stall, lockstep=True) as pool:
+        for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
+            with trio.move_on_after(1) as scope:
+                await pool.request("POST", URL, content=content)
+            assert scope.cancelled_caught
+            await settled(pool)
 
 
 # -- The connection.
