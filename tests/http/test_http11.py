@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.contents import Pieces, stream_of
 from tests.harness.networks import Network, Sockets
 from tests.harness.peers import DELIVERIES, Recorder, Script, reset, respond, stall, transcript
-from tests.harness.servers import serve_tcp
 from tests.harness.streams import WrappedHalfCloseable
 from trio_exchange import (
     ConnectionPool,
@@ -34,12 +31,6 @@ from trio_exchange.testing import ScriptedPeer
 URL = "http://example.com/"
 LIMIT = 100 * 1024
 MEGABYTE = 1024 * 1024
-
-both_schemes = pytest.mark.parametrize("tls", [None, make_tls().server], ids=["tcp", "tls"])
-
-
-def tcp_pool() -> ConnectionPool:
-    return ConnectionPool(ssl_context=make_tls().client)
 
 
 async def settled(pool: ConnectionPool, *, idle: int = 0) -> None:
@@ -812,12 +803,9 @@ async def test_pieces_like_bytes(network: Network, piece: Any) -> None:
     assert response.content == b"abcd"
 
 
-@both_schemes
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("then", ["mute", "close", "reset"])
-async def test_an_early_answer(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool, then: str
-) -> None:
+async def test_an_early_answer(sockets: Sockets, streamed: bool, then: str) -> None:
     """The server never reads the rest, which is far more than the buffers hold."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -829,21 +817,20 @@ async def test_an_early_answer(
         if then == "reset":
             reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    sockets = open_sockets()
-    async with tcp_pool() as pool:
+    before = open_sockets()
+    async with sockets.pool(script) as pool:
         size = 20 * MEGABYTE
         content = Pieces(*[b"x" * 60_000] * (size // 60_000)) if streamed else b"x" * size
         with trio.fail_after(10):
-            async with pool.stream("POST", server.url, content=content) as response:
+            async with pool.stream("POST", sockets.url, content=content) as response:
                 assert response.status == 413
                 assert await response.aread() == b"too large"
         with trio.fail_after(10):
             while pool.connections:
                 await internals(pool)[0].closed.wait()
-    server.cancel_scope.cancel()
+    sockets.server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert open_sockets() <= sockets
+    assert open_sockets() <= before
 
 
 async def test_an_early_answer_with_a_long_body(sockets: Sockets) -> None:
