@@ -10,6 +10,7 @@ import trustme
 
 from tests.harness.certificates import make_tls
 from tests.harness.exchanges import Client
+from tests.harness.networks import Network, Sockets
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,28 @@ def client(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Client:
     """For what holds in both versions of HTTP, without and with TLS."""
     version, _, tls = request.param.partition("-")
     return Client(nursery, http2=version == "http2", tls=bool(tls))
+
+
+@pytest.fixture
+def network(nursery: trio.Nursery) -> Network:
+    """For pools whose connections are streams in memory."""
+    return Network(nursery)
+
+
+@pytest.fixture
+def tcp(nursery: trio.Nursery) -> Sockets:
+    """For pools whose connections are sockets."""
+    return Sockets(nursery)
+
+
+@pytest.fixture
+def tls(nursery: trio.Nursery) -> Sockets:
+    """For pools whose connections are sockets with TLS."""
+    return Sockets(nursery, make_tls().server)
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def sockets(request: pytest.FixtureRequest) -> Sockets:
+    """For what holds on sockets without and with TLS."""
+    found: Sockets = request.getfixturevalue(request.param)
+    return found

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 import trio_exchange
-from tests.harness.peers import respond, swallow
+from tests.harness.networks import Network
+from tests.harness.peers import swallow
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -28,7 +30,7 @@ from trio_exchange import (
     RemoteProtocolError,
     Request,
 )
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://example.com/"
 
@@ -69,6 +71,14 @@ class Resolver(trio.abc.HostnameResolver):
 def frames_of(error: BaseException) -> list[str]:
     """The functions in a traceback, outermost first."""
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+async def error_of(pool: ConnectionPool, url: str = URL, **more: Any) -> ConnectError:
+    """What a request raises that reaches no server."""
+    async with pool:
+        with pytest.raises(ConnectError) as info:
+            await pool.request("GET", url, **more)
+    return info.value
 
 
 # -- Tracebacks.
@@ -118,11 +128,10 @@ ENTRIES = pytest.mark.parametrize(
 
 @ENTRIES
 async def test_a_traceback_ends_where_the_library_was_called(
-    nursery: trio.Nursery, entry: Callable[[ConnectionPool], Awaitable[None]]
+    network: Network, entry: Callable[[ConnectionPool], Awaitable[None]]
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(OSError("refused"))
-    async with ConnectionPool(connector=connector) as pool:
+    network.failures.append(OSError("refused"))
+    async with network.pool() as pool:
         with pytest.raises(ConnectError) as info:
             await entry(pool)
     assert frames_of(info.value)[1:] == [entry.__name__]
@@ -140,12 +149,12 @@ async def test_so_does_that_of_a_function_of_the_module(closed_port: int) -> Non
     assert len(frames_of(info.value)) == 1
 
 
-async def test_so_does_that_of_reading_a_response(nursery: trio.Nursery) -> None:
+async def test_so_does_that_of_reading_a_response(network: Network) -> None:
     async def cut_off(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, cut_off)) as pool:
+    async with network.pool(cut_off) as pool:
         with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL)
         assert len(frames_of(info.value)) == 1
@@ -167,38 +176,30 @@ def raise_mine() -> None:
     raise Mine("of a callback")
 
 
-async def test_a_connectors_own_error_keeps_its_traceback(nursery: trio.Nursery) -> None:
+async def test_a_connectors_own_error_keeps_its_traceback() -> None:
     class Failing(Connector):
-        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
-            raise_mine()
-            raise AssertionError
-
-    async with ConnectionPool(connector=Failing()) as pool:
-        with pytest.raises(Mine) as info:
-            await pool.request("GET", URL)
-    assert frames_of(info.value)[1:] == ["connect_tcp", "raise_mine"]
-
-
-async def test_so_does_the_cause_that_a_connector_raised(nursery: trio.Nursery) -> None:
-    class Failing(Connector):
-        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
+        async def connect_tcp(self, host: str, port: int, **options: Any) -> trio.abc.Stream:
+            if host == "example.com":
+                raise_mine()
             raise OSError("mine")
 
-    async with ConnectionPool(connector=Failing()) as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert info.value.__cause__ is not None
-    assert frames_of(info.value.__cause__) == ["connect_tcp"]
+    error = await error_of(ConnectionPool(connector=Failing()))
+    assert type(error) is Mine
+    assert frames_of(error)[1:] == ["connect_tcp", "raise_mine"]
+    # So does the cause of an error of the library.
+    error = await error_of(ConnectionPool(connector=Failing()), "http://other.example/")
+    assert error.__cause__ is not None
+    assert frames_of(error.__cause__) == ["connect_tcp"]
 
 
 @pytest.mark.parametrize("error", [Mine, KeyError])
-async def test_so_does_what_a_trace_handler_raises(nursery: trio.Nursery, error: type[Exception]) -> None:
+async def test_so_does_what_a_trace_handler_raises(network: Network, error: type[Exception]) -> None:
     async def handler(event: str, info: dict[str, Any]) -> None:
         if error is Mine:
             raise_mine()
         raise KeyError
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error) as info:
             await pool.request("GET", URL, extensions={"trace": handler})
     frames = frames_of(info.value)
@@ -207,12 +208,12 @@ async def test_so_does_what_a_trace_handler_raises(nursery: trio.Nursery, error:
     assert (frames[1:] == ["handler", "raise_mine"]) == (error is Mine)
 
 
-async def test_so_does_what_a_body_raises(nursery: trio.Nursery) -> None:
+async def test_so_does_what_a_body_raises(network: Network) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"1"
         raise_mine()
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, swallow)) as pool:
+    async with network.pool(swallow) as pool:
         with pytest.raises(Mine) as info:
             await pool.request("POST", URL, content=body())
     assert frames_of(info.value)[-2:] == ["body", "raise_mine"]
@@ -251,78 +252,66 @@ async def refused(pool: ConnectionPool, url: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_an_address_is_named_once(closed_port: int, host: str) -> None:
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://{host}:{closed_port}/")
-    assert str(info.value) == f"could not connect to {host}:{closed_port}: Connection refused"
-    assert type(info.value.__cause__) is ConnectionRefusedError
-    assert info.value.__cause__.__cause__ is None
-    assert info.value.__cause__.__context__ is None
-
-
-async def test_the_address_of_a_name_is_named(closed_port: int) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver("::1"))
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    assert str(info.value) == (
-        f"could not connect to example.com:{closed_port}: Connection refused ([::1]:{closed_port})"
-    )
-
-
-@pytest.mark.parametrize("addresses", [("127.0.0.1", "::1"), ("127.0.0.1", "::1", "127.0.0.1")])
-async def test_each_of_several_addresses_is_named_once(closed_port: int, addresses: tuple[str, ...]) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver(*addresses))
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    reasons = f"Connection refused (127.0.0.1:{closed_port}); Connection refused ([::1]:{closed_port})"
-    assert str(info.value) == f"could not connect to example.com:{closed_port}: {reasons}"
-    cause = info.value.__cause__
+    error = await error_of(ConnectionPool(), f"http://{host}:{closed_port}/")
+    assert str(error) == f"could not connect to {host}:{closed_port}: Connection refused"
+    cause = error.__cause__
     assert type(cause) is ConnectionRefusedError
-    assert str(cause) == f"[Errno 111] {reasons}"
     assert cause.__cause__ is cause.__context__ is None
+
+
+@pytest.mark.parametrize("addresses", [("::1",), ("127.0.0.1", "::1"), ("127.0.0.1", "::1", "127.0.0.1")])
+async def test_each_address_of_a_name_is_named_once(closed_port: int, addresses: tuple[str, ...]) -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(*addresses))
+    error = await error_of(ConnectionPool(), f"http://example.com:{closed_port}/")
+    shown = ["127.0.0.1", "[::1]"] if len(addresses) > 1 else ["[::1]"]
+    reasons = "; ".join(f"Connection refused ({address}:{closed_port})" for address in shown)
+    assert str(error) == f"could not connect to example.com:{closed_port}: {reasons}"
+    cause = error.__cause__
+    assert type(cause) is ConnectionRefusedError
+    if len(addresses) > 1:
+        assert str(cause) == f"[Errno 111] {reasons}"
+        assert cause.__cause__ is cause.__context__ is None
 
 
 async def test_addresses_that_failed_for_different_reasons(closed_port: int) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1", "::1"))
-    async with ConnectionPool(local_address="127.0.0.1") as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", f"http://example.com:{closed_port}/")
-    assert type(info.value.__cause__) is OSError
-    assert str(info.value) == f"could not connect to example.com:{closed_port}: {info.value.__cause__}"
+    pool = ConnectionPool(local_address="127.0.0.1")
+    error = await error_of(pool, f"http://example.com:{closed_port}/")
+    assert type(error.__cause__) is OSError
+    assert str(error) == f"could not connect to example.com:{closed_port}: {error.__cause__}"
     # A failure that the kernel reports at once comes from Trio without the address.
     reasons = f"Connection refused (127.0.0.1:{closed_port}); Address family not supported by protocol"
-    assert str(info.value.__cause__) == reasons
+    assert str(error.__cause__) == reasons
 
 
-async def test_a_name_without_address(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-    async with ConnectionPool(connector=connector) as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == "could not connect to example.com:80: Name or service not known"
+async def test_a_name_without_address(network: Network) -> None:
+    network.failures.append(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    error = await error_of(network.pool())
+    assert str(error) == "could not connect to example.com:80: Name or service not known"
 
 
-async def test_trios_words_without_an_error_number(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
+async def test_trios_words_without_an_error_number(network: Network) -> None:
     failure = OSError()
     failure.strerror = "Error connecting to ('192.0.2.1', 80): gone"
-    connector.failures.append(failure)
-    async with ConnectionPool(connector=connector) as pool:
-        with pytest.raises(ConnectError, match=r"example\.com:80: Error connecting to \('192"):
-            await pool.request("GET", URL)
+    network.failures.append(failure)
+    assert "example.com:80: Error connecting to ('192" in str(await error_of(network.pool()))
 
 
-async def test_a_connect_timeout_names_the_address_in_brackets(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+@pytest.mark.parametrize(
+    ("url", "proxy", "where"),
+    [
+        ("http://[::1]:8080/", None, r"\[::1\]:8080$"),
+        (URL, Proxy("http://first.example:3128"), "the proxy http://first.example:3128"),
+    ],
+    ids=["address in brackets", "proxy"],
+)
+async def test_a_connect_timeout_says_where(
+    network: Network, autojump_clock: MockClock, url: str, proxy: Proxy | None, where: str
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector) as pool:
-        with pytest.raises(ConnectTimeout, match=r"at last connecting to \[::1\]:8080$"):
-            await pool.request("GET", "http://[::1]:8080/", timeout={"connect": 1})
+    network.gate = trio.Event()
+    async with network.pool(proxy=proxy) as pool:
+        with pytest.raises(ConnectTimeout, match=f"at last connecting to {where}"):
+            await pool.request("GET", url, timeout={"connect": 1})
 
 
 # -- Proxies.
@@ -338,37 +327,21 @@ FIRST = "http://first.example:3128"
     ids=str,
 )
 async def test_a_proxy_that_can_not_be_reached_is_called_one(
-    nursery: trio.Nursery, proxies: list[str], url: str
+    network: Network, proxies: list[str], url: str
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver("192.0.2.1"))
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(ConnectionRefusedError(111, "Connection refused"))
-    async with ConnectionPool(connector=connector, proxy=[Proxy(proxy) for proxy in proxies]) as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", url)
-    assert str(info.value) == f"could not connect to the proxy {proxies[0]}: Connection refused"
+    network.failures.append(ConnectionRefusedError(111, "Connection refused"))
+    error = await error_of(network.pool(proxy=[Proxy(proxy) for proxy in proxies]), url)
+    assert str(error) == f"could not connect to the proxy {proxies[0]}: Connection refused"
 
 
-async def test_a_proxy_on_a_unix_socket_that_can_not_be_reached(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(FileNotFoundError(2, "No such file or directory"))
-    async with ConnectionPool(connector=connector, proxy=Proxy(FIRST), uds="/run/x") as pool:
-        with pytest.raises(ConnectError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == f"could not connect to the proxy {FIRST} at /run/x: No such file or directory"
+async def test_a_proxy_on_a_unix_socket_that_can_not_be_reached(network: Network) -> None:
+    network.failures.append(FileNotFoundError(2, "No such file or directory"))
+    error = await error_of(network.pool(proxy=Proxy(FIRST), uds="/run/x"))
+    assert str(error) == f"could not connect to the proxy {FIRST} at /run/x: No such file or directory"
 
 
-async def test_a_proxy_that_takes_too_long_to_reach_is_called_one(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, proxy=Proxy(FIRST)) as pool:
-        with pytest.raises(ConnectTimeout, match=f"at last connecting to the proxy {FIRST}"):
-            await pool.request("GET", URL, timeout={"connect": 1})
-
-
-async def test_the_second_proxy_of_a_chain_is_called_one_by_a_socks_proxy(nursery: trio.Nursery) -> None:
+async def test_the_second_proxy_of_a_chain_is_called_one_by_a_socks_proxy(network: Network) -> None:
     async def refuse(peer: ScriptedPeer) -> None:
         await peer.receive_some()
         await peer.send(b"\5\0")
@@ -376,7 +349,7 @@ async def test_the_second_proxy_of_a_chain_is_called_one_by_a_socks_proxy(nurser
         await peer.send(b"\5\5\0\1\0\0\0\0\0\0")
 
     proxies = [Proxy("socks5h://first.example"), Proxy("http://second.example:3128")]
-    async with ConnectionPool(connector=MemoryConnector(nursery, refuse), proxy=proxies) as pool:
+    async with network.pool(refuse, proxy=proxies) as pool:
         with pytest.raises(ProxyError) as info:
             await pool.request("GET", URL)
     assert str(info.value) == (
@@ -386,13 +359,13 @@ async def test_the_second_proxy_of_a_chain_is_called_one_by_a_socks_proxy(nurser
 
 
 async def test_a_tls_handshake_with_a_proxy_names_the_proxy(
-    nursery: trio.Nursery, client_context: ssl.SSLContext
+    network: Network, client_context: ssl.SSLContext
 ) -> None:
     async def close(peer: ScriptedPeer) -> None:
         await peer.receive_some()
 
     proxy = Proxy("https://first.example:3128", ssl_context=client_context)
-    async with ConnectionPool(connector=MemoryConnector(nursery, close), proxy=proxy) as pool:
+    async with network.pool(close, proxy=proxy) as pool:
         with pytest.raises(ConnectError, match=r"with the proxy https://first\.example:3128 failed"):
             await pool.request("GET", URL)
 
@@ -419,18 +392,15 @@ async def test_a_tls_handshake_with_a_proxy_names_the_proxy(
         ("protocols", "protocol"),
     ],
 )
-async def test_an_extension_that_was_nearly_named_right(
-    nursery: trio.Nursery, given: str, meant: str
-) -> None:
-    connector = MemoryConnector(nursery, respond)
+async def test_an_extension_that_was_nearly_named_right(network: Network, given: str, meant: str) -> None:
     extensions = {"timeout": {"read": 1}, given: None}
     expected = f"unknown extension '{given}', did you mean '{meant}'"
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(ValueError, match=expected):
             await pool.request("GET", URL, extensions=extensions)
         with pytest.raises(ValueError, match=expected):
             await pool.open_tcp_stream("example.com", 80, extensions=extensions)
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 @pytest.mark.parametrize(
@@ -453,8 +423,8 @@ async def test_an_extension_that_was_nearly_named_right(
         None,
     ],
 )
-async def test_other_names_are_the_callers_own(nursery: trio.Nursery, name: Any) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_other_names_are_the_callers_own(network: Network, name: Any) -> None:
+    async with network.pool() as pool:
         response = await pool.request("GET", URL, extensions={name: 1, "timeout": None})
         assert response.status == 200
         await (await pool.open_tcp_stream("example.com", 80, extensions={name: 1})).aclose()
@@ -464,23 +434,22 @@ async def test_other_names_are_the_callers_own(nursery: trio.Nursery, name: Any)
 
 
 async def test_a_pool_timeout_says_what_the_pool_was_doing(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
     async with (
-        ConnectionPool(connector=connector, max_connections=4) as pool,
+        network.pool(max_connections=4) as pool,
         trio.open_nursery() as tasks,
         pool.stream("GET", URL),
     ):
         await trio.sleep(30)
         async with pool.stream("GET", "http://other.example/"):
-            connector.gate = trio.Event()
+            network.gate = trio.Event()
             for host in ("a", "b", "c"):
                 tasks.start_soon(pool.request, "GET", f"http://{host}/")
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(PoolTimeout) as info:
                 await pool.request("GET", URL, timeout={"pool": 2.5})
-            connector.gate.set()
+            network.gate.set()
     assert str(info.value) == (
         "no connection became available within 2.5 seconds; connections: 4 of at most 4 "
         "(2 active, the longest for 32.5 seconds, 2 connecting), to http://example.com:80: 1; "
@@ -490,10 +459,9 @@ async def test_a_pool_timeout_says_what_the_pool_was_doing(
 
 
 async def test_a_pool_timeout_tells_of_the_limit_for_an_origin(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, max_connections=9, max_connections_per_origin=1) as pool:
+    async with network.pool(max_connections=9, max_connections_per_origin=1) as pool:
         await pool.request("GET", "http://idle.example/")
         async with pool.stream("GET", URL):
             with pytest.raises(PoolTimeout) as info:
@@ -505,14 +473,11 @@ async def test_a_pool_timeout_tells_of_the_limit_for_an_origin(
     )
 
 
-async def test_a_pool_timeout_without_a_limit(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_pool_timeout_without_a_limit(network: Network, autojump_clock: MockClock) -> None:
     """Requests wait for the one that finds out whether the server speaks HTTP/2."""
-    connector = MemoryConnector(nursery, respond)
-    connector.gate = trio.Event()
+    network.gate = trio.Event()
     async with (
-        ConnectionPool(connector=connector, max_connections=None, http2=True) as pool,
+        network.pool(max_connections=None, http2=True) as pool,
         trio.open_nursery() as tasks,
     ):
         tasks.start_soon(pool.request, "GET", "https://example.com/")
@@ -526,10 +491,8 @@ async def test_a_pool_timeout_without_a_limit(
     )
 
 
-async def test_how_long_a_connection_has_been_active(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_how_long_a_connection_has_been_active(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool() as pool:
         assert pool.statistics().longest_active is None
         async with pool.stream("GET", URL):
             assert pool.statistics().longest_active == 0
@@ -544,8 +507,8 @@ async def test_how_long_a_connection_has_been_active(
             assert pool.statistics().longest_active == 3
 
 
-async def test_a_pool_can_be_shown_where_there_is_no_clock(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool, pool.stream("GET", URL):
+async def test_a_pool_can_be_shown_where_there_is_no_clock(network: Network) -> None:
+    async with network.pool() as pool, pool.stream("GET", URL):
         shown = await trio.to_thread.run_sync(repr, pool)
     assert shown == "<ConnectionPool open: 1 active, 0 idle, 0 connecting, 0 waiting>"
 

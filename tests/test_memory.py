@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
-import h11
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
-from tests.harness.certificates import TLS, new_tls
-from tests.harness.h2peer import H2Peer
-from tests.harness.peers import reset
-from tests.harness.servers import Server, serve_tcp
+from tests.harness.exchanges import Client, ServerExchange
 from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
@@ -122,99 +117,51 @@ def _is_of_a_request(value: object) -> bool:
 # -- Servers that do what the target says.
 
 
-async def serve_http11(peer: ScriptedPeer) -> None:
-    # The client may leave in the middle of a request.
-    with contextlib.suppress(EOFError, h11.RemoteProtocolError):
-        await play_http11(peer)
-
-
-async def play_http11(peer: ScriptedPeer) -> None:
-    while True:
-        request = await peer.receive_head()
-        if request.method == b"CONNECT":
-            await peer.send_response(200)
+async def serve(exchange: ServerExchange) -> None:
+    if exchange.method == b"CONNECT":
+        await exchange.accept()
+        await trio.sleep(0.01)
+        exchange.reset_connection()
+        return
+    match exchange.target:
+        case b"/early":
+            await exchange.respond(200, [(b"Content-Length", b"2")], b"ok")
+            await trio.sleep_forever()
+        case b"/reset":
+            exchange.reset_connection()
+            return
+        case b"/unread":
+            await trio.sleep_forever()
+    await exchange.receive_all()
+    match exchange.target:
+        case b"/" | b"/ok-once":
+            await exchange.respond(200, body=b"ok")
+        case b"/half" | b"/half-and-reset":
+            await exchange.respond(200, [(b"Content-Length", b"10")], body=None, begin=b"half")
+            if exchange.target == b"/half":
+                await trio.sleep_forever()
             await trio.sleep(0.01)
-            reset(peer)
-            return
-        if request.target in (b"/", b"/ok-once"):
-            await peer.receive_body()
-            await peer.send_response(200, body=b"ok")
-            if request.target == b"/ok-once":
-                # Like one whose keep-alive is over when the next request comes.
-                await peer.receive_head()
-                reset(peer)
-                return
-        elif request.target == b"/half":
-            await peer.receive_body()
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-            await trio.sleep_forever()
-        elif request.target == b"/half-and-reset":
-            await peer.receive_body()
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-            await trio.sleep(0.01)
-            reset(peer)
-            return
-        elif request.target == b"/early":
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            await trio.sleep_forever()
-        elif request.target == b"/garbage":
-            await peer.receive_body()
-            await peer.send(b"HTTP/1.1 xyz\r\n\r\n")
-            return
-        elif request.target == b"/reset":
-            reset(peer)
-            return
-        elif request.target == b"/unread":
-            await trio.sleep_forever()
-        else:
-            await peer.receive_body()
+            exchange.reset_connection()
+        case b"/garbage":
+            await exchange.send_garbage()
+        case _:
             await trio.sleep_forever()
 
 
-async def serve_http2(scripted: ScriptedPeer) -> None:
-    peer = H2Peer(scripted.stream)
-    await peer.start()
-    try:
-        while True:
-            stream_id, headers = await peer.head()
-            match headers.get(b":path"):
-                case None:
-                    await peer.respond(stream_id, end=False)
-                    await trio.sleep(0.01)
-                    reset(scripted)
-                    return
-                case b"/" | b"/ok-once":
-                    await peer.body(stream_id)
-                    await peer.respond(stream_id, body=b"ok")
-                    if headers[b":path"] == b"/ok-once":
-                        await peer.head()
-                        reset(scripted)
-                        return
-                case b"/half" | b"/half-and-reset":
-                    await peer.body(stream_id)
-                    await peer.respond(stream_id, body=b"half", end=False)
-                    if headers[b":path"] == b"/half-and-reset":
-                        await trio.sleep(0.01)
-                        reset(scripted)
-                        return
-                    await peer.until_closed()
-                case b"/early":
-                    await peer.respond(stream_id, body=b"ok")
-                    await trio.sleep_forever()
-                case b"/garbage":
-                    await peer.body(stream_id)
-                    await peer.send(b"\0\0\4\x08\0\0\0\0\0\0\0\0\0")
-                    await peer.until_closed()
-                case b"/reset":
-                    reset(scripted)
-                    return
-                case b"/unread":
-                    await trio.sleep_forever()
-                case _:
-                    await peer.body(stream_id)
-                    await trio.sleep_forever()
-    except (EOFError, AssertionError):
-        pass
+def new_server() -> Callable[[ServerExchange], Awaitable[None]]:
+    """A server that breaks the connection at the request after one for `/ok-once`."""
+    last = b""
+
+    async def play(exchange: ServerExchange) -> None:
+        nonlocal last
+        before, last = last, exchange.target
+        if before == b"/ok-once":
+            # Like one whose keep-alive is over when the next request comes.
+            exchange.reset_connection()
+            return
+        await serve(exchange)
+
+    return play
 
 
 # -- The ways in which requests end.
@@ -430,40 +377,25 @@ async def pool_closed_in_body(pool: ConnectionPool, make: Callable[..., Request]
     assert response.status == 200
 
 
-@functools.cache
-def tls_for(http2: bool) -> TLS:
-    tls = new_tls("127.0.0.1")
-    tls.server.set_alpn_protocols(["h2" if http2 else "http/1.1"])
-    return tls
-
-
 async def ignore(event: str, info: dict[str, Any]) -> None:
     await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize("name", ENDS)
-@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 async def test_nothing_of_a_request_is_left_when_it_is_over(
-    name: str, over_tls: bool, http2: bool, nursery: trio.Nursery, left: Callable[[], list[object]]
+    client: Client, name: str, left: Callable[[], list[object]]
 ) -> None:
-    tls = tls_for(http2) if over_tls else None
-    server = await serve_tcp(
-        nursery, serve_http2 if http2 else serve_http11, tls=None if tls is None else tls.server
-    )
     for body, content in BODIES.items():
         for trace in (None, ignore):
-            await run(name, server, content, trace, tls, http2, left)
+            await run(name, client, content, trace, left)
             assert left() == [], f"{body}, {trace}"
 
 
 async def run(
     name: str,
-    server: Server,
+    client: Client,
     make_content: Callable[[bool], Any],
     trace: Any,
-    tls: TLS | None,
-    http2: bool,
     left: Callable[[], list[object]],
 ) -> None:
     def make(
@@ -476,10 +408,9 @@ async def run(
     ) -> Request:
         extensions = {"timeout": timeouts, **({} if trace is None else {"trace": trace})}
         body = make_content(fail) if content is None else content
-        return Request("PUT", server.url + target, headers=headers, content=body, extensions=extensions)
+        return Request("PUT", client.url[:-1] + target, headers=headers, content=body, extensions=extensions)
 
-    context = None if tls is None else tls.client
-    async with ConnectionPool(context, http1=not http2, http2=http2, max_connections=1) as pool:
+    async with client.pool(new_server(), sockets=True, max_connections=1) as pool:
         await ENDS[name](pool, make)
         # What a connection without requests, too, has of one.
         await trio.testing.wait_all_tasks_blocked()
@@ -533,7 +464,7 @@ async def test_nothing_is_left_of_a_request_without_connection(
     trace: Any,
     nursery: trio.Nursery,
     left: Callable[[], list[object]],
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     connector = Unreachable() if serve is None else MemoryConnector(nursery, serve)
     hop = None if proxy is None else Proxy(proxy)
@@ -552,15 +483,13 @@ async def test_nothing_is_left_of_a_request_without_connection(
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
-@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 async def test_an_idle_connection_does_not_keep_the_last_body(
-    http2: bool, size: int, nursery: trio.Nursery, left: Callable[[], list[object]]
+    client: Client, size: int, left: Callable[[], list[object]]
 ) -> None:
-    server = await serve_tcp(nursery, serve_http2 if http2 else serve_http11)
     content = bytes(size)
     before = sys.getrefcount(content)
-    async with ConnectionPool(http1=not http2, http2=http2) as pool:
-        await pool.request("PUT", server.url, content=content)
-        await trio.testing.wait_all_tasks_blocked()
+    async with client.pool(serve, sockets=True) as pool:
+        await pool.request("PUT", client.url, content=content)
+        await trio.testing.wait_all_tasks_blocked(0.01)
         assert pool.statistics().idle == 1
         assert sys.getrefcount(content) == before

@@ -10,24 +10,23 @@ import functools
 import gc
 import signal
 import socket
-import ssl
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
 import trio.testing
-import trustme
+from trio.testing import MockClock
 
 import trio_exchange
-from tests.harness.certificates import client_context as new_client_context
 from tests.harness.checks import assert_settles, assert_unharmed, internals, open_sockets
-from tests.harness.peers import mute, reset, respond, swallow
-from tests.harness.servers import background_nursery, serve_tcp, serve_unix
+from tests.harness.layers import TLSServer, a_client, answer_once, whole_response
+from tests.harness.networks import Network, Sockets
+from tests.harness.peers import Recorder, Script, mute, reset, respond, swallow
+from tests.harness.servers import background_nursery, serve_tcp
 from tests.harness.streams import Crash, Crashing, Wrapped, WrappingConnector
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -35,7 +34,6 @@ from trio_exchange import (
     ConnectionNotAvailable,
     ConnectionPool,
     Connector,
-    ConnectTimeout,
     ExchangeError,
     LocalProtocolError,
     PoolTimeout,
@@ -82,24 +80,23 @@ async def test_a_pool_is_entered_once() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_what_the_block_raises_comes_out_as_itself(nursery: trio.Nursery, error: BaseException) -> None:
+async def test_what_the_block_raises_comes_out_as_itself(network: Network, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
-        async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        async with network.pool() as pool:
             await pool.request("GET", URL)
             raise error
     assert caught.value is error
     assert_unharmed(pool)
 
 
-async def test_what_the_block_raises_is_not_lost_to_a_cancellation(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
+async def test_what_the_block_raises_is_not_lost_to_a_cancellation(tcp: Sockets) -> None:
     with trio.CancelScope() as scope, pytest.raises(ValueError, match="mine"):
-        async with ConnectionPool() as pool, pool.stream("GET", server.url):
+        async with tcp.pool() as pool, pool.stream("GET", tcp.url):
             scope.cancel()
             raise ValueError("mine")
     assert not scope.cancelled_caught
     with trio.CancelScope() as scope, pytest.raises(ValueError, match="mine"):
-        async with trio_exchange.stream("GET", server.url):
+        async with trio_exchange.stream("GET", tcp.url):
             scope.cancel()
             raise ValueError("mine")
     assert not scope.cancelled_caught
@@ -116,11 +113,10 @@ async def test_a_pool_can_be_entered_while_cancelled() -> None:
         await pool.request("GET", URL)
 
 
-async def test_a_pool_works_in_an_exit_stack(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
+async def test_a_pool_works_in_an_exit_stack(network: Network) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        one = await stack.enter_async_context(ConnectionPool(connector=connector))
-        two = await stack.enter_async_context(ConnectionPool(connector=connector))
+        one = await stack.enter_async_context(network.pool())
+        two = await stack.enter_async_context(network.pool())
         await one.request("GET", URL)
         response = await stack.enter_async_context(two.stream("POST", URL, content=b"body"))
         assert await response.aread() == b"body"
@@ -149,12 +145,10 @@ def test_an_interrupt_while_closing_comes_out_as_itself() -> None:
     assert_unharmed(pools[0])
 
 
-async def test_the_crash_of_a_connection_is_reported_at_the_end(nursery: trio.Nursery) -> None:
+async def test_the_crash_of_a_connection_is_reported_at_the_end(network: Network) -> None:
     ended = False
     with pytest.raises(Crash):
-        async with ConnectionPool(
-            connector=WrappingConnector(nursery, respond, Crashing), max_keepalive_connections=0
-        ) as pool:
+        async with network.pool(wrap=Crashing, max_keepalive_connections=0) as pool:
             for _ in range(3):
                 await pool.request("GET", URL)
                 await trio.testing.wait_all_tasks_blocked()
@@ -163,21 +157,21 @@ async def test_the_crash_of_a_connection_is_reported_at_the_end(nursery: trio.Nu
     assert ended
 
 
-async def test_a_crash_does_not_hide_what_the_block_raised(nursery: trio.Nursery) -> None:
+async def test_a_crash_does_not_hide_what_the_block_raised(network: Network) -> None:
     with pytest.raises(ValueError, match="mine"):
-        async with ConnectionPool(connector=WrappingConnector(nursery, respond, Crashing)) as pool:
+        async with network.pool(wrap=Crashing) as pool:
             await pool.request("GET", URL)
             raise ValueError("mine")
     assert_unharmed(pool)
 
 
-async def test_a_stream_that_fails_to_close_is_closed_all_the_same(nursery: trio.Nursery) -> None:
+async def test_a_stream_that_fails_to_close_is_closed_all_the_same(network: Network) -> None:
     class Failing(Wrapped):
         async def aclose(self) -> None:
             await super().aclose()
             raise OSError("too late")
 
-    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Failing)) as pool:
+    async with network.pool(wrap=Failing) as pool:
         await pool.request("GET", URL)
     assert_unharmed(pool)
 
@@ -203,10 +197,9 @@ class Mute(Wrapped):
 @pytest.mark.parametrize("error", [None, OSError("broken"), trio.BrokenResourceError()])
 @pytest.mark.parametrize("by", ["aclose", "block"])
 async def test_closing_does_not_wait_for_a_mute_peer(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, error: BaseException | None, by: str
+    network: Network, autojump_clock: MockClock, error: BaseException | None, by: str
 ) -> None:
-    connector = WrappingConnector(nursery, respond, functools.partial(Mute, error=error))
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(wrap=functools.partial(Mute, error=error)) as pool:
         for path in "abc":
             await pool.request("GET", f"http://{path}.example/")
         started = trio.current_time()
@@ -217,9 +210,9 @@ async def test_closing_does_not_wait_for_a_mute_peer(
     assert_unharmed(pool)
 
 
-async def test_a_shielded_clean_up_can_use_the_pool(nursery: trio.Nursery) -> None:
+async def test_a_shielded_clean_up_can_use_the_pool(network: Network) -> None:
     with trio.CancelScope() as scope:
-        async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+        async with network.pool() as pool:
             await pool.request("GET", URL)
             scope.cancel()
             try:
@@ -233,8 +226,8 @@ async def test_a_shielded_clean_up_can_use_the_pool(nursery: trio.Nursery) -> No
     assert_unharmed(pool)
 
 
-async def test_a_response_closed_while_cancelled(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_a_response_closed_while_cancelled(network: Network) -> None:
+    async with network.pool() as pool:
         with trio.CancelScope() as scope:
             async with pool.stream("GET", URL):
                 scope.cancel()
@@ -242,18 +235,17 @@ async def test_a_response_closed_while_cancelled(nursery: trio.Nursery) -> None:
         await assert_settles(pool, idle=pool.statistics().idle)
 
 
-async def test_a_stream_that_fails_to_begin(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures = [OSError("refused")]
-    async with ConnectionPool(connector=connector) as pool:
+async def test_a_stream_that_fails_to_begin(network: Network) -> None:
+    network.failures = [OSError("refused")]
+    async with network.pool() as pool:
         with pytest.raises(ConnectError):
             async with pool.stream("GET", URL):
                 pytest.fail("it must not get here")
         assert_unharmed(pool)
 
 
-async def test_a_stream_is_entered_once(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_a_stream_is_entered_once(network: Network) -> None:
+    async with network.pool() as pool:
         context = pool.stream("GET", URL)
         async with context as response:
             with pytest.raises(RuntimeError, match="entered only once"):
@@ -285,10 +277,9 @@ async def test_a_stream_that_is_awaited_says_how_it_is_used() -> None:
             await context
 
 
-async def test_pools_can_be_nested(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as outer:
-        async with ConnectionPool(connector=connector) as inner:
+async def test_pools_can_be_nested(network: Network) -> None:
+    async with network.pool() as outer:
+        async with network.pool() as inner:
             await inner.request("GET", URL)
             await outer.request("GET", URL)
         assert_unharmed(inner)
@@ -296,10 +287,7 @@ async def test_pools_can_be_nested(nursery: trio.Nursery) -> None:
         assert_unharmed(outer, idle=1)
 
 
-async def test_closing_ends_everything_with_an_error(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, mute)
+async def test_closing_ends_everything_with_an_error(network: Network, autojump_clock: MockClock) -> None:
     errors: dict[str, BaseException] = {}
 
     async def ask(name: str, url: str) -> None:
@@ -307,10 +295,10 @@ async def test_closing_ends_everything_with_an_error(
             await pool.request("GET", url)
         errors[name] = caught.value
 
-    async with ConnectionPool(connector=connector, max_connections=2) as pool, trio.open_nursery() as tasks:
+    async with network.pool(mute, max_connections=2) as pool, trio.open_nursery() as tasks:
         tasks.start_soon(ask, "under way", URL)
         await trio.testing.wait_all_tasks_blocked()
-        connector.gate = trio.Event()
+        network.gate = trio.Event()
         tasks.start_soon(ask, "dialling", "http://dialled.example/")
         await trio.testing.wait_all_tasks_blocked()
         tasks.start_soon(ask, "waiting", URL)
@@ -319,19 +307,19 @@ async def test_closing_ends_everything_with_an_error(
         assert pool.statistics().waiting == 2
         await pool.aclose()
         assert_unharmed(pool)
-        connector.gate.set()
+        network.gate.set()
         await ask("late", URL)
     assert isinstance(errors.pop("under way"), ReadError)
     assert {type(error) for error in errors.values()} == {ConnectionNotAvailable}
     assert all("closed" in str(error) for error in errors.values())
     assert len(errors) == 4
-    assert len(connector.dialled) == 2
-    assert len(connector.peers) == 1
+    assert len(network.dialled) == 2
+    assert len(network.peers) == 1
     assert repr(pool) == "<ConnectionPool closed: 0 active, 0 idle, 0 connecting, 0 waiting>"
 
 
-async def test_closing_twice_is_allowed(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_closing_twice_is_allowed(network: Network) -> None:
+    async with network.pool() as pool:
         await pool.request("GET", URL)
         await pool.aclose()
         await pool.aclose()
@@ -339,9 +327,9 @@ async def test_closing_twice_is_allowed(nursery: trio.Nursery) -> None:
 
 
 async def test_closing_goes_on_when_its_waiting_is_cancelled(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Mute)) as pool:
+    async with network.pool(wrap=Mute) as pool:
         await pool.request("GET", URL)
         with trio.move_on_after(0.25) as scope:
             await pool.aclose()
@@ -351,21 +339,8 @@ async def test_closing_goes_on_when_its_waiting_is_cancelled(
     assert_unharmed(pool)
 
 
-async def test_a_response_cannot_be_read_after_the_pool_was_closed(nursery: trio.Nursery) -> None:
-    async def half(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-        await mute(peer)
-
-    async with ConnectionPool(connector=MemoryConnector(nursery, half)) as pool:
-        response = await pool.handle_async_request(Request("GET", URL))
-    with pytest.raises(ReadError):
-        await response.aread()
-    await response.aclose()
-
-
 async def test_a_connection_established_too_late_is_closed(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """A connector that ignores cancellation gives a connection to a pool that is no more."""
 
@@ -391,7 +366,7 @@ async def test_a_connection_established_too_late_is_closed(
 
 @pytest.mark.parametrize("event", ["headers.complete", "body.started"])
 async def test_an_upload_that_begins_too_late_ends(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, event: str
+    network: Network, autojump_clock: MockClock, event: str
 ) -> None:
     """A slow trace handler takes a request past the end of the pool."""
 
@@ -404,7 +379,7 @@ async def test_an_upload_that_begins_too_late_ends(
             await pool.request("POST", URL, content=iter([b"a", b"b"]), extensions={"trace": slow})
 
     async with trio.open_nursery() as tasks:
-        async with ConnectionPool(connector=MemoryConnector(nursery, swallow)) as pool:
+        async with network.pool(swallow) as pool:
             tasks.start_soon(ask)
             await trio.sleep(1)
         assert trio.current_time() < 3
@@ -416,7 +391,7 @@ async def test_an_upload_that_begins_too_late_ends(
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
-async def test_context_variables_stay_where_they_belong(nursery: trio.Nursery) -> None:
+async def test_context_variables_stay_where_they_belong(network: Network) -> None:
     seen: dict[str, str] = {}
 
     class Observed(Wrapped):
@@ -436,7 +411,7 @@ async def test_context_variables_stay_where_they_belong(nursery: trio.Nursery) -
         await pool.request("POST", URL, content=body(), extensions={"trace": handler})
 
     variable.set("pool's")
-    async with ConnectionPool(connector=WrappingConnector(nursery, respond, Observed)) as pool:
+    async with network.pool(wrap=Observed) as pool:
         variable.set("later")
         async with trio.open_nursery() as tasks:
             tasks.start_soon(ask)
@@ -476,11 +451,10 @@ class Gauge:
     ],
 )
 async def test_no_more_connections_than_allowed(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, limits: dict[str, Any], most: int
+    network: Network, autojump_clock: MockClock, limits: dict[str, Any], most: int
 ) -> None:
     gauge = Gauge()
-    connector = MemoryConnector(nursery, gauge)
-    async with ConnectionPool(connector=connector, **limits) as pool:
+    async with network.pool(gauge, **limits) as pool:
         async with trio.open_nursery() as tasks:
             for number in range(12):
                 tasks.start_soon(pool.request, "GET", f"http://{'ab'[number % 2]}.example/")
@@ -493,11 +467,10 @@ async def test_no_more_connections_than_allowed(
 
 
 async def test_requests_to_an_origin_are_served_first_come_first_served(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
     gauge = Gauge()
-    connector = MemoryConnector(nursery, gauge)
-    async with ConnectionPool(connector=connector, max_connections=1) as pool, trio.open_nursery() as tasks:
+    async with network.pool(gauge, max_connections=1) as pool, trio.open_nursery() as tasks:
         for number in range(10):
             tasks.start_soon(pool.request, "GET", f"{URL}{number}")
             await trio.testing.wait_all_tasks_blocked()
@@ -505,9 +478,8 @@ async def test_requests_to_an_origin_are_served_first_come_first_served(
     assert gauge.order == [b"/%d" % number for number in range(10)]
 
 
-async def test_the_connection_idle_longest_makes_room(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, max_connections=2) as pool:
+async def test_the_connection_idle_longest_makes_room(network: Network) -> None:
+    async with network.pool(max_connections=2) as pool:
         for host in ("a", "b", "a", "c"):
             await pool.request("GET", f"http://{host}.example/")
         assert [str(connection.origin) for connection in pool.connections] == [
@@ -516,12 +488,10 @@ async def test_the_connection_idle_longest_makes_room(nursery: trio.Nursery) -> 
         ]
 
 
-async def test_no_origin_starves_another(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_no_origin_starves_another(network: Network, autojump_clock: MockClock) -> None:
     gauge = Gauge()
     gauge.go.set()
-    async with ConnectionPool(connector=MemoryConnector(nursery, gauge), max_connections=2) as pool:
+    async with network.pool(gauge, max_connections=2) as pool:
 
         async def busy(worker: str) -> None:
             while True:
@@ -537,10 +507,8 @@ async def test_no_origin_starves_another(
     assert gauge.order.count(b"/other") == 3
 
 
-async def test_no_more_connections_are_kept_than_allowed(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(
-        connector=MemoryConnector(nursery, respond), max_keepalive_connections=2
-    ) as pool:
+async def test_no_more_connections_are_kept_than_allowed(network: Network) -> None:
+    async with network.pool(max_keepalive_connections=2) as pool:
         async with trio.open_nursery() as tasks:
             for _ in range(5):
                 tasks.start_soon(pool.request, "GET", URL)
@@ -548,10 +516,8 @@ async def test_no_more_connections_are_kept_than_allowed(nursery: trio.Nursery) 
         assert_unharmed(pool, idle=2)
 
 
-async def test_a_connection_that_has_expired_is_not_used(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond), keepalive_expiry=0.5) as pool:
+async def test_a_connection_that_has_expired_is_not_used(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool(keepalive_expiry=0.5) as pool:
         await pool.request("GET", URL)
         await trio.sleep(0.25)
         await pool.request("GET", URL)
@@ -562,9 +528,9 @@ async def test_a_connection_that_has_expired_is_not_used(
 
 
 async def test_an_expired_connection_is_closed_without_traffic(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond), keepalive_expiry=5) as pool:
+    async with network.pool(keepalive_expiry=5) as pool:
         for _ in range(2):
             await pool.request("GET", URL)
             await trio.sleep(4.9)
@@ -575,9 +541,9 @@ async def test_an_expired_connection_is_closed_without_traffic(
 
 
 async def test_a_waiting_request_times_out_and_leaves_its_place(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond), max_connections=1) as pool:
+    async with network.pool(max_connections=1) as pool:
         async with pool.stream("GET", URL):
             for limit in (0, 3):
                 started = trio.current_time()
@@ -588,9 +554,7 @@ async def test_a_waiting_request_times_out_and_leaves_its_place(
         await pool.request("GET", URL, extensions={"timeout": {"pool": 0}})
 
 
-async def test_the_pool_timeout_is_one_for_all_waits(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_pool_timeout_is_one_for_all_waits(network: Network, autojump_clock: MockClock) -> None:
     """A request that has to go back to the queue does not get its time anew."""
 
     async def first_request_only(peer: ScriptedPeer) -> None:
@@ -607,8 +571,10 @@ async def test_the_pool_timeout_is_one_for_all_waits(
         waited.append(trio.current_time() - started)
 
     # The connection that ends under the request takes a second to close, during which its slot is taken.
-    connector = WrappingConnector(nursery, first_request_only, Mute)
-    async with ConnectionPool(connector=connector, max_connections=1) as pool, trio.open_nursery() as tasks:
+    async with (
+        network.pool(first_request_only, wrap=Mute, max_connections=1) as pool,
+        trio.open_nursery() as tasks,
+    ):
         async with pool.stream("GET", URL) as response:
             tasks.start_soon(ask)
             await trio.sleep(2.5)
@@ -617,255 +583,22 @@ async def test_the_pool_timeout_is_one_for_all_waits(
     assert waited == [3]
 
 
-# -- Dialling.
-
-
-@pytest.mark.parametrize("failure", [OSError("refused"), trio.BrokenResourceError("gone")])
-async def test_connecting_is_tried_again(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, failure: Exception
-) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures = [failure] * 4
-    trace = Events()
-    async with ConnectionPool(connector=connector, retries=4) as pool:
-        started = trio.current_time()
-        await pool.request("GET", URL, extensions={"trace": trace})
-        assert trio.current_time() - started == 0 + 0.5 + 1 + 2
-        assert pool.statistics().connections_opened == 1
-    told = trace.infos("connection.retry.started")
-    assert [info["attempt"] for info in told] == [1, 2, 3, 4]
-    assert [info["delay"] for info in told] == [0, 0.5, 1, 2]
-    assert all(isinstance(info["exception"], ConnectError) for info in told)
-    assert len(trace.infos("connection.connect_tcp.failed")) == 4
-    assert len(trace.infos("connection.connect_tcp.complete")) == 1
-
-
-async def test_connecting_fails_in_the_end(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures = [OSError("one"), OSError("two"), OSError("three")]
-    async with ConnectionPool(connector=connector, retries=1) as pool:
-        with pytest.raises(ConnectError, match=r"could not connect to example\.com:80: two") as caught:
-            await pool.request("GET", URL)
-        assert isinstance(caught.value.__cause__, OSError)
-        assert_unharmed(pool)
-
-
-async def test_each_attempt_has_the_connect_timeout(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, retries=2) as pool:
-        started = trio.current_time()
-        with pytest.raises(ConnectTimeout):
-            await pool.request("GET", URL, extensions={"timeout": {"connect": 2}})
-        assert trio.current_time() - started == 2 + 0 + 2 + 0.5 + 2
-        assert len(connector.dialled) == 3
-        assert_unharmed(pool)
-
-
-async def test_other_errors_of_a_connector_are_neither_repeated_nor_changed(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    mine = ZeroDivisionError("mine")
-    connector.failures = [mine]
-    async with ConnectionPool(connector=connector, retries=3) as pool:
-        with pytest.raises(ZeroDivisionError) as caught:
-            await pool.request("GET", URL)
-        assert caught.value is mine
-        assert_unharmed(pool)
-
-
-async def test_the_connector_is_given_what_the_pool_was(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    async with ConnectionPool(connector=connector) as pool:
-        await pool.request("GET", "http://example.com:8000/")
-    async with ConnectionPool(connector=connector, local_address="::1", socket_options=options) as pool:
-        await pool.request("GET", "http://[::1]/")
-    async with ConnectionPool(
-        connector=connector, uds="/a/path", local_address="ignored", socket_options=iter(options)
-    ) as pool:
-        for host in "ab":
-            await pool.request("GET", f"http://{host}/")
-    given = [(dialled.address, dialled.options) for dialled in connector.dialled]
-    assert given == [
-        (("example.com", 8000), {}),
-        (("::1", 80), {"local_address": "::1", "socket_options": tuple(options)}),
-        ("/a/path", {"socket_options": tuple(options)}),
-        ("/a/path", {"socket_options": tuple(options)}),
-    ]
-
-
-async def test_local_address_and_socket_options_on_a_real_socket(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    async with ConnectionPool(
-        local_address="127.0.0.5", socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    ) as pool:
-        response = await pool.request("GET", server.url)
-        stream = response.extensions["network_stream"]
-        assert stream.get_extra_info("client_addr")[0] == "127.0.0.5"
-        assert stream.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-
-
-async def test_a_bad_socket_option_leaves_no_socket(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    before = open_sockets()
-    async with ConnectionPool(socket_options=[(socket.SOL_SOCKET, -1, 1)]) as pool:
-        with pytest.raises(ConnectError):
-            await pool.request("GET", server.url)
-        await assert_settles(pool)
-        assert open_sockets() <= before
-
-
-async def test_a_unix_socket(nursery: trio.Nursery, tmp_path: Path) -> None:
-    server = await serve_unix(nursery, respond, tmp_path / "socket")
-    async with ConnectionPool(uds=server.uds) as pool:
-        assert (await pool.request("POST", URL, content=b"hello")).content == b"hello"
-    async with ConnectionPool(uds=str(tmp_path / "nothing")) as pool:
-        with pytest.raises(ConnectError, match="nothing"):
-            await pool.request("GET", URL)
-
-
-async def test_a_refused_connection_says_so(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    server.cancel_scope.cancel()
-    await trio.testing.wait_all_tasks_blocked()
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError, match=f"could not connect to 127.0.0.1:{server.port}: .*refused"):
-            await pool.request("GET", server.url)
-        assert_unharmed(pool)
-
-
 # -- TLS.
 
 
-async def test_a_certificate_of_another_host(
-    nursery: trio.Nursery, ca: trustme.CA, client_context: ssl.SSLContext
-) -> None:
-    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("other.example").configure_cert(other)
-    server = await serve_tcp(nursery, respond, tls=other)
-    before = open_sockets()
-    async with ConnectionPool(client_context) as pool:
-        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 .* verified: .*mismatch"):
-            await pool.request("GET", server.url)
-        await assert_settles(pool)
-        assert open_sockets() <= before
-        extensions = {"sni_hostname": "other.example"}
-        assert (await pool.request("GET", server.url, extensions=extensions)).status == 200
+async def serve_records(nursery: trio.Nursery, play: Callable[[TLSServer], Awaitable[None]]) -> str:
+    """Start a server whose TLS records leave when `play` says so; it may ask for a certificate.
 
-
-async def test_an_unknown_authority(nursery: trio.Nursery, server_context: ssl.SSLContext) -> None:
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 could not be verified: unable"):
-            await pool.request("GET", server.url)
-        assert_unharmed(pool)
-
-
-async def test_no_tls_at_all(nursery: trio.Nursery, client_context: ssl.SSLContext) -> None:
-    async def plain(peer: ScriptedPeer) -> None:
-        await peer.receive_some()
-        await peer.send(b"HTTP/1.1 400 What is this?\r\n\r\n")
-
-    async with ConnectionPool(client_context, connector=MemoryConnector(nursery, plain)) as pool:
-        with pytest.raises(ConnectError, match=r"TLS handshake with example\.com failed"):
-            await pool.request("GET", "https://example.com/")
-        assert_unharmed(pool)
-
-
-async def test_the_connect_timeout_covers_the_handshake(
-    nursery: trio.Nursery, client_context: ssl.SSLContext, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, swallow)
-    async with ConnectionPool(client_context, connector=connector) as pool:
-        started = trio.current_time()
-        with pytest.raises(ConnectTimeout):
-            await pool.request("GET", "https://example.com/", extensions={"timeout": {"connect": 2}})
-        assert trio.current_time() - started == 2
-        assert_unharmed(pool)
-
-
-async def test_a_failed_handshake_is_reported_though_its_stream_fails_to_close(
-    nursery: trio.Nursery, client_context: ssl.SSLContext
-) -> None:
-    class Failing(Wrapped):
-        async def aclose(self) -> None:
-            try:
-                await super().aclose()
-            finally:
-                raise trio.BrokenResourceError("too late")
-
-    async def plain(peer: ScriptedPeer) -> None:
-        await peer.receive_some()
-        await peer.send(b"HTTP/1.1 400 What is this?\r\n\r\n")
-
-    connector = WrappingConnector(nursery, plain, Failing)
-    async with ConnectionPool(client_context, connector=connector) as pool:
-        with pytest.raises(ConnectError, match="TLS handshake"):
-            await pool.request("GET", "https://example.com/")
-        assert_unharmed(pool)
-
-
-async def test_another_server_name_is_another_connection(
-    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> None:
-    names: list[str | None] = []
-    server_context.sni_callback = lambda _, name, __: names.append(name)
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool(client_context) as pool:
-        for name in (None, "localhost", b"example.com", "localhost", None):
-            extensions = {} if name is None else {"sni_hostname": name}
-            await pool.request("GET", server.url, extensions=extensions)
-        assert pool.statistics().open == 3
-    server_context.sni_callback = None
-    assert names == [None, "localhost", "example.com"]
-
-
-class TLSPeer:
-    """A server's TLS whose records are made one by one, so that a test says what arrives together."""
-
-    def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
-        self.stream = stream
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-
-    async def run(self, operation: Callable[[], Any]) -> Any:
-        while True:
-            try:
-                return operation()
-            except ssl.SSLWantReadError:
-                await self.flush()
-                self.incoming.write(await self.stream.receive_some())
-
-    async def flush(self) -> None:
-        if data := self.outgoing.read():
-            await self.stream.send_all(data)
-
-    def respond(self, body: bytes = b"ok") -> None:
-        """Make the records of a response, to be sent by `flush`."""
-        self.tls.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-
-    async def serve(self, requests: int) -> None:
-        for _ in range(requests):
-            await self.run(lambda: self.tls.read(65536))
-            self.respond()
-            await self.flush()
-
-
-async def serve_records(
-    nursery: trio.Nursery,
-    context: ssl.SSLContext,
-    play: Callable[[TLSPeer], Awaitable[None]],
-) -> str:
-    """Start a server which plays `play` on every connection."""
+    Session tickets are what a server usually says late, but OpenSSL sends them no later than the first
+    response. To ask for a client's certificate is just as harmless.
+    """
 
     async def handler(stream: trio.SocketStream) -> None:
         async with stream:
-            with contextlib.suppress(ssl.SSLError, trio.BrokenResourceError):
-                await play(TLSPeer(stream, context))
+            with contextlib.suppress(EOFError, trio.BrokenResourceError):
+                far = TLSServer(stream)
+                await far.handshake()
+                await play(far)
 
     listeners = await nursery.start(trio.serve_tcp, handler, 0)
     return f"https://localhost:{listeners[0].socket.getsockname()[1]}/"
@@ -873,46 +606,33 @@ async def serve_records(
 
 @dataclass(frozen=True)
 class Late:
-    """A server that has something to say about TLS after its response: `say` makes it do so.
-
-    Session tickets are the usual case, but OpenSSL sends them no later than the first response. To ask
-    for a client's certificate is just as harmless.
-    """
+    """A server that asks for a certificate after its first response, when `say` is set."""
 
     url: str
-    client: ssl.SSLContext
     say: trio.Event
 
 
-async def late_server(nursery: trio.Nursery, ca: trustme.CA) -> Late:
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), new_client_context(ca)
-    ca.issue_cert("localhost").configure_cert(server)
-    ca.configure_trust(server)
-    server.verify_mode = ssl.CERT_OPTIONAL
-    client.post_handshake_auth = True
+async def late_server(nursery: trio.Nursery) -> Late:
     say = trio.Event()
 
-    async def play(peer: TLSPeer) -> None:
-        await peer.run(peer.tls.do_handshake)
-        peer.tls.verify_client_post_handshake()
-        asked = False
+    async def play(far: TLSServer) -> None:
+        # OpenSSL sends new tickets after the client's certificate unless it is asked for before.
+        far.ssl.verify_client_post_handshake()
+        await far.flush()
+        await answer_once(far)
+        await say.wait()
+        far.ssl.do_handshake()
+        await far.flush()
         while True:
-            await peer.serve(1)
-            if not asked:
-                asked = True
-                await say.wait()
-                peer.tls.do_handshake()
-                await peer.flush()
+            await answer_once(far)
 
-    return Late(await serve_records(nursery, server, play), client, say)
+    return Late(await serve_records(nursery, play), say)
 
 
 @pytest.mark.parametrize("pause", [0, 1.2], ids=["checkout", "housekeeping"])
-async def test_what_tls_says_while_idle_does_no_harm(
-    nursery: trio.Nursery, ca: trustme.CA, pause: float
-) -> None:
-    late = await late_server(nursery, ca)
-    async with ConnectionPool(late.client) as pool:
+async def test_what_tls_says_while_idle_does_no_harm(nursery: trio.Nursery, pause: float) -> None:
+    late = await late_server(nursery)
+    async with ConnectionPool(a_client()) as pool:
         await pool.request("GET", late.url)
         [connection] = pool.connections
         assert isinstance(connection, HTTPConnection)
@@ -927,11 +647,9 @@ async def test_what_tls_says_while_idle_does_no_harm(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_request_cancelled_while_it_looks_at_its_connection(
-    nursery: trio.Nursery, ca: trustme.CA
-) -> None:
-    late = await late_server(nursery, ca)
-    async with ConnectionPool(late.client, max_connections=1) as pool:
+async def test_a_request_cancelled_while_it_looks_at_its_connection(nursery: trio.Nursery) -> None:
+    late = await late_server(nursery)
+    async with ConnectionPool(a_client(), max_connections=1) as pool:
         await pool.request("GET", late.url)
         late.say.set()
         await until_noticed(pool)
@@ -945,26 +663,21 @@ async def test_a_request_cancelled_while_it_looks_at_its_connection(
 
 
 @pytest.mark.parametrize("what", ["data", "close"])
-async def test_what_comes_along_with_a_response_over_tls_is_noticed(
-    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext, what: str
-) -> None:
+async def test_what_comes_along_with_a_response_over_tls_is_noticed(nursery: trio.Nursery, what: str) -> None:
     """It is in a record of its own, already received, so that the kernel doesn't know of it."""
 
-    async def play(peer: TLSPeer) -> None:
-        await peer.run(peer.tls.do_handshake)
-        await peer.flush()
-        await peer.run(lambda: peer.tls.read(65536))
-        peer.respond(b"right")
+    async def play(far: TLSServer) -> None:
+        await ScriptedPeer(far).receive_request()
+        far.ssl.write(whole_response(b"right"))
         if what == "data":
-            peer.respond(b"wrong")
+            far.ssl.write(whole_response(b"wrong"))
         else:
-            with contextlib.suppress(ssl.SSLWantReadError):
-                peer.tls.unwrap()
-        await peer.flush()
+            far.say_goodbye()
+        await far.flush()
         await trio.sleep_forever()
 
-    url = await serve_records(nursery, server_context, play)
-    async with ConnectionPool(client_context) as pool:
+    url = await serve_records(nursery, play)
+    async with ConnectionPool(a_client()) as pool:
         for _ in range(3):
             response = await pool.request("POST", url, content=b"written once")
             assert response.content == b"right"
@@ -975,9 +688,7 @@ async def test_what_comes_along_with_a_response_over_tls_is_noticed(
 # -- Idle connections.
 
 
-async def after_first(
-    event: trio.Event, action: Callable[[ScriptedPeer], Awaitable[object]], peer: ScriptedPeer
-) -> None:
+async def after_first(event: trio.Event, action: Script, peer: ScriptedPeer) -> None:
     """A script: on the event, do something to a connection which has had one request, then serve on."""
     await peer.receive_request()
     await peer.send_response()
@@ -1003,46 +714,29 @@ ENDINGS = pytest.mark.parametrize("action", [close_it, reset_it, stray_bytes])
 
 
 @ENDINGS
-@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
-async def test_a_connection_that_ends_while_idle_is_not_used(
-    nursery: trio.Nursery,
-    server_context: ssl.SSLContext,
-    client_context: ssl.SSLContext,
-    action: Callable[[ScriptedPeer], Awaitable[object]],
-    tls: bool,
-) -> None:
-    event = trio.Event()
-    script = functools.partial(after_first, event, action)
-    server = await serve_tcp(nursery, script, tls=server_context if tls else None)
-    trace = Events()
-    async with ConnectionPool(client_context) as pool:
-        await pool.request("POST", server.url, content=b"one")
+async def test_a_connection_that_ends_while_idle_is_not_used(sockets: Sockets, action: Script) -> None:
+    event, trace = trio.Event(), Events()
+    async with sockets.pool(functools.partial(after_first, event, action)) as pool:
+        await pool.request("POST", sockets.url, content=b"one")
         event.set()
         await until_noticed(pool)
-        response = await pool.request("POST", server.url, content=b"two", extensions={"trace": trace})
+        response = await pool.request("POST", sockets.url, content=b"two", extensions={"trace": trace})
         assert response.status == 200
         assert pool.statistics().connections_opened == 2
         assert trace.infos("connection.retry.started") == []
 
 
-async def test_what_tls_says_during_a_trace_does_no_harm(nursery: trio.Nursery, ca: trustme.CA) -> None:
+async def test_what_tls_says_during_a_trace_does_no_harm(nursery: trio.Nursery) -> None:
     """The session tickets before the first request, a request for a certificate before the second."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), new_client_context(ca)
-    ca.issue_cert("localhost").configure_cert(server)
-    ca.configure_trust(server)
-    server.verify_mode = ssl.CERT_OPTIONAL
-    client.post_handshake_auth = True
     second = trio.Event()
 
-    async def play(peer: TLSPeer) -> None:
-        await peer.run(peer.tls.do_handshake)
-        await peer.flush()
-        await peer.serve(1)
+    async def play(far: TLSServer) -> None:
+        await far.flush()
+        await answer_once(far, b"ok")
         await second.wait()
-        peer.tls.verify_client_post_handshake()
-        peer.tls.do_handshake()
-        await peer.flush()
-        await peer.serve(1)
+        far.ask_for_certificate()
+        await far.flush()
+        await answer_once(far, b"ok")
 
     async def wait(event: str, _: dict[str, Any]) -> None:
         if event == "http11.send_request_headers.started":
@@ -1050,8 +744,8 @@ async def test_what_tls_says_during_a_trace_does_no_harm(nursery: trio.Nursery, 
                 second.set()
             await until_noticed(pool)
 
-    url = await serve_records(nursery, server, play)
-    async with ConnectionPool(client) as pool:
+    url = await serve_records(nursery, play)
+    async with ConnectionPool(a_client()) as pool:
         for _ in range(2):
             assert (await pool.request("GET", url, extensions={"trace": wait})).content == b"ok"
         assert pool.statistics().connections_opened == 1
@@ -1067,19 +761,12 @@ async def until_noticed(pool: ConnectionPool) -> None:
 
 
 @ENDINGS
-@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
 async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
-    nursery: trio.Nursery,
-    server_context: ssl.SSLContext,
-    client_context: ssl.SSLContext,
-    action: Callable[[ScriptedPeer], Awaitable[object]],
-    tls: bool,
+    sockets: Sockets, action: Script
 ) -> None:
     event = trio.Event()
-    script = functools.partial(after_first, event, action)
-    server = await serve_tcp(nursery, script, tls=server_context if tls else None)
-    async with ConnectionPool(client_context) as pool:
-        await pool.request("GET", server.url)
+    async with sockets.pool(functools.partial(after_first, event, action)) as pool:
+        await pool.request("GET", sockets.url)
         [connection] = internals(pool)
         event.set()
         with trio.fail_after(1.5):
@@ -1088,10 +775,9 @@ async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
 
 
 async def test_housekeeping_keeps_no_connection_that_is_closed(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, keepalive_expiry=2.5) as pool:
+    async with network.pool(keepalive_expiry=2.5) as pool:
         await pool.request("GET", URL)
         connection = weakref.ref(internals(pool)[0])
         await trio.sleep(10)
@@ -1099,18 +785,15 @@ async def test_housekeeping_keeps_no_connection_that_is_closed(
         assert connection() is None
 
 
-async def test_housekeeping_spares_a_quiet_connection(
-    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> None:
+async def test_housekeeping_spares_a_quiet_connection(tls: Sockets) -> None:
     """Also one on which TLS has something to say that is no end: it looks, and keeps it."""
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool(client_context) as pool:
-        await pool.request("GET", server.url)
-        async with pool.stream("GET", server.url):
+    async with tls.pool() as pool:
+        await pool.request("GET", tls.url)
+        async with pool.stream("GET", tls.url):
             await trio.sleep(1.1)
         await trio.sleep(1.1)
         assert_unharmed(pool, idle=1)
-        await pool.request("GET", server.url)
+        await pool.request("GET", tls.url)
         assert pool.statistics().connections_opened == 1
 
 
@@ -1145,10 +828,10 @@ async def body() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 @pytest.mark.parametrize("content", [b"body", [b"bo", b"dy"], (b"body",)])
 async def test_an_idempotent_request_is_sent_again(
-    nursery: trio.Nursery, method: str, content: bytes | list[bytes]
+    network: Network, method: str, content: bytes | list[bytes]
 ) -> None:
     flaky, trace = Flaky(), Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+    async with network.pool(flaky) as pool:
         await pool.request("GET", URL)
         response = await pool.request(method, URL, content=content, extensions={"trace": trace})
         assert response.status == 200
@@ -1161,9 +844,9 @@ async def test_an_idempotent_request_is_sent_again(
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "FOO"])
-async def test_what_a_server_may_have_acted_on_is_not_sent_again(nursery: trio.Nursery, method: str) -> None:
+async def test_what_a_server_may_have_acted_on_is_not_sent_again(network: Network, method: str) -> None:
     flaky = Flaky()
-    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+    async with network.pool(flaky) as pool:
         await pool.request("GET", URL)
         with pytest.raises(RemoteProtocolError, match="without sending a response"):
             await pool.request(method, URL, content=b"body")
@@ -1172,11 +855,9 @@ async def test_what_a_server_may_have_acted_on_is_not_sent_again(nursery: trio.N
 
 
 @pytest.mark.parametrize("content", [body, lambda: iter([b"body"])], ids=["asynchronous", "ordinary"])
-async def test_a_body_that_was_taken_is_not_sent_again(
-    nursery: trio.Nursery, content: Callable[[], Any]
-) -> None:
+async def test_a_body_that_was_taken_is_not_sent_again(network: Network, content: Callable[[], Any]) -> None:
     flaky = Flaky()
-    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+    async with network.pool(flaky) as pool:
         await pool.request("GET", URL)
         with pytest.raises(RemoteProtocolError):
             await pool.request("PUT", URL, content=content())
@@ -1184,28 +865,27 @@ async def test_a_body_that_was_taken_is_not_sent_again(
         await assert_settles(pool)
 
 
-async def test_a_request_whose_answer_began_is_not_sent_again(nursery: trio.Nursery) -> None:
+async def test_a_request_whose_answer_began_is_not_sent_again(network: Network) -> None:
     flaky = Flaky(answer=b"H")
-    async with ConnectionPool(connector=MemoryConnector(nursery, flaky)) as pool:
+    async with network.pool(flaky) as pool:
         await pool.request("GET", URL)
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
         assert len(flaky.bodies) == 2
 
 
-async def test_a_request_on_a_new_connection_is_not_sent_again(nursery: trio.Nursery) -> None:
+async def test_a_request_on_a_new_connection_is_not_sent_again(network: Network) -> None:
     async def rude(peer: ScriptedPeer) -> None:
         await peer.receive_request()
 
-    connector = MemoryConnector(nursery, rude)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(rude) as pool:
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
-        assert len(connector.dialled) == 1
+        assert len(network.dialled) == 1
         await assert_settles(pool)
 
 
-async def test_it_is_sent_again_once(nursery: trio.Nursery) -> None:
+async def test_it_is_sent_again_once(network: Network) -> None:
     received = 0
 
     async def one_each(peer: ScriptedPeer) -> None:
@@ -1217,7 +897,7 @@ async def test_it_is_sent_again_once(nursery: trio.Nursery) -> None:
             else:
                 return
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, one_each)) as pool:
+    async with network.pool(one_each) as pool:
         async with pool.stream("GET", URL), pool.stream("GET", URL):
             pass
         assert_unharmed(pool, idle=2)
@@ -1229,7 +909,7 @@ async def test_it_is_sent_again_once(nursery: trio.Nursery) -> None:
 
 
 async def test_a_retry_waits_its_turn_at_the_head_of_the_queue(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
     flaky = Flaky()
     order: list[str] = []
@@ -1238,7 +918,7 @@ async def test_a_retry_waits_its_turn_at_the_head_of_the_queue(
         await pool.request("GET", URL + path)
         order.append(path)
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, flaky), max_connections=1) as pool:
+    async with network.pool(flaky, max_connections=1) as pool:
         await pool.request("GET", URL)
         async with trio.open_nursery() as tasks:
             tasks.start_soon(ask, "first")
@@ -1248,36 +928,25 @@ async def test_a_retry_waits_its_turn_at_the_head_of_the_queue(
     assert order == ["first", "second"]
 
 
-async def test_a_post_of_which_nothing_was_sent_is_sent_again(nursery: trio.Nursery) -> None:
+async def test_a_post_of_which_nothing_was_sent_is_sent_again(tcp: Sockets) -> None:
     """The connection broke between the look at it and the sending."""
-    received: list[bytes] = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            received.append(request.body)
-            await peer.send_response()
+    recorder = Recorder()
 
     async def sabotage(event: str, _: dict[str, Any]) -> None:
         if event == "http11.send_request_headers.started" and pool.statistics().connections_opened == 1:
             [connection] = internals(pool)
             connection.info.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
-    server = await serve_tcp(nursery, script)
-    async with ConnectionPool() as pool:
-        await pool.request("POST", server.url, content=b"one")
-        response = await pool.request("POST", server.url, content=b"two", extensions={"trace": sabotage})
+    async with tcp.pool(recorder) as pool:
+        await pool.request("POST", tcp.url, content=b"one")
+        response = await pool.request("POST", tcp.url, content=b"two", extensions={"trace": sabotage})
         assert response.status == 200
         assert pool.statistics().connections_opened == 2
-    assert received == [b"one", b"two"]
+    assert recorder.bodies == [b"one", b"two"]
 
 
-async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(nursery: trio.Nursery) -> None:
-    received: list[bytes] = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            received.append(request.body)
-            await peer.send_response()
+async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(network: Network) -> None:
+    recorder = Recorder()
 
     class SendsThenFails(Wrapped):
         sends = 0
@@ -1289,24 +958,23 @@ async def test_a_post_whose_sending_failed_half_way_is_not_sent_again(nursery: t
                 await trio.aclose_forcefully(self.stream)
                 raise trio.BrokenResourceError("nobody knows what was sent")
 
-    async with ConnectionPool(connector=WrappingConnector(nursery, script, SendsThenFails)) as pool:
+    async with network.pool(recorder, wrap=SendsThenFails) as pool:
         await pool.request("POST", URL, content=b"one")
         with pytest.raises(WriteError, match="nobody knows"):
             await pool.request("POST", URL, content=b"two")
         await trio.testing.wait_all_tasks_blocked()
-        assert received == [b"one", b"two"]
+        assert recorder.bodies == [b"one", b"two"]
         await assert_settles(pool)
 
 
 # -- What it shows.
 
 
-async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, max_connections=3) as pool:
+async def test_statistics_and_reprs(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool(max_connections=3) as pool:
         await pool.request("GET", "http://idle.example/")
         async with trio.open_nursery() as tasks, pool.stream("GET", "http://[::1]:8080/"):
-            connector.gate = trio.Event()
+            network.gate = trio.Event()
             tasks.start_soon(pool.request, "GET", "http://dialled.example/")
             await trio.testing.wait_all_tasks_blocked()
             assert [repr(connection) for connection in pool.connections] == [
@@ -1325,7 +993,7 @@ async def test_statistics_and_reprs(nursery: trio.Nursery, autojump_clock: trio.
                 longest_active=0,
             )
             assert repr(pool) == "<ConnectionPool open: 1 active, 1 idle, 1 connecting, 0 waiting>"
-            connector.gate.set()
+            network.gate.set()
         await pool.request("GET", "http://idle.example/")
         assert (
             repr(pool.connections[0])
@@ -1360,13 +1028,13 @@ async def test_a_one_shot_stream_that_fails_leaves_nothing(nursery: trio.Nursery
     assert open_sockets() <= before
 
 
-async def test_a_connection_handed_over_to_nobody_is_closed(nursery: trio.Nursery) -> None:
+async def test_a_connection_handed_over_to_nobody_is_closed(network: Network) -> None:
     async def switch(peer: ScriptedPeer) -> None:
         request = await peer.receive_request()
         await peer.send_response(200 if request.method == b"CONNECT" else 101)
         await swallow(peer)
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, switch)) as pool:
+    async with network.pool(switch) as pool:
         response = await pool.request("CONNECT", URL, extensions={"target": b"example.com:443"})
         assert response.content == b""
         headers = {"Connection": "upgrade", "Upgrade": "something"}
@@ -1374,8 +1042,8 @@ async def test_a_connection_handed_over_to_nobody_is_closed(nursery: trio.Nurser
         await assert_settles(pool)
 
 
-async def test_handle_async_request(nursery: trio.Nursery) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_handle_async_request(network: Network) -> None:
+    async with network.pool() as pool:
         request = Request("POST", URL, content=b"hello")
         response = await pool.handle_async_request(request)
         assert pool.statistics().active == 1
@@ -1400,11 +1068,10 @@ async def test_a_url_without_host(url: str) -> None:
             await pool.request("GET", url)
 
 
-async def test_websocket_schemes_connect_like_their_http_ones(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_websocket_schemes_connect_like_their_http_ones(network: Network) -> None:
+    async with network.pool() as pool:
         await pool.request("GET", "ws://example.com/")
-    assert [dialled.address for dialled in connector.dialled] == [("example.com", 80)]
+    assert [dialled.address for dialled in network.dialled] == [("example.com", 80)]
 
 
 @pytest.mark.parametrize(
@@ -1428,13 +1095,12 @@ async def test_websocket_schemes_connect_like_their_http_ones(nursery: trio.Nurs
     ],
 )
 async def test_extensions_are_checked_before_anything_is_opened(
-    nursery: trio.Nursery, extensions: dict[str, Any], error: type[Exception], message: str
+    network: Network, extensions: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error, match=message):
             await pool.request("GET", "https://example.com/", extensions=extensions)
-        assert connector.dialled == []
+        assert network.dialled == []
         assert_unharmed(pool)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -25,8 +26,8 @@ from tests.harness.layers import (
     every_proxy,
     pool_through,
 )
+from tests.harness.networks import Network, Sockets
 from tests.harness.peers import respond
-from tests.harness.servers import serve_tcp
 from tests.harness.streams import socket_streams
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -52,11 +53,20 @@ async def echo(far: Far) -> None:
         await far.top.send_all(received)
 
 
+@contextlib.asynccontextmanager
+async def raw_stream(
+    kind: Kind, play: Callable[[Far], Awaitable[object]]
+) -> AsyncIterator[tuple[ConnectionPool, NetworkStream]]:
+    """A pool, and a raw stream of it, whose far end is played by `play`."""
+    async with trio.open_nursery() as nursery:
+        async with pool_through(kind, LayeredNetwork(nursery, kind, play)) as pool:
+            yield pool, await pool.open_tcp_stream("example.com", 443)
+        nursery.cancel_scope.cancel()
+
+
 @every_proxy
-async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
-    connector = LayeredNetwork(nursery, kind, echo)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+async def test_a_raw_stream(kind: Kind) -> None:
+    async with raw_stream(kind, echo) as (pool, stream):
         assert isinstance(stream, NetworkStream)
         for data in (b"abc", b"x" * 30_000):
             await stream.write(data)
@@ -81,13 +91,12 @@ async def test_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
             await stream.read()
         with pytest.raises(WriteError):
             await stream.write(b"x")
-    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("then_socks", [False, True])
 async def test_what_comes_along_with_a_tunnel_is_in_its_stream(
-    nursery: trio.Nursery, scheme: str, then_socks: bool
+    network: Network, nursery: trio.Nursery, scheme: str, then_socks: bool
 ) -> None:
     """In one packet, and in one record of TLS."""
     along = b"\5\0" + b"\5\0\0\1" + bytes(6) if then_socks else b""
@@ -98,11 +107,10 @@ async def test_what_comes_along_with_a_tunnel_is_in_its_stream(
         await top.send_all(b"HTTP/1.1 200 Connected\r\n\r\n" + along + b"ready")
         await trio.sleep_forever()
 
-    connector = MemoryConnector(nursery, script, stream_pair=socket_streams)
     proxies = [Proxy(f"{scheme}://localhost", ssl_context=a_client())]
     if then_socks:
         proxies.append(Proxy("socks5h://inner.example"))
-    async with ConnectionPool(proxy=proxies, connector=connector) as pool:
+    async with network.pool(script, pair=socket_streams, proxy=proxies) as pool:
         stream = await pool.open_tcp_stream("example.com", 443)
         assert await stream.read(2) == b"re"
         assert await stream.read() == b"ady"
@@ -110,15 +118,13 @@ async def test_what_comes_along_with_a_tunnel_is_in_its_stream(
 
 
 @every_proxy
-async def test_tls_on_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
+async def test_tls_on_a_raw_stream(kind: Kind) -> None:
     async def play(far: Far) -> None:
         peer = ScriptedPeer(far.top)
         await peer.start_tls(make_tls().server)
         await respond(peer)
 
-    connector = LayeredNetwork(nursery, kind, play)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, play) as (pool, stream):
         below = stream.get_extra_info("ssl_object")
         assert (below is None) == (not {"https", "h2"} & {*kind.proxies})
         stream = await stream.start_tls(a_client(), "example.com", timeout=10)
@@ -130,7 +136,6 @@ async def test_tls_on_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert_unharmed(pool)
-    nursery.cancel_scope.cancel()
 
 
 @every_kind
@@ -168,15 +173,13 @@ async def test_information_through_layers(nursery: trio.Nursery, kind: Kind) -> 
 
 @pytest.mark.parametrize("who", ["pool's end", "aclose", "another pool.aclose while reading"])
 @every_proxy
-async def test_a_raw_stream_ends_with_its_pool(nursery: trio.Nursery, kind: Kind, who: str) -> None:
+async def test_a_raw_stream_ends_with_its_pool(kind: Kind, who: str) -> None:
     async def read() -> None:
         with pytest.raises(ReadError):
             await stream.read()
 
     before = open_sockets()
-    connector = LayeredNetwork(nursery, kind, echo)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, echo) as (pool, stream):
         if who == "aclose":
             await pool.aclose()
         elif who.startswith("another"):
@@ -194,7 +197,7 @@ async def test_a_raw_stream_ends_with_its_pool(nursery: trio.Nursery, kind: Kind
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS.values() if not k.tls and "https" not in k.proxies])
-async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> None:
+async def test_half_closing_a_raw_stream(kind: Kind) -> None:
     async def play(far: Far) -> None:
         received = b""
         while data := await far.top.receive_some():
@@ -203,9 +206,7 @@ async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> N
         await far.top.send_eof()
         await trio.sleep_forever()
 
-    connector = LayeredNetwork(nursery, kind, play)
-    async with pool_through(kind, connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(kind, play) as (pool, stream):
         await stream.write(b"abc")
         await stream.send_eof()
         with pytest.raises(WriteError):
@@ -215,10 +216,9 @@ async def test_half_closing_a_raw_stream(nursery: trio.Nursery, kind: Kind) -> N
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert_unharmed(pool)
-    nursery.cancel_scope.cancel()
 
 
-async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery) -> None:
+async def test_the_far_side_of_a_raw_stream_may_end_first() -> None:
     got: list[bytes] = []
 
     async def play(far: Far) -> None:
@@ -228,9 +228,7 @@ async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery)
         done.set()
 
     done = trio.Event()
-    connector = LayeredNetwork(nursery, KINDS["through http"], play)
-    async with pool_through(KINDS["through http"], connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+    async with raw_stream(KINDS["through http"], play) as (pool, stream):
         assert await stream.read() == b""
         await stream.write(b"still here")
         assert pool.statistics().active == 1
@@ -239,15 +237,12 @@ async def test_the_far_side_of_a_raw_stream_may_end_first(nursery: trio.Nursery)
     assert b"".join(got) == b"still here"
 
 
-async def test_a_raw_stream_through_tls_can_not_be_half_closed(nursery: trio.Nursery) -> None:
-    connector = LayeredNetwork(nursery, KINDS["through TLS"], echo)
-    async with pool_through(KINDS["through TLS"], connector) as pool:
-        stream = await pool.open_tcp_stream("example.com", 443)
+async def test_a_raw_stream_through_tls_can_not_be_half_closed() -> None:
+    async with raw_stream(KINDS["through TLS"], echo) as (_, stream):
         with pytest.raises(NotImplementedError, match="TLS"):
             await stream.send_eof()
         await stream.write(b"abc")
         assert await stream.read() == b"abc"
-    nursery.cancel_scope.cancel()
 
 
 # -- Among a pool's connections.
@@ -275,14 +270,13 @@ async def echo_in_memory(peer: ScriptedPeer) -> None:
     ],
 )
 async def test_host_and_port_are_checked(
-    nursery: trio.Nursery, host: Any, port: Any, error: type[Exception], message: str
+    network: Network, host: Any, port: Any, error: type[Exception], message: str
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error, match=message):
             await pool.open_tcp_stream(host, port)
         assert_unharmed(pool)
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 @pytest.mark.parametrize(
@@ -295,9 +289,9 @@ async def test_host_and_port_are_checked(
     ],
 )
 async def test_extensions_are_checked(
-    nursery: trio.Nursery, extensions: Any, error: type[Exception], message: str
+    network: Network, extensions: Any, error: type[Exception], message: str
 ) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         with pytest.raises(error, match=message):
             await pool.open_tcp_stream("h", 1, extensions=extensions)
         assert_unharmed(pool)
@@ -308,9 +302,10 @@ async def test_a_pool_that_was_not_entered() -> None:
         await ConnectionPool().open_tcp_stream("h", 1)
 
 
-async def test_a_raw_stream_takes_a_place(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    connector = MemoryConnector(nursery, echo_in_memory)
-    async with ConnectionPool(connector=connector, max_connections=2) as pool:
+async def test_a_raw_stream_takes_a_place(
+    network: Network, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with network.pool(echo_in_memory, max_connections=2) as pool:
         streams = [await pool.open_tcp_stream(b"h", 1) for _ in range(2)]
         with pytest.raises(PoolTimeout):
             await pool.open_tcp_stream("h", 1, extensions={"timeout": {"pool": 3}})
@@ -328,12 +323,11 @@ async def test_a_raw_stream_takes_a_place(nursery: trio.Nursery, autojump_clock:
         await third.write(b"abc")
         assert await third.read() == b"abc"
         assert pool.statistics().active == 2
-        assert [dialled.address for dialled in connector.dialled] == [("h", 1)] * 3
+        assert [dialled.address for dialled in network.dialled] == [("h", 1)] * 3
 
 
-async def test_the_limit_of_an_origin_holds_too(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    connector = MemoryConnector(nursery, echo_in_memory)
-    async with ConnectionPool(connector=connector, max_connections_per_origin=1) as pool:
+async def test_the_limit_of_an_origin_holds_too(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool(echo_in_memory, max_connections_per_origin=1) as pool:
         await pool.open_tcp_stream("h", 1)
         with pytest.raises(PoolTimeout):
             await pool.open_tcp_stream("h", 1, extensions={"timeout": {"pool": 3}})
@@ -341,47 +335,44 @@ async def test_the_limit_of_an_origin_holds_too(nursery: trio.Nursery, autojump_
         await pool.open_tcp_stream("other", 1, extensions={"timeout": {"pool": 3}})
 
 
-async def test_an_idle_connection_gives_way(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+async def test_an_idle_connection_gives_way(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool(max_connections=1) as pool:
         await pool.request("GET", "http://h/")
         stream = await pool.open_tcp_stream("h", 80, extensions={"timeout": {"pool": 3}})
-        assert len(connector.dialled) == 2
+        assert len(network.dialled) == 2
         await stream.aclose()
         await pool.request("GET", "http://h/")
-        assert len(connector.dialled) == 3
+        assert len(network.dialled) == 3
 
 
 async def test_raw_streams_do_not_wait_for_one_another(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    network: Network, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """As requests would, that might share a connection of HTTP/2."""
-    connector = MemoryConnector(nursery, echo_in_memory)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, http1=False, http2=True) as pool:
+    network.gate = trio.Event()
+    async with network.pool(echo_in_memory, http1=False, http2=True) as pool:
         for _ in range(3):
             nursery.start_soon(pool.open_tcp_stream, "h", 1)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(connector.dialled) == 3
+        assert len(network.dialled) == 3
         assert pool.statistics().connecting == 3
-        connector.gate.set()
+        network.gate.set()
         await trio.testing.wait_all_tasks_blocked()
         assert pool.statistics().active == 3
 
 
 @pytest.mark.parametrize("retries", [0, 1])
 async def test_connecting_a_raw_stream_is_limited(
-    nursery: trio.Nursery, autojump_clock: MockClock, retries: int
+    network: Network, autojump_clock: MockClock, retries: int
 ) -> None:
-    connector = MemoryConnector(nursery, echo_in_memory)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, max_connections=1, retries=retries) as pool:
+    network.gate = trio.Event()
+    async with network.pool(echo_in_memory, max_connections=1, retries=retries) as pool:
         with pytest.raises(ConnectTimeout):
             await pool.open_tcp_stream("h", 1, extensions={"timeout": {"connect": 5}})
         assert trio.current_time() == 5 * (1 + retries)
         assert_unharmed(pool)
-        connector.gate.set()
-        connector.failures.append(OSError("refused"))
+        network.gate.set()
+        network.failures.append(OSError("refused"))
         if retries:
             await (await pool.open_tcp_stream("h", 1)).aclose()
         else:
@@ -392,10 +383,9 @@ async def test_connecting_a_raw_stream_is_limited(
         await pool.open_tcp_stream("h", 1)
 
 
-async def test_cancelling_the_opening(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    connector = MemoryConnector(nursery, echo_in_memory)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+async def test_cancelling_the_opening(network: Network, autojump_clock: MockClock) -> None:
+    network.gate = trio.Event()
+    async with network.pool(echo_in_memory, max_connections=1) as pool:
         for waiting in (False, True):
             async with trio.open_nursery() as inner:
                 for _ in range(1 + waiting):
@@ -404,18 +394,17 @@ async def test_cancelling_the_opening(nursery: trio.Nursery, autojump_clock: Moc
                 assert pool.statistics().waiting == waiting
                 inner.cancel_scope.cancel()
             assert_unharmed(pool)
-        connector.gate.set()
+        network.gate.set()
         await pool.open_tcp_stream("h", 1)
 
 
-async def test_closing_the_pool_ends_the_opening(nursery: trio.Nursery) -> None:
+async def test_closing_the_pool_ends_the_opening(network: Network, nursery: trio.Nursery) -> None:
     async def opening() -> None:
         with pytest.raises(ConnectionNotAvailable):
             await pool.open_tcp_stream("h", 1)
 
-    connector = MemoryConnector(nursery, echo_in_memory)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+    network.gate = trio.Event()
+    async with network.pool(echo_in_memory, max_connections=1) as pool:
         for _ in range(2):
             nursery.start_soon(opening)
         await trio.testing.wait_all_tasks_blocked()
@@ -441,14 +430,13 @@ async def test_opening_is_traced(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 
 
-async def test_a_proxy_that_refuses_a_raw_stream(nursery: trio.Nursery) -> None:
+async def test_a_proxy_that_refuses_a_raw_stream(network: Network) -> None:
     async def refuse(peer: ScriptedPeer) -> None:
         async for _ in peer:
             await peer.send_response(403, body=b"no")
 
-    connector = MemoryConnector(nursery, refuse)
     proxy = Proxy("http://proxy.example")
-    async with ConnectionPool(proxy=proxy, connector=connector, max_connections=1) as pool:
+    async with network.pool(refuse, proxy=proxy, max_connections=1) as pool:
         for _ in range(2):
             with pytest.raises(ProxyError) as info:
                 await pool.open_tcp_stream("example.com", 443)
@@ -457,19 +445,17 @@ async def test_a_proxy_that_refuses_a_raw_stream(nursery: trio.Nursery) -> None:
             assert_unharmed(pool)
 
 
-async def test_an_ipv6_address(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, echo_in_memory)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_an_ipv6_address(network: Network) -> None:
+    async with network.pool(echo_in_memory) as pool:
         for host in ("::1", "[::1]"):
             await pool.open_tcp_stream(host, 1)
             assert str(pool.connections[-1].origin) == "tcp://[::1]:1"
-    assert [dialled.address for dialled in connector.dialled] == [("::1", 1)] * 2
+    assert [dialled.address for dialled in network.dialled] == [("::1", 1)] * 2
 
 
-async def test_a_raw_stream_over_tcp(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, echo_in_memory)
-    async with ConnectionPool() as pool:
-        stream = await pool.open_tcp_stream("127.0.0.1", server.port)
+async def test_a_raw_stream_over_tcp(tcp: Sockets) -> None:
+    async with tcp.pool(echo_in_memory) as pool:
+        stream = await pool.open_tcp_stream("127.0.0.1", tcp.server.port)
         await stream.write(b"abc")
         await stream.send_eof()
         assert await stream.read() == b"abc"

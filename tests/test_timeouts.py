@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +11,8 @@ import trio
 from trio.testing import MockClock, assert_checkpoints
 
 import trio_exchange
-from tests.harness.peers import mute, respond
+from tests.harness.networks import Network
+from tests.harness.peers import mute
 from tests.harness.servers import serve_tcp
 from trio_exchange import (
     ConnectionPool,
@@ -17,11 +20,11 @@ from trio_exchange import (
     PoolTimeout,
     ReadTimeout,
     Request,
+    Response,
     TimeoutException,
     WriteTimeout,
 )
 from trio_exchange._timeouts import TimeBudget, Timeouts, check_seconds, parse_timeouts, timed, with_timeout
-from trio_exchange.testing import MemoryConnector
 
 URL = "http://example.com/"
 
@@ -90,12 +93,11 @@ def test_seconds_that_are_fine(seconds: object) -> None:
     check_seconds("x", seconds)
 
 
-async def test_a_bad_timeout_is_found_before_anybody_is_dialled(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_a_bad_timeout_is_found_before_anybody_is_dialled(network: Network) -> None:
+    async with network.pool() as pool:
         with pytest.raises(ValueError, match="read timeout"):
             await pool.request("GET", "http://example.com/", extensions={"timeout": {"read": -1}})
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 # -- The pool's default, and the argument.
@@ -126,6 +128,22 @@ def test_a_request_replaces_the_pools_timeouts_name_by_name() -> None:
     assert parse_timeouts({"timeout": {}}, defaults) == defaults
 
 
+def uses(pool: ConnectionPool, **options: Any) -> list[Callable[[], Awaitable[object]]]:
+    """All that takes a timeout, of a pool and of the module."""
+
+    async def enter(stream: Callable[..., AbstractAsyncContextManager[Response]]) -> None:
+        async with stream("GET", URL, **options):
+            pytest.fail("it must not get here")
+
+    return [
+        lambda: pool.request("GET", URL, **options),
+        lambda: enter(pool.stream),
+        lambda: pool.open_tcp_stream("example.com", 80, **options),
+        lambda: trio_exchange.request("GET", URL, **options),
+        lambda: enter(trio_exchange.stream),
+    ]
+
+
 @pytest.mark.parametrize(
     ("timeout", "error", "message"),
     [
@@ -144,43 +162,29 @@ def test_a_request_replaces_the_pools_timeouts_name_by_name() -> None:
     ],
 )
 async def test_bad_timeouts_of_a_pool_and_in_arguments(
-    nursery: trio.Nursery, timeout: Any, error: type[Exception], message: str
+    network: Network, timeout: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         ConnectionPool(timeout=timeout)
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
-        with pytest.raises(error, match=message):
-            await pool.request("GET", URL, timeout=timeout)
-        with pytest.raises(error, match=message):
-            async with pool.stream("GET", URL, timeout=timeout):
-                pytest.fail("it must not get here")
-        with pytest.raises(error, match=message):
-            await pool.open_tcp_stream("example.com", 80, timeout=timeout)
-        with pytest.raises(error, match=message):
-            await trio_exchange.request("GET", URL, timeout=timeout)
-        with pytest.raises(error, match=message):
-            async with trio_exchange.stream("GET", URL, timeout=timeout):
-                pytest.fail("it must not get here")
-    assert connector.dialled == []
+    async with network.pool() as pool:
+        for use in uses(pool, timeout=timeout):
+            with pytest.raises(error, match=message):
+                await use()
+    assert network.dialled == []
 
 
-async def test_a_timeout_is_given_in_one_place(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    extensions = {"timeout": {"read": 1}}
+@pytest.mark.parametrize("timeout", [1, {"read": 1}])
+async def test_a_timeout_is_given_in_one_place(network: Network, timeout: Any) -> None:
     one = "give either the timeout argument or the timeout extension, not both"
-    async with ConnectionPool(connector=connector) as pool:
-        with pytest.raises(TypeError, match=one):
-            await pool.request("GET", URL, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            pool.stream("GET", URL, extensions=extensions, timeout={"read": 1})
-        with pytest.raises(TypeError, match=one):
-            await pool.open_tcp_stream("example.com", 80, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            await trio_exchange.request("GET", URL, extensions=extensions, timeout=1)
-        with pytest.raises(TypeError, match=one):
-            trio_exchange.stream("GET", URL, extensions=extensions, timeout=1)
-    assert connector.dialled == []
+    async with network.pool() as pool:
+        for use in uses(pool, extensions={"timeout": {"read": 1}}, timeout=timeout):
+            with pytest.raises(TypeError, match=one):
+                await use()
+        # A stream says so before it is entered.
+        for stream in (pool.stream, trio_exchange.stream):
+            with pytest.raises(TypeError, match=one):
+                stream("GET", URL, extensions={"timeout": {"read": 1}}, timeout=timeout)
+    assert network.dialled == []
 
 
 async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kwargs: Any) -> float:
@@ -193,13 +197,13 @@ async def time_of(error: type[TimeoutException], function: Any, *args: Any, **kw
 
 @pytest.mark.parametrize("timeout", [7, {"read": 7}])
 async def test_the_pools_timeouts_hold_for_each_request(
-    nursery: trio.Nursery, autojump_clock: MockClock, timeout: Any
+    network: Network, autojump_clock: MockClock, timeout: Any
 ) -> None:
     async def open_stream(**options: Any) -> None:
         async with pool.stream("GET", URL, **options):
             pytest.fail("it must not get here")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, mute), timeout=timeout) as pool:
+    async with network.pool(mute, timeout=timeout) as pool:
         assert await time_of(ReadTimeout, pool.request, "GET", URL) == 7
         assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"write": 1}) == 7
         assert await time_of(ReadTimeout, pool.request, "GET", URL, timeout={"read": 2}) == 2
@@ -215,17 +219,16 @@ async def test_the_pools_timeouts_hold_for_each_request(
 
 
 async def test_the_pools_timeouts_cover_connecting_and_waiting(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
     timeout = {"connect": 7, "pool": 2}
-    async with ConnectionPool(connector=connector, max_connections=1, timeout=timeout) as pool:
+    async with network.pool(max_connections=1, timeout=timeout) as pool:
         stream = await pool.open_tcp_stream("example.com", 80)
         assert await time_of(PoolTimeout, pool.request, "GET", URL) == 2
         assert await time_of(PoolTimeout, pool.open_tcp_stream, "example.com", 80, timeout={"pool": 1}) == 1
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
-        connector.gate = trio.Event()
+        network.gate = trio.Event()
         assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80) == 7
         assert await time_of(ConnectTimeout, pool.open_tcp_stream, "example.com", 80, timeout=3) == 3
         assert await time_of(ConnectTimeout, pool.request, "GET", URL) == 7
@@ -248,6 +251,15 @@ async def sleep_and_return(seconds: float, value: str) -> str:
     return value
 
 
+async def at_once() -> str:
+    return "done"
+
+
+async def slow() -> None:
+    with trio.fail_after(1):
+        await trio.sleep_forever()
+
+
 async def test_timed_returns_what_the_operation_returns(autojump_clock: MockClock) -> None:
     assert await timed(2, ReadTimeout, sleep_and_return, 1, "done") == "done"
     assert await timed(None, ReadTimeout, sleep_and_return, 1e6, "done") == "done"
@@ -261,19 +273,12 @@ async def test_timed_raises_its_own_error_at_the_limit(error: Any, autojump_cloc
 
 
 async def test_a_timeout_of_zero_is_an_attempt_that_may_not_wait(autojump_clock: MockClock) -> None:
-    async def at_once() -> str:
-        return "done"
-
     assert await timed(0, ReadTimeout, at_once) == "done"
     with pytest.raises(ReadTimeout, match="within 0 seconds"):
         await timed(0, ReadTimeout, trio.sleep, 1)
 
 
 async def test_timed_lets_a_users_too_slow_error_pass(autojump_clock: MockClock) -> None:
-    async def slow() -> None:
-        with trio.fail_after(1):
-            await trio.sleep_forever()
-
     with pytest.raises(trio.TooSlowError):
         await timed(10, ReadTimeout, slow)
     assert trio.current_time() == 1
@@ -323,9 +328,6 @@ async def test_an_overspent_budget_allows_what_does_not_wait(autojump_clock: Moc
 
     assert await budget.spend(overspend) == "late"
 
-    async def at_once() -> str:
-        return "done"
-
     assert await budget.spend(at_once) == "done"
     with pytest.raises(ConnectTimeout):
         await budget.spend(trio.lowlevel.checkpoint)
@@ -356,10 +358,6 @@ async def test_a_budget_lets_outer_cancellation_and_too_slow_error_pass(autojump
         await budget.spend(trio.sleep_forever)
     assert outer.cancelled_caught
 
-    async def slow() -> None:
-        with trio.fail_after(1):
-            await trio.sleep_forever()
-
     with pytest.raises(trio.TooSlowError):
         await budget.spend(slow)
 
@@ -369,8 +367,4 @@ async def test_neither_adds_nor_drops_checkpoints(seconds: float | None) -> None
     with assert_checkpoints():
         await timed(seconds, ReadTimeout, trio.lowlevel.checkpoint)
     with trio.testing.assert_no_checkpoints():
-        await timed(seconds, ReadTimeout, _no_checkpoint)
-
-
-async def _no_checkpoint() -> None:
-    pass
+        await timed(seconds, ReadTimeout, at_once)

@@ -11,7 +11,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.harness.checks import assert_unharmed
-from tests.harness.peers import respond, stall
+from tests.harness.networks import Network
+from tests.harness.peers import stall
 from tests.harness.traces import Events, both_ends
 from trio_exchange import ConnectError, ConnectionPool, ReadTimeout, RemoteProtocolError, WriteError
 from trio_exchange._exceptions import ExchangeFailed
@@ -179,13 +180,12 @@ async def test_whatever_gives_an_awaitable_is_async() -> None:
     assert events.names == ["a", "b", "c"]
 
 
-async def test_a_handler_that_is_not_async_ends_the_request(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_a_handler_that_is_not_async_ends_the_request(network: Network) -> None:
+    async with network.pool() as pool:
         with pytest.raises(TypeError, match="the trace extension must be an async function"):
             await pool.request("GET", "http://example.com/", extensions={"trace": lambda event, info: None})
         assert_unharmed(pool)
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 # -- A request's trace.
@@ -204,9 +204,9 @@ EXCHANGE = both_ends(
 )
 
 
-async def test_the_events_of_a_request(nursery: trio.Nursery) -> None:
+async def test_the_events_of_a_request(network: Network) -> None:
     events = Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await get(pool, events)
         assert events.names == both_ends("connection.connect_tcp") + EXCHANGE
         again = Events()
@@ -229,30 +229,29 @@ async def test_the_events_of_a_request(nursery: trio.Nursery) -> None:
         assert events.info(f"http11.{name}.complete") == {"return_value": None}
 
 
-async def test_the_timeout_is_in_the_info_of_connecting(nursery: trio.Nursery) -> None:
+async def test_the_timeout_is_in_the_info_of_connecting(network: Network) -> None:
     events = Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await get(pool, events, timeout={"connect": 7})
     assert events.info("connection.connect_tcp.started")["timeout"] == 7
 
 
-async def test_a_failure_shows_its_exception_and_the_closing(nursery: trio.Nursery) -> None:
+async def test_a_failure_shows_its_exception_and_the_closing(network: Network) -> None:
     async def hang_up(peer: ScriptedPeer) -> None:
         await peer.receive_request()
 
     events = Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, hang_up)) as pool:
+    async with network.pool(hang_up) as pool:
         with pytest.raises(RemoteProtocolError) as raised:
             await get(pool, events)
     assert events.info("http11.receive_response_headers.failed") == {"exception": raised.value}
     assert events.names[-2:] == both_ends("connection.close")
 
 
-async def test_a_failed_dialling_shows_its_exception(nursery: trio.Nursery) -> None:
+async def test_a_failed_dialling_shows_its_exception(network: Network) -> None:
     events = Events()
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(OSError("refused"))
-    async with ConnectionPool(connector=connector) as pool:
+    network.failures.append(OSError("refused"))
+    async with network.pool() as pool:
         with pytest.raises(ConnectError) as raised:
             await get(pool, events)
     assert events.names == ["connection.connect_tcp.started", "connection.connect_tcp.failed"]
@@ -261,7 +260,7 @@ async def test_a_failed_dialling_shows_its_exception(nursery: trio.Nursery) -> N
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 async def test_a_trace_handlers_network_error_does_not_repeat_the_request(
-    nursery: trio.Nursery, method: str
+    network: Network, method: str
 ) -> None:
     seen = []
 
@@ -276,7 +275,7 @@ async def test_a_trace_handlers_network_error_does_not_repeat_the_request(
         if event == "http11.receive_response_headers.started":
             await pool.request("GET", "http://other.example/dies")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         await pool.request("GET", "http://origin.example/")
         with pytest.raises(RemoteProtocolError, match="without sending a response"):
             await pool.request(
@@ -292,13 +291,13 @@ ALL_EVENTS = both_ends("connection.connect_tcp") + EXCHANGE
 
 @pytest.mark.parametrize("event", ALL_EVENTS)
 async def test_a_handler_that_raises_ends_the_request_and_leaves_nothing(
-    nursery: trio.Nursery, event: str
+    network: Network, event: str
 ) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         if name == event:
             raise LookupError(name)
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         with pytest.raises(LookupError, match=event):
             await get(pool, handler)
         await trio.testing.wait_all_tasks_blocked()
@@ -310,34 +309,34 @@ async def test_a_handler_that_raises_ends_the_request_and_leaves_nothing(
 
 @pytest.mark.parametrize("event", ALL_EVENTS)
 async def test_a_slow_handler_uses_up_no_timeout(
-    nursery: trio.Nursery, autojump_clock: MockClock, event: str
+    network: Network, autojump_clock: MockClock, event: str
 ) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         if name == event:
             await trio.sleep(100)
 
     timeout = {"connect": 1, "read": 1, "write": 1, "pool": 1}
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         assert (await get(pool, handler, timeout=timeout)).status == 200
 
 
-async def test_a_handlers_too_slow_error_is_its_own(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_a_handlers_too_slow_error_is_its_own(network: Network, autojump_clock: MockClock) -> None:
     async def handler(name: str, info: dict[str, Any]) -> None:
         with trio.fail_after(1):
             await trio.sleep_forever()
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         with pytest.raises(trio.TooSlowError):
             await get(pool, handler, timeout={"connect": 5, "read": 5, "write": 5, "pool": 5})
 
 
-async def test_a_handler_runs_in_the_requesters_task(nursery: trio.Nursery) -> None:
+async def test_a_handler_runs_in_the_requesters_task(network: Network) -> None:
     tasks = set()
 
     async def handler(name: str, info: dict[str, Any]) -> None:
         tasks.add(trio.lowlevel.current_task())
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await pool.request(
             "POST",
             "http://example.com/",
@@ -360,10 +359,10 @@ async def test_a_read_timeout_is_shown_as_failed(nursery: trio.Nursery, autojump
 # -- The log.
 
 
-async def test_the_log_shows_the_same_events(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_shows_the_same_events(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange")
     events = Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await get(pool, events)
     logged = [record.getMessage().partition(" ")[0] for record in caplog.records]
     assert logged == events.names + both_ends("connection.close")
@@ -373,22 +372,22 @@ async def test_the_log_shows_the_same_events(nursery: trio.Nursery, caplog: pyte
         assert record.name == "trio_exchange." + record.getMessage().partition(".")[0]
 
 
-async def test_one_logger_alone(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_logger_alone(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange.connection")
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await get(pool)
     assert {record.name for record in caplog.records} == {"trio_exchange.connection"}
 
 
-async def test_nothing_is_logged_by_default(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+async def test_nothing_is_logged_by_default(network: Network, caplog: pytest.LogCaptureFixture) -> None:
+    async with network.pool() as pool:
         await get(pool)
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", [b"Set-Cookie", b"SET-COOKIE2", b"Authorization", b"Proxy-Authorization"])
 async def test_the_log_hides_secrets_of_responses(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, name: bytes
+    network: Network, caplog: pytest.LogCaptureFixture, name: bytes
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         async for _ in peer:
@@ -397,7 +396,7 @@ async def test_the_log_hides_secrets_of_responses(
 
     caplog.set_level(logging.DEBUG, "trio_exchange")
     events = Events()
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         response = await get(pool, events)
     assert (name, b"hunter2") in response.headers
     _, _, _, headers = events.info("http11.receive_response_headers.complete")["return_value"]
@@ -407,12 +406,10 @@ async def test_the_log_hides_secrets_of_responses(
     assert "plain" in caplog.text
 
 
-async def test_the_log_hides_secrets_of_requests(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_log_hides_secrets_of_requests(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "trio_exchange")
     headers = {"Authorization": "hunter2", "Cookie": "hunter2", "Proxy-Authorization": "hunter2"}
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         await pool.request("GET", "http://example.com/", headers=headers)
     assert caplog.records
     assert "hunter2" not in caplog.text

@@ -11,8 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, open_sockets
-from tests.harness.peers import respond
+from tests.harness.networks import Network, Sockets
+from tests.harness.peers import Recorder, respond
 from tests.harness.servers import serve_tcp, serve_unix
 from tests.harness.traces import Events
 from trio_exchange import (
@@ -37,24 +39,29 @@ NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 # -- What the connector is asked for.
 
 
+LOCAL = {"local_address": "127.0.0.2"}
+NO_DELAY_GIVEN = {"socket_options": (NO_DELAY,)}
+
+
 @pytest.mark.parametrize(
-    ("settings", "address", "options"),
+    ("url", "settings", "address", "options"),
     [
-        ({}, ("example.com", 80), {}),
-        ({"local_address": "127.0.0.2"}, ("example.com", 80), {"local_address": "127.0.0.2"}),
-        ({"socket_options": [NO_DELAY]}, ("example.com", 80), {"socket_options": (NO_DELAY,)}),
-        ({"uds": "/run/x"}, "/run/x", {}),
-        ({"uds": "/run/x", "socket_options": [NO_DELAY]}, "/run/x", {"socket_options": (NO_DELAY,)}),
-        ({"uds": "/run/x", "local_address": "127.0.0.2"}, "/run/x", {}),
+        (URL, {}, ("example.com", 80), {}),
+        ("http://example.com:8000/", {}, ("example.com", 8000), {}),
+        (URL, LOCAL, ("example.com", 80), LOCAL),
+        (URL, {"socket_options": [NO_DELAY]}, ("example.com", 80), NO_DELAY_GIVEN),
+        ("http://[::1]/", {**LOCAL, "socket_options": [NO_DELAY]}, ("::1", 80), {**LOCAL, **NO_DELAY_GIVEN}),
+        (URL, {"uds": "/run/x"}, "/run/x", {}),
+        (URL, {"uds": "/run/x", "socket_options": [NO_DELAY]}, "/run/x", NO_DELAY_GIVEN),
+        (URL, {"uds": "/run/x", **LOCAL}, "/run/x", {}),
     ],
 )
 async def test_what_a_connector_is_given(
-    nursery: trio.Nursery, settings: dict[str, Any], address: Any, options: dict[str, Any]
+    network: Network, url: str, settings: dict[str, Any], address: Any, options: dict[str, Any]
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, **settings) as pool:
-        await pool.request("GET", URL)
-    assert connector.dialled == [Dialled(address, options)]
+    async with network.pool(**settings) as pool:
+        await pool.request("GET", url)
+    assert network.dialled == [Dialled(address, options)]
 
 
 async def test_a_connector_need_not_know_of_options_that_the_pool_has_not(nursery: trio.Nursery) -> None:
@@ -70,13 +77,15 @@ async def test_a_connector_need_not_know_of_options_that_the_pool_has_not(nurser
     assert inner.dialled == [Dialled(("elsewhere", 1), {})]
 
 
-async def test_socket_options_given_as_an_iterator_are_set_on_every_connection(nursery: trio.Nursery) -> None:
-    connector = MemoryConnector(nursery, respond)
+@pytest.mark.parametrize("uds", [{}, {"uds": "/run/x", **LOCAL}], ids=["tcp", "unix"])
+async def test_socket_options_given_as_an_iterator_are_set_on_every_connection(
+    network: Network, uds: dict[str, Any]
+) -> None:
     options: Iterable[SocketOption] = iter([NO_DELAY])
-    async with ConnectionPool(connector=connector, socket_options=options) as pool:
+    async with network.pool(socket_options=options, **uds) as pool:
         for host in ("a", "b"):
             await pool.request("GET", f"http://{host}/")
-    assert [dialled.options for dialled in connector.dialled] == [{"socket_options": (NO_DELAY,)}] * 2
+    assert [dialled.options for dialled in network.dialled] == [NO_DELAY_GIVEN] * 2
 
 
 # -- What goes wrong.
@@ -94,11 +103,10 @@ async def test_socket_options_given_as_an_iterator_are_set_on_every_connection(n
 )
 @pytest.mark.parametrize(("uds", "where"), [(None, "example.com:80"), ("/run/x", "/run/x")])
 async def test_failures_to_dial_are_connect_errors(
-    nursery: trio.Nursery, failure: Exception, reason: str, uds: str | None, where: str
+    network: Network, failure: Exception, reason: str, uds: str | None, where: str
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(failure)
-    async with ConnectionPool(connector=connector, uds=uds) as pool:
+    network.failures.append(failure)
+    async with network.pool(uds=uds) as pool:
         with pytest.raises(ConnectError, match=f"could not connect to {where}: .*{reason}") as info:
             await pool.request("GET", URL)
         assert info.value.__cause__ is failure
@@ -106,27 +114,36 @@ async def test_failures_to_dial_are_connect_errors(
         assert (await pool.request("GET", URL)).status == 200
 
 
-async def test_every_address_that_was_tried_is_in_the_message(nursery: trio.Nursery) -> None:
+async def test_every_address_that_was_tried_is_in_the_message(network: Network) -> None:
     failure = OSError("all attempts failed")
     failure.__cause__ = ExceptionGroup("", [OSError("first refused"), OSError("second unreachable")])
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(failure)
-    async with ConnectionPool(connector=connector) as pool:
+    network.failures.append(failure)
+    async with network.pool() as pool:
         with pytest.raises(ConnectError, match="first refused; second unreachable"):
             await pool.request("GET", URL)
 
 
 @pytest.mark.parametrize(
-    "failure", [LookupError("user"), ConnectError("a proxy of theirs"), trio.TooSlowError()]
+    ("failure", "retries"),
+    [
+        (ConnectError("a proxy of theirs"), 0),
+        *(
+            (failure, retries)
+            for failure in (LookupError(), trio.TooSlowError(), PoolTimeout())
+            for retries in (0, 3)
+        ),
+    ],
 )
-async def test_whatever_else_a_connector_raises_is_its_own(nursery: trio.Nursery, failure: Exception) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(failure)
-    async with ConnectionPool(connector=connector) as pool:
+async def test_whatever_else_a_connector_raises_is_its_own_and_not_tried_again(
+    network: Network, failure: Exception, retries: int
+) -> None:
+    network.failures.append(failure)
+    async with network.pool(retries=retries) as pool:
         with pytest.raises(type(failure)) as info:
             await pool.request("GET", URL)
         assert info.value is failure
         assert_unharmed(pool)
+    assert len(network.dialled) == 1
 
 
 # -- Trying again.
@@ -136,106 +153,84 @@ def test_the_delays_between_attempts() -> None:
     assert list(itertools.islice(backoff(), 7)) == [0, 0.5, 1, 2, 4, 8, 16]
 
 
-@pytest.mark.parametrize(("failures", "time"), [(0, 0), (1, 0), (2, 0.5), (3, 1.5), (4, 3.5)])
-async def test_connecting_is_tried_again(
-    nursery: trio.Nursery, autojump_clock: MockClock, failures: int, time: float
+@pytest.mark.parametrize("failure", [OSError("refused"), trio.BrokenResourceError("gone")])
+@pytest.mark.parametrize("delays", [[], [0], [0, 0.5], [0, 0.5, 1], [0, 0.5, 1, 2]], ids=len)
+async def test_connecting_is_tried_again_and_traced(
+    network: Network, autojump_clock: MockClock, delays: list[float], failure: Exception
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures += [OSError(str(number)) for number in range(failures)]
-    async with ConnectionPool(connector=connector, retries=4) as pool:
-        assert (await pool.request("GET", URL)).status == 200
-    assert trio.current_time() == time
-    assert len(connector.dialled) == failures + 1
+    network.failures += [failure] * len(delays)
+    trace = Events()
+    async with network.pool(retries=4) as pool:
+        assert (await pool.request("GET", URL, extensions={"trace": trace})).status == 200
+        assert pool.statistics().connections_opened == 1
+    assert trio.current_time() == sum(delays)
+    assert len(network.dialled) == len(delays) + 1
+    failed = [info["exception"] for info in trace.infos("connection.connect_tcp.failed")]
+    assert {type(error) for error in failed} <= {ConnectError}
+    assert trace.infos("connection.retry.started") == [
+        {"attempt": number, "delay": delay, "exception": error}
+        for number, (delay, error) in enumerate(zip(delays, failed, strict=True), 1)
+    ]
+    assert trace.infos("connection.retry.complete") == [{"return_value": None}] * len(delays)
+    assert len(trace.infos("connection.connect_tcp.complete")) == 1
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
 async def test_the_last_attempts_error_is_raised(
-    nursery: trio.Nursery, autojump_clock: MockClock, retries: int
+    network: Network, autojump_clock: MockClock, retries: int
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures += [OSError(f"attempt {number}") for number in range(retries + 1)]
-    async with ConnectionPool(connector=connector, retries=retries) as pool:
-        with pytest.raises(ConnectError, match=f"attempt {retries}"):
+    network.failures += [OSError(f"attempt {number}") for number in range(retries + 1)]
+    async with network.pool(retries=retries) as pool:
+        with pytest.raises(ConnectError, match=f"to example.com:80: attempt {retries}") as info:
             await pool.request("GET", URL)
+        assert isinstance(info.value.__cause__, OSError)
         assert_unharmed(pool)
-    assert len(connector.dialled) == retries + 1
+    assert len(network.dialled) == retries + 1
 
 
 async def test_each_attempt_has_the_whole_connect_timeout(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    network: Network, autojump_clock: MockClock
 ) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.gate = trio.Event()
-    async with ConnectionPool(connector=connector, retries=2) as pool:
+    network.gate = trio.Event()
+    async with network.pool(retries=2) as pool:
         with pytest.raises(ConnectTimeout, match="within 5 seconds"):
             await pool.request("GET", URL, extensions={"timeout": {"connect": 5, "pool": 1}})
         assert_unharmed(pool)
-    assert len(connector.dialled) == 3
+    assert len(network.dialled) == 3
     assert trio.current_time() == 5 + 0 + 5 + 0.5 + 5
 
 
 async def test_a_failed_handshake_is_tried_again_on_a_new_connection(
-    nursery: trio.Nursery,
-    autojump_clock: MockClock,
-    server_context: ssl.SSLContext,
-    client_context: ssl.SSLContext,
+    network: Network, autojump_clock: MockClock, server_context: ssl.SSLContext
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
-        if len(connector.peers) > 1:
+        if len(network.peers) > 1:
             await peer.start_tls(server_context)
             await respond(peer)
 
-    connector = MemoryConnector(nursery, serve)
-    async with ConnectionPool(client_context, connector=connector, retries=1) as pool:
+    async with network.pool(serve, retries=1) as pool:
         assert (await pool.request("GET", "https://example.com/")).status == 200
-    assert len(connector.peers) == 2
+    assert len(network.peers) == 2
 
 
-async def test_what_happens_after_connecting_is_not_tried_again(nursery: trio.Nursery) -> None:
+async def test_what_happens_after_connecting_is_not_tried_again(network: Network) -> None:
     async def hang_up(peer: ScriptedPeer) -> None:
         await peer.receive_request()
 
-    connector = MemoryConnector(nursery, hang_up)
-    async with ConnectionPool(connector=connector, retries=3) as pool:
+    async with network.pool(hang_up, retries=3) as pool:
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
-    assert len(connector.dialled) == 1
+    assert len(network.dialled) == 1
 
 
-@pytest.mark.parametrize("failure", [LookupError("user"), PoolTimeout()])
-async def test_other_errors_are_not_tried_again(nursery: trio.Nursery, failure: Exception) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures.append(failure)
-    async with ConnectionPool(connector=connector, retries=3) as pool:
-        with pytest.raises(type(failure)):
-            await pool.request("GET", URL)
-    assert len(connector.dialled) == 1
-
-
-async def test_trying_again_can_be_cancelled(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    connector = MemoryConnector(nursery, respond)
-    connector.failures += [OSError() for _ in range(20)]
-    async with ConnectionPool(connector=connector, retries=20) as pool:
+async def test_trying_again_can_be_cancelled(network: Network, autojump_clock: MockClock) -> None:
+    network.failures += [OSError() for _ in range(20)]
+    async with network.pool(retries=20) as pool:
         with trio.move_on_after(3) as scope:
             await pool.request("GET", URL)
         assert scope.cancelled_caught
         assert_unharmed(pool)
-    assert len(connector.dialled) == 4
-
-
-async def test_trying_again_is_traced(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    trace = Events()
-    connector = MemoryConnector(nursery, respond)
-    connector.failures += [OSError("first"), OSError("second")]
-    async with ConnectionPool(connector=connector, retries=2) as pool:
-        await pool.request("GET", URL, extensions={"trace": trace})
-    retries = trace.infos("connection.retry.started")
-    failed = [info["exception"] for info in trace.infos("connection.connect_tcp.failed")]
-    assert retries == [
-        {"attempt": 1, "delay": 0, "exception": failed[0]},
-        {"attempt": 2, "delay": 0.5, "exception": failed[1]},
-    ]
-    assert ("connection.retry.complete", {"return_value": None}) in trace.seen
+    assert len(network.dialled) == 4
 
 
 @pytest.mark.parametrize("retries", [-1, True, 1.0, "1", None])
@@ -283,9 +278,7 @@ async def test_a_handler_that_ends_the_connecting_leaves_no_socket(
     assert open_sockets() == before
 
 
-async def test_the_traced_streams_only_inform(
-    nursery: trio.Nursery, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> None:
+async def test_the_traced_streams_only_inform(tls: Sockets) -> None:
     streams = []
 
     async def handler(name: str, info: dict[str, Any]) -> None:
@@ -294,12 +287,11 @@ async def test_the_traced_streams_only_inform(
             with pytest.raises(trio.ClosedResourceError):
                 await streams[-1].receive_some()
 
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool(client_context) as pool:
-        await pool.request("GET", server.url, extensions={"trace": handler})
+    async with tls.pool() as pool:
+        await pool.request("GET", tls.url, extensions={"trace": handler})
         assert [stream.get_extra_info("ssl_object") is None for stream in streams] == [True, False]
         addresses = {stream.get_extra_info("server_addr") for stream in streams}
-        assert addresses == {("127.0.0.1", server.port)}
+        assert addresses == {("127.0.0.1", tls.server.port)}
 
 
 async def test_dialling_without_a_pool(nursery: trio.Nursery) -> None:
@@ -313,21 +305,7 @@ async def test_dialling_without_a_pool(nursery: trio.Nursery) -> None:
 # -- Real sockets.
 
 
-async def test_tcp_with_options(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    options: list[SocketOption] = [
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.SOL_SOCKET, socket.SO_LINGER, b"\0" * 8),
-    ]
-    async with ConnectionPool(socket_options=options, local_address="127.0.0.1") as pool:
-        response = await pool.request("GET", server.url)
-        stream = response.extensions["network_stream"]
-        sock = stream.get_extra_info("socket")
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert stream.get_extra_info("client_addr")[0] == "127.0.0.1"
-
-
-async def test_local_address(nursery: trio.Nursery) -> None:
+async def test_local_address_and_socket_options(tcp: Sockets) -> None:
     peers = []
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -335,21 +313,32 @@ async def test_local_address(nursery: trio.Nursery) -> None:
         peers.append(peer.stream.socket.getpeername()[0])
         await respond(peer)
 
-    server = await serve_tcp(nursery, serve)
-    async with ConnectionPool(local_address="127.0.0.2") as pool:
-        await pool.request("GET", server.url)
+    options: list[SocketOption] = [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.SOL_SOCKET, socket.SO_LINGER, b"\0" * 8),
+    ]
+    async with tcp.pool(serve, socket_options=options, **LOCAL) as pool:
+        stream = (await pool.request("GET", tcp.url)).extensions["network_stream"]
+        assert stream.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert stream.get_extra_info("client_addr")[0] == "127.0.0.2"
     assert peers == ["127.0.0.2"]
 
 
-async def test_a_local_address_that_is_not_ours(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    async with ConnectionPool(local_address="192.0.2.1") as pool:
+async def test_a_local_address_that_is_not_ours(tcp: Sockets) -> None:
+    async with tcp.pool(local_address="192.0.2.1") as pool:
         with pytest.raises(ConnectError, match="could not connect to 127"):
-            await pool.request("GET", server.url)
+            await pool.request("GET", tcp.url)
         assert_unharmed(pool)
 
 
-@pytest.mark.parametrize(("option", "error"), [((9999, 9999, 1), ConnectError), (("a", 1, 1), TypeError)])
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ((9999, 9999, 1), ConnectError),
+        ((socket.SOL_SOCKET, -1, 1), ConnectError),
+        (("a", 1, 1), TypeError),
+    ],
+)
 async def test_a_bad_socket_option_leaves_no_socket(option: Any, error: type[Exception]) -> None:
     before = open_sockets()
     async with trio.open_nursery() as servers:
@@ -366,6 +355,7 @@ async def test_a_port_where_nobody_listens(free_tcp_port: int) -> None:
     async with ConnectionPool() as pool:
         with pytest.raises(ConnectError, match=f"could not connect to 127.0.0.1:{free_tcp_port}: .*refused"):
             await pool.request("GET", f"http://127.0.0.1:{free_tcp_port}/")
+        assert_unharmed(pool)
 
 
 @pytest.fixture
@@ -377,20 +367,15 @@ def free_tcp_port() -> Iterable[int]:
 
 
 async def test_a_unix_socket_stands_for_every_host(nursery: trio.Nursery, tmp_path: Path) -> None:
-    hosts = []
-
-    async def serve(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            hosts.append(request.header(b"host"))
-            await peer.send_response()
-
-    server = await serve_unix(nursery, serve, tmp_path / "socket")
+    recorder = Recorder()
+    server = await serve_unix(nursery, recorder, tmp_path / "socket")
     trace = Events()
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     async with ConnectionPool(uds=server.uds, socket_options=options) as pool:
         await pool.request("GET", "http://example.com/", extensions={"trace": trace})
         await pool.request("GET", "http://other.example:81/")
         assert len(pool.connections) == 2
+    hosts = [request.header(b"host") for request in recorder.requests]
     assert hosts == [b"example.com", b"other.example:81"]
     assert trace.seen[0] == (
         "connection.connect_unix_socket.started",
@@ -398,12 +383,12 @@ async def test_a_unix_socket_stands_for_every_host(nursery: trio.Nursery, tmp_pa
     )
 
 
-async def test_tls_on_a_unix_socket(
-    nursery: trio.Nursery, tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> None:
-    server = await serve_unix(nursery, respond, tmp_path / "socket", tls=server_context)
-    async with ConnectionPool(client_context, uds=server.uds) as pool:
-        assert (await pool.request("GET", "https://example.com/")).status == 200
+@pytest.mark.parametrize("tls", [None, make_tls().server], ids=["plain", "tls"])
+async def test_a_unix_socket(nursery: trio.Nursery, tmp_path: Path, tls: ssl.SSLContext | None) -> None:
+    server = await serve_unix(nursery, respond, tmp_path / "socket", tls=tls)
+    async with ConnectionPool(make_tls().client, uds=server.uds) as pool:
+        response = await pool.request("POST", f"{server.scheme}://example.com/", content=b"hello")
+        assert (response.status, response.content) == (200, b"hello")
 
 
 async def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:

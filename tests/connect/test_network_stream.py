@@ -3,7 +3,8 @@ from __future__ import annotations
 import contextlib
 import select
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from trio.testing import MockClock
 
 from tests.harness.certificates import client_context, make_tls
 from tests.harness.checks import open_sockets
+from tests.harness.networks import Network, Sockets
 from tests.harness.peers import DELIVERIES, Script, reset, respond, stall
-from tests.harness.servers import serve_tcp, serve_unix
+from tests.harness.servers import serve_unix
 from tests.harness.streams import Wrapped, clog, socket_streams
 from trio_exchange import (
     ConnectError,
@@ -28,13 +30,11 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://example.com/"
 UPGRADE = [("Connection", "upgrade"), ("Upgrade", "echo")]
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
-
-both_schemes = pytest.mark.parametrize("tls", [None, make_tls().server], ids=["tcp", "tls"])
 
 
 def network_stream(response: Response) -> NetworkStream:
@@ -62,25 +62,28 @@ def switching(then: Script = echo, *, along: bytes = b"") -> Script:
     return script
 
 
-async def a_pool(nursery: trio.Nursery, script: Script, **options: Any) -> ConnectionPool:
-    return ConnectionPool(connector=MemoryConnector(nursery, script, **options))
+@asynccontextmanager
+async def switched(
+    network: Network | Sockets, then: Script = echo, *, along: bytes = b"", **options: Any
+) -> AsyncIterator[NetworkStream]:
+    """A stream that was switched to the other protocol, which the server speaks as `then` says."""
+    async with network.pool(switching(then, along=along), **options) as pool:
+        url = network.url if isinstance(network, Sockets) else URL
+        async with pool.stream("GET", url, headers=UPGRADE) as response:
+            yield network_stream(response)
 
 
 # -- CONNECT and Upgrade.
 
 
-@both_schemes
 @pytest.mark.parametrize("along", [b"", b"hello"], ids=["alone", "with bytes"])
 @pytest.mark.parametrize("method", ["CONNECT", "GET"])
-async def test_the_raw_stream(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, along: bytes, method: str
-) -> None:
-    server = await serve_tcp(nursery, switching(along=along), tls=tls)
-    sockets = open_sockets()
-    async with ConnectionPool(ssl_context=make_tls().client) as pool:
+async def test_the_raw_stream(sockets: Sockets, along: bytes, method: str) -> None:
+    before = open_sockets()
+    async with sockets.pool(switching(along=along)) as pool:
         extensions = {"target": "example.com:443"} if method == "CONNECT" else {}
         headers = None if method == "CONNECT" else UPGRADE
-        async with pool.stream(method, server.url, headers=headers, extensions=extensions) as response:
+        async with pool.stream(method, sockets.url, headers=headers, extensions=extensions) as response:
             assert response.status == (200 if method == "CONNECT" else 101)
             assert await response.aread() == b""
             numbers = pool.statistics()
@@ -102,15 +105,14 @@ async def test_the_raw_stream(
             await stream.read()
         with pytest.raises(WriteError):
             await stream.write(b"x")
-    server.cancel_scope.cancel()
+    sockets.server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert len(open_sockets() - sockets) == 0
+    assert open_sockets() <= before
 
 
 @pytest.mark.parametrize("then", ["stream", "response"])
-async def test_closing_the_stream_frees_its_place_at_once(nursery: trio.Nursery, then: str) -> None:
-    connector = MemoryConnector(nursery, switching())
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+async def test_closing_the_stream_frees_its_place_at_once(network: Network, then: str) -> None:
+    async with network.pool(switching(), max_connections=1) as pool:
         async with pool.stream("GET", URL, headers=UPGRADE) as response:
             assert pool.statistics().active == 1
             if then == "stream":
@@ -123,7 +125,7 @@ async def test_closing_the_stream_frees_its_place_at_once(nursery: trio.Nursery,
 
 
 @pytest.mark.parametrize("status", [199, 300])
-async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, status: int) -> None:
+async def test_connect_does_not_switch_without_a_2xx(network: Network, status: int) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         if status < 200:
@@ -134,7 +136,7 @@ async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, stat
         await echo(peer)
 
     async with (
-        await a_pool(nursery, script) as pool,
+        network.pool(script) as pool,
         pool.stream("CONNECT", URL, extensions={"target": "x:1"}) as response,
     ):
         with pytest.raises(LocalProtocolError):
@@ -155,7 +157,7 @@ async def test_connect_does_not_switch_without_a_2xx(nursery: trio.Nursery, stat
 @pytest.mark.parametrize("method", ["CONNECT", "GET"])
 @DELIVERIES
 async def test_a_switch_has_no_body_whatever_it_announces(
-    nursery: trio.Nursery, method: str, framing: bytes, byte_by_byte: bool
+    network: Network, method: str, framing: bytes, byte_by_byte: bool
 ) -> None:
     """RFC 9112, 6.3: what follows a 101, or a 2xx to CONNECT, belongs to the stream's user."""
 
@@ -165,7 +167,7 @@ async def test_a_switch_has_no_body_whatever_it_announces(
         await peer.send(line + framing + b"\r\nabcdef", byte_by_byte=byte_by_byte)
         await trio.sleep_forever()
 
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         extensions = {"target": "x:1"} if method == "CONNECT" else {}
         async with pool.stream(method, URL, headers=UPGRADE, extensions=extensions) as response:
             assert await response.aread() == b""
@@ -177,15 +179,15 @@ async def test_a_switch_has_no_body_whatever_it_announces(
         assert pool.connections == []
 
 
-async def test_a_switch_that_nobody_asked_for(nursery: trio.Nursery) -> None:
-    async with await a_pool(nursery, switching()) as pool:
+async def test_a_switch_that_nobody_asked_for(network: Network) -> None:
+    async with network.pool(switching()) as pool:
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
         await trio.testing.wait_all_tasks_blocked()
         assert pool.connections == []
 
 
-async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery) -> None:
+async def test_a_switch_before_the_request_was_sent_whole(network: Network) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         await peer.send(SWITCH)
@@ -199,7 +201,7 @@ async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery)
         async def __anext__(self) -> bytes:
             return await trio.sleep_forever()
 
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(RemoteProtocolError, match="before the request was sent whole"):
             await pool.request("POST", URL, headers=UPGRADE, content=Endless())
         await trio.testing.wait_all_tasks_blocked()
@@ -207,9 +209,9 @@ async def test_a_switch_before_the_request_was_sent_whole(nursery: trio.Nursery)
 
 
 @pytest.mark.parametrize("size", [3, 100_000])
-async def test_an_upgrade_with_a_body(nursery: trio.Nursery, size: int) -> None:
+async def test_an_upgrade_with_a_body(network: Network, size: int) -> None:
     async with (
-        await a_pool(nursery, switching()) as pool,
+        network.pool(switching()) as pool,
         pool.stream("POST", URL, headers=UPGRADE, content=b"x" * size) as response,
     ):
         await network_stream(response).write(b"abc")
@@ -224,20 +226,20 @@ class Reluctant(Wrapped):
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_switch_that_overtakes_the_end_of_sending(nursery: trio.Nursery) -> None:
+async def test_a_switch_that_overtakes_the_end_of_sending(network: Network) -> None:
     def pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
         client, server = trio.testing.memory_stream_pair()
         return Reluctant(client), server
 
     async with (
-        await a_pool(nursery, switching(), stream_pair=pair) as pool,
+        network.pool(switching(), pair=pair) as pool,
         pool.stream("POST", URL, headers=UPGRADE, content=b"x" * 100_000) as response,
     ):
         await network_stream(response).write(b"abc")
         assert await network_stream(response).read() == b"abc"
 
 
-async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
+async def test_a_switch_instead_of_100(network: Network) -> None:
     """The body was never sent, so that what follows would be taken for it."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -246,20 +248,19 @@ async def test_a_switch_instead_of_100(nursery: trio.Nursery) -> None:
         await trio.sleep_forever()
 
     headers = [*UPGRADE, ("Expect", "100-continue")]
-    async with await a_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(RemoteProtocolError, match="before the request was sent whole"):
             await pool.request("POST", URL, headers=headers, content=b"abc")
 
 
-async def test_closing_the_pool_ends_a_read(nursery: trio.Nursery) -> None:
+async def test_closing_the_pool_ends_a_read(tcp: Sockets) -> None:
     async def read(stream: NetworkStream) -> None:
         with pytest.raises(ReadError):
             await stream.read()
 
-    server = await serve_tcp(nursery, switching())
     async with (
-        ConnectionPool() as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
+        tcp.pool(switching()) as pool,
+        pool.stream("GET", tcp.url, headers=UPGRADE) as response,
         trio.open_nursery() as inner,
     ):
         inner.start_soon(read, network_stream(response))
@@ -267,10 +268,8 @@ async def test_closing_the_pool_ends_a_read(nursery: trio.Nursery) -> None:
         await pool.aclose()
 
 
-async def test_half_closing(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, switching())
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+async def test_half_closing(tcp: Sockets) -> None:
+    async with switched(tcp) as stream:
         await stream.write(b"abc")
         await stream.send_eof()
         received = [chunk async for chunk in stream]
@@ -280,14 +279,10 @@ async def test_half_closing(nursery: trio.Nursery) -> None:
             await stream.write(b"x")
 
 
-async def test_tls_can_not_be_half_closed(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, switching(), tls=make_tls().server)
-    async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
-    ):
+async def test_tls_can_not_be_half_closed(tls: Sockets) -> None:
+    async with switched(tls) as stream:
         with pytest.raises(NotImplementedError, match="TLS"):
-            await network_stream(response).send_eof()
+            await stream.send_eof()
 
 
 # -- TLS on the stream.
@@ -302,17 +297,13 @@ def tls_server(then: Script, *, depth: int = 1) -> Script:
     return script
 
 
-@both_schemes
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", ["example.com", b"example.com"])
-async def test_start_tls(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, depth: int, name: str | bytes
-) -> None:
+async def test_start_tls(sockets: Sockets, depth: int, name: str | bytes) -> None:
     """On plain TCP, in the connection's own TLS, and once more in that."""
-    server = await serve_tcp(nursery, switching(tls_server(respond, depth=depth)), tls=tls)
     async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("CONNECT", server.url, extensions={"target": "example.com:443"}) as response,
+        sockets.pool(switching(tls_server(respond, depth=depth))) as pool,
+        pool.stream("CONNECT", sockets.url, extensions={"target": "example.com:443"}) as response,
     ):
         stream = network_stream(response)
         outer = stream.get_extra_info("ssl_object")
@@ -326,45 +317,30 @@ async def test_start_tls(
         ssl_object = stream.get_extra_info("ssl_object")
         assert ssl_object is not outer
         assert ssl_object.version() == "TLSv1.3"
-        assert stream.get_extra_info("server_addr") == ("127.0.0.1", server.port)
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", sockets.server.port)
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert pool.connections == []
 
 
-@both_schemes
-async def test_start_tls_after_a_greeting_that_came_along(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None
-) -> None:
-    server = await serve_tcp(nursery, switching(tls_server(echo), along=b"ready"), tls=tls)
-    async with (
-        ConnectionPool(ssl_context=make_tls().client) as pool,
-        pool.stream("GET", server.url, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+async def test_start_tls_after_a_greeting_that_came_along(sockets: Sockets) -> None:
+    async with switched(sockets, tls_server(echo), along=b"ready") as stream:
         assert await stream.read(5) == b"ready"
         stream = await stream.start_tls(make_tls().client, "localhost")
         await stream.write(b"abc")
         assert await stream.read() == b"abc"
 
 
-async def test_bytes_already_read_are_the_handshakes_beginning(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(stall, along=b"this is no TLS")) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
+async def test_bytes_already_read_are_the_handshakes_beginning(network: Network) -> None:
+    async with switched(network, stall, along=b"this is no TLS") as stream:
         with pytest.raises(
             ConnectError, match=r"handshake with example\.com failed: .*sent b'this is no TLS'$"
         ):
-            await network_stream(response).start_tls(make_tls().client, "example.com")
+            await stream.start_tls(make_tls().client, "example.com")
 
 
-async def test_start_tls_needs_a_name_to_check(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(tls_server(echo))) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+async def test_start_tls_needs_a_name_to_check(network: Network) -> None:
+    async with switched(network, tls_server(echo)) as stream:
         with pytest.raises(ValueError, match="server_hostname must be given"):
             await stream.start_tls(make_tls().client)
         context = client_context(make_tls().ca)
@@ -374,14 +350,10 @@ async def test_start_tls_needs_a_name_to_check(nursery: trio.Nursery) -> None:
         assert await stream.read() == b"abc"
 
 
-async def test_arguments_are_checked(nursery: trio.Nursery) -> None:
+async def test_arguments_are_checked(network: Network) -> None:
     text: Any = "5"
     number: Any = 5
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+    async with switched(network) as stream:
         with pytest.raises(TypeError, match="max_bytes must be an int or None, not '5'"):
             await stream.read(text)
         with pytest.raises(TypeError, match="max_bytes must be an int or None, not True"):
@@ -396,12 +368,9 @@ async def test_arguments_are_checked(nursery: trio.Nursery) -> None:
         assert await stream.read() == b"abc"
 
 
-async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching(tls_server(echo))) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = await network_stream(response).start_tls(make_tls().client, "localhost")
+async def test_the_errors_of_a_closed_stream_say_so(network: Network) -> None:
+    async with switched(network, tls_server(echo)) as stream:
+        stream = await stream.start_tls(make_tls().client, "localhost")
         await stream.aclose()
         with pytest.raises(ReadError, match="the connection was closed"):
             await stream.read()
@@ -409,26 +378,19 @@ async def test_the_errors_of_a_closed_stream_say_so(nursery: trio.Nursery) -> No
             await stream.write(b"x")
 
 
-async def test_start_tls_on_a_closed_stream(nursery: trio.Nursery) -> None:
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        await network_stream(response).aclose()
+async def test_start_tls_on_a_closed_stream(network: Network) -> None:
+    async with switched(network) as stream:
+        await stream.aclose()
         with pytest.raises(ConnectError):
-            await network_stream(response).start_tls(make_tls().client, "localhost")
+            await stream.start_tls(make_tls().client, "localhost")
 
 
 # -- Arguments, timeouts and errors.
 
 
 @pytest.mark.parametrize("seconds", [-1, "1", float("nan"), True])
-async def test_timeouts_that_are_none(nursery: trio.Nursery, seconds: Any) -> None:
-    async with (
-        await a_pool(nursery, switching()) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
-        stream = network_stream(response)
+async def test_timeouts_that_are_none(network: Network, seconds: Any) -> None:
+    async with switched(network) as stream:
         operations: list[Callable[[], Awaitable[object]]] = [
             lambda: stream.read(1, timeout=seconds),
             lambda: stream.write(b"", timeout=seconds),
@@ -439,26 +401,21 @@ async def test_timeouts_that_are_none(nursery: trio.Nursery, seconds: Any) -> No
                 await operation()
 
 
-async def test_a_write_timeout(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_a_write_timeout(network: Network, autojump_clock: MockClock) -> None:
     pair = trio.testing.lockstep_stream_pair
-    async with (
-        await a_pool(nursery, switching(stall), stream_pair=pair) as pool,
-        pool.stream("GET", URL, headers=UPGRADE) as response,
-    ):
+    async with switched(network, stall, pair=pair) as stream:
         began = trio.current_time()
         with pytest.raises(WriteTimeout):
-            await network_stream(response).write(b"abc", timeout=3)
+            await stream.write(b"abc", timeout=3)
         assert trio.current_time() - began == 3
 
 
-async def test_a_connection_that_is_reset(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_is_reset(tcp: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_some()
         reset(peer)
 
-    server = await serve_tcp(nursery, switching(script))
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+    async with switched(tcp, script) as stream:
         await stream.write(b"abc")
         with pytest.raises(ReadError) as info:
             await stream.read()
@@ -472,10 +429,9 @@ async def test_a_connection_that_is_reset(nursery: trio.Nursery) -> None:
 # -- The stream of an ordinary response.
 
 
-async def test_an_ordinary_responses_stream_only_informs(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, respond)
-    async with ConnectionPool() as pool:
-        async with pool.stream("PUT", server.url, content=b"abc") as response:
+async def test_an_ordinary_responses_stream_only_informs(tcp: Sockets) -> None:
+    async with tcp.pool() as pool:
+        async with pool.stream("PUT", tcp.url, content=b"abc") as response:
             stream = network_stream(response)
             contract: list[Callable[[], Awaitable[object]]] = [
                 lambda: stream.read(1),
@@ -503,20 +459,18 @@ async def test_an_ordinary_responses_stream_only_informs(nursery: trio.Nursery) 
 # -- Information.
 
 
-@both_schemes
-async def test_information_on_tcp(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
-    server = await serve_tcp(nursery, respond, tls=tls)
-    async with ConnectionPool(ssl_context=make_tls().client) as pool:
-        response = await pool.handle_async_request(Request("PUT", server.url, content=b"abc"))
+async def test_information_on_tcp(sockets: Sockets) -> None:
+    async with sockets.pool() as pool:
+        response = await pool.handle_async_request(Request("PUT", sockets.url, content=b"abc"))
         async with contextlib.aclosing(response):
             ask = network_stream(response).get_extra_info
-            assert ask("server_addr") == ("127.0.0.1", server.port)
+            assert ask("server_addr") == ("127.0.0.1", sockets.server.port)
             sock = ask("socket")
             assert ask("client_addr") == sock.getsockname()
-            assert sock.getpeername() == ("127.0.0.1", server.port)
+            assert sock.getpeername() == ("127.0.0.1", sockets.server.port)
             ssl_object = ask("ssl_object")
-            assert (ssl_object is None) == (tls is None)
-            if tls is not None:
+            assert (ssl_object is None) == (sockets.tls is None)
+            if sockets.tls is not None:
                 assert isinstance(ssl_object, ssl.SSLObject)
                 assert ssl_object.selected_alpn_protocol() is None
                 assert ssl_object.getpeercert() is not None
@@ -529,7 +483,7 @@ async def test_information_on_tcp(nursery: trio.Nursery, tls: ssl.SSLContext | N
 
 
 @pytest.mark.parametrize("poll", [True, False], ids=["poll", "select"])
-async def test_is_readable(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, poll: bool) -> None:
+async def test_is_readable(tcp: Sockets, monkeypatch: pytest.MonkeyPatch, poll: bool) -> None:
     if not poll:
         monkeypatch.delattr(select, "poll")
     go = trio.Event()
@@ -539,9 +493,7 @@ async def test_is_readable(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatc
         await peer.send(b"x")
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, switching(script))
-    async with ConnectionPool() as pool, pool.stream("GET", server.url, headers=UPGRADE) as response:
-        stream = network_stream(response)
+    async with switched(tcp, script) as stream:
         assert stream.get_extra_info("is_readable") is False
         go.set()
         await trio.lowlevel.wait_readable(stream.get_extra_info("socket"))
@@ -557,8 +509,8 @@ async def test_information_on_a_unix_socket(nursery: trio.Nursery, tmp_path: Any
         assert network_stream(response).get_extra_info("server_addr") == server.uds
 
 
-async def test_no_information_without_a_socket(nursery: trio.Nursery) -> None:
-    async with await a_pool(nursery, respond) as pool:
+async def test_no_information_without_a_socket(network: Network) -> None:
+    async with network.pool(respond) as pool:
         response = await pool.request("GET", URL)
         for name in ("client_addr", "server_addr", "socket", "ssl_object", "is_readable"):
             assert network_stream(response).get_extra_info(name) is None
@@ -587,7 +539,7 @@ async def test_trios_checks_in_memory(make: Callable[[], tuple[NetworkStream, Ne
 
 
 @pytest.mark.parametrize("along", [b"", b"x"], ids=["alone", "after a byte that came along"])
-async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, along: bytes) -> None:
+async def test_trios_checks_of_the_stream_handed_over(network: Network, along: bytes) -> None:
     handed_over: list[trio.SocketStream] = []
 
     async def hand_over(peer: ScriptedPeer) -> None:
@@ -595,8 +547,9 @@ async def test_trios_checks_of_the_stream_handed_over(nursery: trio.Nursery, alo
         handed_over.append(peer.stream)
         await trio.sleep_forever()
 
-    connector = MemoryConnector(nursery, switching(hand_over, along=along), stream_pair=socket_streams)
-    async with ConnectionPool(connector=connector, max_connections=None) as pool:
+    async with network.pool(
+        switching(hand_over, along=along), pair=socket_streams, max_connections=None
+    ) as pool:
 
         async def make_pair() -> tuple[NetworkStream, trio.SocketStream]:
             request = Request("GET", URL, headers=UPGRADE)

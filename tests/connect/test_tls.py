@@ -15,12 +15,21 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from trio.testing import MockClock
 
-from tests.harness.certificates import client_context, demanding_context, fail_handshake, make_tls
-from tests.harness.checks import assert_unharmed, open_sockets
-from tests.harness.peers import DELIVERIES, Script, respond, swallow
-from tests.harness.servers import Server, serve_tcp
-from tests.harness.streams import WrappedHalfCloseable
+from tests.harness.certificates import (
+    alpn_server,
+    client_context,
+    demanding_context,
+    fail_handshake,
+    make_tls,
+    new_tls,
+)
+from tests.harness.checks import assert_settles, assert_unharmed, open_sockets
+from tests.harness.networks import Network, Sockets
+from tests.harness.peers import DELIVERIES, Script, swallow
+from tests.harness.servers import serve_tcp
+from tests.harness.streams import Wrapped, WrappedHalfCloseable
 from trio_exchange import (
     ConnectError,
     ConnectionPool,
@@ -34,7 +43,7 @@ from trio_exchange import (
 )
 from trio_exchange._connect.tls import TLSSettings, _make_context, default_context_for, start_tls
 from trio_exchange._connect.transport import Transport
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 
 @pytest.fixture(autouse=True)
@@ -89,15 +98,6 @@ def test_ssl_cert_file_replaces_the_systems_trust_store(
     assert default_ssl_context() is before
 
 
-async def test_ssl_cert_file_is_what_a_pool_trusts(
-    ca_file: Path, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool() as pool:
-        assert (await pool.request("GET", server.url)).status == 200
-
-
 @pytest.fixture
 def ca_directory(ca_file: Path, tmp_path: Path) -> Path:
     """A directory as OpenSSL wants it: the files' names are hashes."""
@@ -112,52 +112,46 @@ def ca_directory(ca_file: Path, tmp_path: Path) -> Path:
     return directory
 
 
-async def test_ssl_cert_dir_is_what_a_pool_trusts(
-    ca_directory: Path,
-    server_context: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
-    nursery: trio.Nursery,
+@pytest.mark.parametrize(
+    ("variable", "fixture"), [("SSL_CERT_FILE", "ca_file"), ("SSL_CERT_DIR", "ca_directory")]
+)
+async def test_what_the_environment_names_is_what_a_pool_trusts(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tls: Sockets, variable: str, fixture: str
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_DIR", str(ca_directory))
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool() as pool:
-        assert (await pool.request("GET", server.url)).status == 200
+    monkeypatch.setenv(variable, str(request.getfixturevalue(fixture)))
+    async with tls.pool(ssl_context=None) as pool:
+        assert (await pool.request("GET", tls.url)).status == 200
 
 
-async def test_without_them_our_authority_is_not_trusted(
-    server_context: ssl.SSLContext, nursery: trio.Nursery
+async def test_without_them_our_authority_is_not_trusted(tls: Sockets) -> None:
+    async with tls.pool(ssl_context=None) as pool:
+        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 could not be verified: unable"):
+            await pool.request("GET", tls.url)
+        assert_unharmed(pool)
+
+
+@pytest.mark.parametrize(("text", "error"), [(None, FileNotFoundError), ("nothing", ssl.SSLError)])
+def test_a_file_that_is_not_there_or_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, error: type[Exception]
 ) -> None:
-    server = await serve_tcp(nursery, respond, tls=server_context)
-    async with ConnectionPool() as pool:
-        with pytest.raises(ConnectError, match=r"certificate of 127\.0\.0\.1 could not be verified"):
-            await pool.request("GET", server.url)
-
-
-def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    with pytest.raises(FileNotFoundError):
-        default_ssl_context()
-
-
-def test_a_file_that_is_no_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "text.pem"
-    path.write_text("nothing")
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(error):
         default_ssl_context()
 
 
 async def test_a_file_that_is_not_there_leaves_the_pool_unharmed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    connector = MemoryConnector(nursery, respond)
-    async with ConnectionPool(connector=connector, max_connections=1) as pool:
+    async with network.pool(ssl_context=None, max_connections=1) as pool:
         for _ in range(2):
             with pytest.raises(FileNotFoundError):
                 await pool.request("GET", "https://example.com/")
         assert_unharmed(pool)
-    assert connector.dialled == []
+    assert network.dialled == []
 
 
 class FakeTruststore(types.ModuleType):
@@ -167,43 +161,30 @@ class FakeTruststore(types.ModuleType):
         pass
 
 
-def test_macos_uses_truststore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setitem(sys.modules, "truststore", FakeTruststore("truststore"))
+@pytest.mark.parametrize(
+    ("platform", "module", "ca_file_set", "kind"),
+    [
+        ("darwin", FakeTruststore("truststore"), False, FakeTruststore.SSLContext),
+        ("darwin", None, False, ssl.SSLContext),
+        ("darwin", FakeTruststore("truststore"), True, ssl.SSLContext),
+        ("linux", FakeTruststore("truststore"), False, ssl.SSLContext),
+    ],
+    ids=["macos", "macos without truststore", "macos with a file of its own", "other platforms"],
+)
+def test_only_macos_uses_truststore(
+    monkeypatch: pytest.MonkeyPatch, ca_file: Path, platform: str, module: Any, ca_file_set: bool, kind: type
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setitem(sys.modules, "truststore", module)
+    if ca_file_set:
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
     context = default_ssl_context()
-    assert isinstance(context, FakeTruststore.SSLContext)
+    assert type(context) is kind
     assert context.protocol is ssl.PROTOCOL_TLS_CLIENT
     assert context is default_ssl_context()
 
 
-def test_macos_without_truststore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setitem(sys.modules, "truststore", None)
-    assert type(default_ssl_context()) is ssl.SSLContext
-
-
-def test_macos_with_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, ca_file: Path) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setitem(sys.modules, "truststore", FakeTruststore("truststore"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
-    assert type(default_ssl_context()) is ssl.SSLContext
-
-
-def test_other_platforms_need_no_truststore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setitem(sys.modules, "truststore", FakeTruststore("truststore"))
-    assert type(default_ssl_context()) is ssl.SSLContext
-
-
 # -- Starting TLS.
-
-
-async def serve_handshake(
-    stream: trio.abc.Stream, context: ssl.SSLContext, seen: list[trio.SSLStream[Any]]
-) -> None:
-    tls = trio.SSLStream(stream, context, server_side=True)
-    await tls.do_handshake()
-    seen.append(tls)
 
 
 @pytest.mark.parametrize(
@@ -215,78 +196,77 @@ async def serve_handshake(
         (("http/1.1",), [], None),
     ],
 )
-async def test_alpn(ca: trustme.CA, ours: tuple[str, ...], theirs: list[str], chosen: str | None) -> None:
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("example.com").configure_cert(server_context)
-    if theirs:
-        server_context.set_alpn_protocols(theirs)
+async def test_alpn(
+    nursery: trio.Nursery, ours: tuple[str, ...], theirs: list[str], chosen: str | None
+) -> None:
     client, server = trio.testing.memory_stream_pair()
-    transport = Transport(client)
-    seen: list[trio.SSLStream[Any]] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_handshake, server, server_context, seen)
-        tls = await start_tls(transport, TLSSettings(client_context(ca), "example.com", ours, "example.com"))
+    nursery.start_soon(trio.SSLStream(server, alpn_server(*theirs), server_side=True).do_handshake)
+    tls = await start_tls(
+        Transport(client), TLSSettings(make_tls().client, "example.com", ours, "example.com")
+    )
     assert tls.selected_alpn_protocol() == chosen
 
 
-async def test_a_pool_offers_http_1(
-    ca: trustme.CA, client_context: ssl.SSLContext, nursery: trio.Nursery
-) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("127.0.0.1").configure_cert(context)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    server = await serve_tcp(nursery, respond, tls=context)
-    async with ConnectionPool(client_context) as pool:
-        response = await pool.request("GET", server.url)
+async def test_a_pool_offers_http_1(nursery: trio.Nursery) -> None:
+    sockets = Sockets(nursery, alpn_server("h2", "http/1.1"))
+    async with sockets.pool() as pool:
+        response = await pool.request("GET", sockets.url)
     ssl_object = response.extensions["network_stream"].get_extra_info("ssl_object")
     assert ssl_object.selected_alpn_protocol() == "http/1.1"
 
 
-async def serve_tls_and_note_sni(nursery: trio.Nursery, ca: trustme.CA, names: list[str | None]) -> Server:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("example.com").configure_cert(context)
-
-    def note(sock: object, name: str | None, context: ssl.SSLContext) -> None:
-        names.append(name)
-
-    context.sni_callback = note
-    return await serve_tcp(nursery, respond, tls=context)
+@pytest.fixture
+def names() -> Iterator[list[str | None]]:
+    """The server names that the clients of servers with TLS ask for."""
+    asked: list[str | None] = []
+    context = make_tls().server
+    context.sni_callback = lambda _, name, __: asked.append(name)
+    yield asked
+    context.sni_callback = None
 
 
 @pytest.mark.parametrize("name", ["example.com", b"example.com", "example.com."])
 async def test_the_sni_name_is_asked_for_and_verified(
-    ca: trustme.CA, client_context: ssl.SSLContext, nursery: trio.Nursery, name: str | bytes
+    tls: Sockets, names: list[str | None], name: str | bytes
 ) -> None:
-    names: list[str | None] = []
-    server = await serve_tls_and_note_sni(nursery, ca, names)
-    async with ConnectionPool(client_context) as pool:
-        response = await pool.request("GET", server.url, extensions={"sni_hostname": name})
+    async with tls.pool() as pool:
+        response = await pool.request("GET", tls.url, extensions={"sni_hostname": name})
     assert response.status == 200
     assert names == ["example.com"]
 
 
-async def test_another_name_than_the_certificates_is_refused(
-    ca: trustme.CA, client_context: ssl.SSLContext, nursery: trio.Nursery
-) -> None:
-    names: list[str | None] = []
-    server = await serve_tls_and_note_sni(nursery, ca, names)
-    async with ConnectionPool(client_context) as pool:
-        with pytest.raises(ConnectError, match=r"certificate of other\.example .* Hostname mismatch"):
-            await pool.request("GET", server.url, extensions={"sni_hostname": "other.example"})
-        assert_unharmed(pool)
+async def test_another_name_than_the_certificates_is_refused(nursery: trio.Nursery) -> None:
+    other = new_tls("other.example")
+    sockets = Sockets(nursery, other.server)
+    async with sockets.pool(ssl_context=other.client) as pool:
+        before = open_sockets()
+        for name, asked, kind in (("127.0.0.1", None, "IP address"), ("a.example", "a.example", "Hostname")):
+            with pytest.raises(ConnectError, match=f"certificate of {name} .* verified: {kind} mismatch"):
+                await pool.request("GET", sockets.url, extensions={"sni_hostname": asked})
+            await assert_settles(pool)
+            assert open_sockets() <= before
+        extensions = {"sni_hostname": "other.example"}
+        assert (await pool.request("GET", sockets.url, extensions=extensions)).status == 200
+
+
+async def test_another_server_name_is_another_connection(tls: Sockets, names: list[str | None]) -> None:
+    async with tls.pool() as pool:
+        for name in (None, "localhost", b"example.com", "localhost", None):
+            extensions = {} if name is None else {"sni_hostname": name}
+            await pool.request("GET", tls.url, extensions=extensions)
+        assert pool.statistics().open == 3
+    assert names == [None, "localhost", "example.com"]
 
 
 @pytest.mark.parametrize("name", [".x", "a\0b"])
-async def test_a_name_that_can_not_be_one(
-    client_context: ssl.SSLContext, nursery: trio.Nursery, name: str
-) -> None:
+async def test_a_name_that_can_not_be_one(network: Network, name: str) -> None:
     ended = trio.Event()
 
     async def serve(peer: ScriptedPeer) -> None:
         assert await peer.receive_some() == b""
         ended.set()
 
-    async with ConnectionPool(client_context, connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         with pytest.raises(ConnectError, match="TLS can't be started for"):
             await pool.request("GET", "https://h/", extensions={"sni_hostname": name})
         await ended.wait()
@@ -313,18 +293,13 @@ async def test_a_name_that_can_not_be_one(
 )
 @DELIVERIES
 async def test_a_server_that_speaks_no_tls(
-    client_context: ssl.SSLContext,
-    nursery: trio.Nursery,
-    scheme: str,
-    answer: bytes,
-    message: str,
-    byte_by_byte: bool,
+    network: Network, scheme: str, answer: bytes, message: str, byte_by_byte: bool
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_some()
         await peer.send(answer, byte_by_byte=byte_by_byte)
 
-    async with ConnectionPool(client_context, connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         with pytest.raises(ConnectError) as info:
             await pool.request("GET", f"{scheme}://example.com:8443/")
         text = str(info.value)
@@ -339,36 +314,45 @@ async def test_a_server_that_speaks_no_tls(
         assert_unharmed(pool)
 
 
-async def test_a_proxy_that_speaks_no_tls(client_context: ssl.SSLContext, nursery: trio.Nursery) -> None:
-    async def serve(peer: ScriptedPeer) -> None:
-        await peer.receive_some()
-        await peer.send(b"HTTP/1.1 400 X\r\n\r\n")
+async def speak_no_tls(peer: ScriptedPeer) -> None:
+    await peer.receive_some()
+    await peer.send(b"HTTP/1.1 400 X\r\n\r\n")
 
+
+async def test_a_proxy_that_speaks_no_tls(network: Network, client_context: ssl.SSLContext) -> None:
     proxy = Proxy("https://proxy.example:3128", ssl_context=client_context)
-    async with ConnectionPool(proxy=proxy, connector=MemoryConnector(nursery, serve)) as pool:
-        with pytest.raises(
-            ConnectError, match=r"proxy\.example:3128 failed: .*; use http://proxy\.example:3128$"
-        ):
+    message = r"proxy\.example:3128 failed: .*; use http://proxy\.example:3128$"
+    async with network.pool(speak_no_tls, proxy=proxy) as pool:
+        with pytest.raises(ConnectError, match=message):
             await pool.request("GET", "https://example.com/")
 
 
-async def test_a_server_that_hangs_up_in_the_handshake(
-    client_context: ssl.SSLContext, nursery: trio.Nursery
-) -> None:
+async def test_a_server_that_hangs_up_in_the_handshake(network: Network) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_some()
 
-    async with ConnectionPool(client_context, connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         with pytest.raises(ConnectError, match=r"the TLS handshake with example\.com failed") as info:
             await pool.request("GET", "https://example.com/")
         assert info.value.__cause__ is not None
 
 
-async def test_the_connect_timeout_covers_the_handshake(
-    client_context: ssl.SSLContext, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    connector = MemoryConnector(nursery, swallow)
-    async with ConnectionPool(client_context, connector=connector) as pool:
+async def test_a_failed_handshake_is_reported_though_its_stream_fails_to_close(network: Network) -> None:
+    class Failing(Wrapped):
+        async def aclose(self) -> None:
+            try:
+                await super().aclose()
+            finally:
+                raise trio.BrokenResourceError("too late")
+
+    async with network.pool(speak_no_tls, wrap=Failing) as pool:
+        with pytest.raises(ConnectError, match="TLS handshake"):
+            await pool.request("GET", "https://example.com/")
+        assert_unharmed(pool)
+
+
+async def test_the_connect_timeout_covers_the_handshake(network: Network, autojump_clock: MockClock) -> None:
+    async with network.pool(swallow) as pool:
         with pytest.raises(ConnectTimeout, match="within 3 seconds"):
             await pool.request("GET", "https://h/", extensions={"timeout": {"connect": 3}})
         assert_unharmed(pool)
@@ -468,10 +452,11 @@ def assert_alert(error: BaseException) -> None:
 @pytest.mark.parametrize("size", [0, 1_000_000])
 @pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
 async def test_an_alert_after_the_handshake(
-    nursery: trio.Nursery, ca: trustme.CA, stream_pair: Any, size: int, alpn: str
+    network: Network, ca: trustme.CA, stream_pair: Any, size: int, alpn: str
 ) -> None:
-    connector = MemoryConnector(nursery, demanding_server(ca, alpn), stream_pair=stream_pair)
-    async with ConnectionPool(client_context(ca), http2=True, connector=connector) as pool:
+    async with network.pool(
+        demanding_server(ca, alpn), pair=stream_pair, ssl_context=client_context(ca), http2=True
+    ) as pool:
         with pytest.raises(ReadError) as info:
             await pool.request("POST", "https://example.com/", content=b"x" * size)
         assert_alert(info.value)
@@ -501,12 +486,11 @@ async def test_an_alert_that_comes_before_the_request_is_sent(
 @pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.parametrize("url", ["https://origin.example/", "http://origin.example/"])
 async def test_an_alert_of_a_proxy(
-    nursery: trio.Nursery, ca: trustme.CA, stream_pair: Any, url: str, http2: bool
+    network: Network, ca: trustme.CA, stream_pair: Any, url: str, http2: bool
 ) -> None:
     script = demanding_server(ca, "h2" if http2 else "http/1.1")
-    connector = MemoryConnector(nursery, script, stream_pair=stream_pair)
     proxy = Proxy("https://example.com:8080", ssl_context=client_context(ca), http2=http2)
-    async with ConnectionPool(proxy=proxy, connector=connector) as pool:
+    async with network.pool(script, pair=stream_pair, proxy=proxy) as pool:
         with pytest.raises((ProxyError, ReadError), match=ALERT) as info:
             await pool.request("GET", url)
         error: BaseException | None = info.value
@@ -570,17 +554,16 @@ async def test_what_was_received_when_sending_fails_is_still_there(nursery: trio
         assert received == b"hellolast words"
 
 
-async def test_what_was_received_when_sending_fails_after_connect(nursery: trio.Nursery) -> None:
+async def test_what_was_received_when_sending_fails_after_connect(tls: Sockets) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
         await peer.send(b"last words")
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, serve, tls=make_tls().server)
     async with (
-        ConnectionPool(make_tls().client) as pool,
-        pool.stream("CONNECT", server.url, extensions={"target": "x:1"}) as response,
+        tls.pool(serve) as pool,
+        pool.stream("CONNECT", tls.url, extensions={"target": "x:1"}) as response,
     ):
         stream = response.extensions["network_stream"]
         stream.get_extra_info("socket").shutdown(socket.SHUT_WR)
@@ -592,30 +575,28 @@ async def test_what_was_received_when_sending_fails_after_connect(nursery: trio.
         assert received == b"last words"
 
 
-async def test_sending_fails_where_nothing_explains_it(nursery: trio.Nursery) -> None:
-    async def nothing(peer: ScriptedPeer) -> None:
-        pass
+async def say_no_more(peer: ScriptedPeer) -> None:
+    pass
 
-    async def garbage(peer: ScriptedPeer) -> None:
-        assert isinstance(peer.stream, trio.SSLStream)
-        await peer.stream.transport_stream.send_all(b"x" * 100)
 
-    for then in (nothing, garbage):
-        async with started_tls(nursery, after_tls(then), breaks=True) as tls:
-            await tls.read(5)
-            with pytest.raises(WriteError, match="Broken pipe"):
-                await tls.write(b"x")
-            if then is garbage:
-                with pytest.raises(ReadError, match="the connection broke"):
-                    await tls.read()
+async def send_garbage(peer: ScriptedPeer) -> None:
+    assert isinstance(peer.stream, trio.SSLStream)
+    await peer.stream.transport_stream.send_all(b"x" * 100)
+
+
+@pytest.mark.parametrize("then", [say_no_more, send_garbage])
+async def test_sending_fails_where_nothing_explains_it(nursery: trio.Nursery, then: Script) -> None:
+    async with started_tls(nursery, after_tls(then), breaks=True) as tls:
+        await tls.read(5)
+        with pytest.raises(WriteError, match="Broken pipe"):
+            await tls.write(b"x")
+        if then is send_garbage:
+            with pytest.raises(ReadError, match="the connection broke"):
+                await tls.read()
 
 
 async def test_what_breaks_tls_is_said(nursery: trio.Nursery) -> None:
-    async def garbage(peer: ScriptedPeer) -> None:
-        assert isinstance(peer.stream, trio.SSLStream)
-        await peer.stream.transport_stream.send_all(b"x" * 100)
-
-    async with started_tls(nursery, after_tls(garbage), breaks=False) as tls:
+    async with started_tls(nursery, after_tls(send_garbage), breaks=False) as tls:
         assert await tls.read(5) == b"hello"
         # In OpenSSL's words, which depend on its version.
         with pytest.raises(ReadError, match=r"^TLS failed: [a-z ]+$"):
@@ -644,9 +625,6 @@ async def test_the_task_that_reads_is_not_disturbed_when_sending_fails(nursery: 
 
 
 async def test_reading_may_begin_while_it_is_found_out_why_sending_failed(nursery: trio.Nursery) -> None:
-    async def nothing(peer: ScriptedPeer) -> None:
-        pass
-
     async def read() -> None:
         received.append(await tls.read())
 
@@ -657,7 +635,7 @@ async def test_reading_may_begin_while_it_is_found_out_why_sending_failed(nurser
     # Trio shuffles the tasks that are ready, so each delay is tried several times.
     for delay in [0, 1, 2, 3] * 8:
         received: list[bytes] = []
-        async with started_tls(nursery, after_tls(nothing), breaks=True) as tls:
+        async with started_tls(nursery, after_tls(say_no_more), breaks=True) as tls:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(write)
                 for _ in range(delay):

@@ -25,8 +25,10 @@ from tests.harness.layers import (
     TLSServer,
     TunnelServer,
     a_client,
+    answer_once,
     pool_through,
 )
+from tests.harness.networks import Network
 from tests.harness.streams import Wrapped, clog, socket_streams
 from trio_exchange import (
     ConnectionPool,
@@ -54,14 +56,8 @@ async def usable(pool: ConnectionPool) -> bool:
     return readiness is QUIET or (readiness is READABLE and await found.still_open())
 
 
-def ask_for_certificate(stream: TLSServer) -> None:
-    """Make a record without data (RFC 8446, 4.6.2), to which a client answers."""
-    stream.ssl.verify_client_post_handshake()
-    stream.ssl.do_handshake()
-
-
 async def late_request(pool: ConnectionPool, far: Far) -> None:
-    ask_for_certificate(far.top)
+    far.top.ask_for_certificate()
     await far.top.flush()
 
 
@@ -87,7 +83,7 @@ async def half_a_record(pool: ConnectionPool, far: Far) -> None:
 
 
 async def outer_record(pool: ConnectionPool, far: Far) -> None:
-    ask_for_certificate(far.streams[1])
+    far.streams[1].ask_for_certificate()
     await far.streams[1].flush()
 
 
@@ -139,11 +135,6 @@ def cases(*actions: Action) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("kind", "action"), found)
 
 
-async def one_request(far: Far) -> None:
-    await ScriptedPeer(far.top).receive_request()
-    await far.top.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-
 @contextlib.asynccontextmanager
 async def idle_connection(kind: Kind) -> AsyncIterator[tuple[ConnectionPool, LayeredNetwork, Far]]:
     """A pool with a connection that has carried a request, and its far end."""
@@ -151,7 +142,7 @@ async def idle_connection(kind: Kind) -> AsyncIterator[tuple[ConnectionPool, Lay
 
     async def first() -> None:
         ends.append(await connector.far())
-        await one_request(ends[0])
+        await answer_once(ends[0].top)
 
     async with trio.open_nursery() as nursery:
         connector = LayeredNetwork(nursery, kind)
@@ -172,7 +163,7 @@ async def test_what_is_harmless_to_an_idle_connection(kind: Kind, action: Action
         for _ in range(3):
             assert await usable(pool)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one_request, far)
+            nursery.start_soon(answer_once, far.top)
             assert (await pool.request("GET", kind.url)).status == 200
         assert pool.connections[0].requests == 2
         assert len(connector.peers) == 1
@@ -190,7 +181,7 @@ async def test_what_ends_an_idle_connection(kind: Kind, action: Action) -> None:
             return
 
         async def second() -> None:
-            await one_request(await connector.far())
+            await answer_once((await connector.far()).top)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second)
@@ -708,7 +699,7 @@ async def test_those_who_had_the_stream_have_nothing_any_more(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("along", [b"", b"along"])
-async def test_unread_bytes_are_in_the_raw_stream(nursery: trio.Nursery, along: bytes) -> None:
+async def test_unread_bytes_are_in_the_raw_stream(network: Network, along: bytes) -> None:
     """The second tunnel's first bytes come with the answer to the first CONNECT."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -718,9 +709,8 @@ async def test_unread_bytes_are_in_the_raw_stream(nursery: trio.Nursery, along: 
         while data := await peer.receive_some():
             await peer.send(data)
 
-    connector = MemoryConnector(nursery, script, stream_pair=socket_streams)
     async with (
-        ConnectionPool(proxy=Proxy("http://proxy.example"), connector=connector) as pool,
+        network.pool(script, pair=socket_streams, proxy=Proxy("http://proxy.example")) as pool,
         pool.stream(
             "GET", "ws://example.com/", headers={"Connection": "upgrade", "Upgrade": "x"}
         ) as response,

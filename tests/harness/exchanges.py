@@ -15,6 +15,7 @@ from h2.errors import ErrorCodes
 from tests.harness.certificates import alpn_server, make_tls
 from tests.harness.checks import assert_unharmed
 from tests.harness.h2server import Multiplexer, ServerStream
+from tests.harness.peers import reset
 from tests.harness.servers import serve_tcp
 from tests.harness.traces import Events
 from trio_exchange import ConnectionPool
@@ -78,6 +79,14 @@ class ServerExchange(abc.ABC):
     async def break_off(self) -> None:
         """End the response in the middle: close the connection, or reset the stream."""
 
+    @abc.abstractmethod
+    async def send_garbage(self) -> None:
+        """Send what breaks the protocol."""
+
+    @abc.abstractmethod
+    def reset_connection(self) -> None:
+        """Close the TCP connection with an RST."""
+
 
 class HTTP11Exchange(ServerExchange):
     """The server's side in HTTP/1.1, where a body without Content-Length is chunked."""
@@ -126,6 +135,12 @@ class HTTP11Exchange(ServerExchange):
 
     async def break_off(self) -> None:
         await self._peer.stream.aclose()
+
+    async def send_garbage(self) -> None:
+        await self._peer.send(b"HTTP/1.1 xyz\r\n\r\n")
+
+    def reset_connection(self) -> None:
+        reset(self._peer.stream)
 
 
 class HTTP2Exchange(ServerExchange):
@@ -178,6 +193,14 @@ class HTTP2Exchange(ServerExchange):
     async def break_off(self) -> None:
         await self.stream.reset(ErrorCodes.INTERNAL_ERROR)
 
+    async def send_garbage(self) -> None:
+        # A WINDOW_UPDATE by nothing.
+        await self.stream.server.peer.send(b"\0\0\4\x08\0\0\0\0\0\0\0\0\0")
+        await trio.sleep_forever()
+
+    def reset_connection(self) -> None:
+        reset(self.stream.server.peer.stream)
+
 
 class Client:
     """Pools of one version of HTTP, and the servers that they lead to, in memory or on sockets.
@@ -203,7 +226,13 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def pool(
-        self, script: ExchangeScript, *, sockets: bool = False, lockstep: bool = False, **options: Any
+        self,
+        script: ExchangeScript,
+        *,
+        sockets: bool = False,
+        lockstep: bool = False,
+        deaf: bool = False,
+        **options: Any,
     ) -> AsyncIterator[ConnectionPool]:
         """Enter a pool whose requests `script` answers.
 
@@ -211,6 +240,7 @@ class Client:
             script: It plays each request but those of `assert_reusable` and `assert_given_up`.
             sockets: Whether the connections are no streams in memory.
             lockstep: Whether sending waits until the peer receives.
+            deaf: Whether the peers receive nothing, but what TLS needs to start.
             options: For the pool.
         """
 
@@ -238,6 +268,8 @@ class Client:
         async def serve_tls(peer: ScriptedPeer) -> None:
             if self._tls is not None:
                 await peer.start_tls(self._tls)
+            if deaf:
+                await trio.sleep_forever()
             await serve(peer)
 
         if sockets:

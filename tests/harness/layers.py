@@ -59,6 +59,11 @@ class TLSServer(trio.abc.Stream):
         self._incoming.write(await self.stream.receive_some(65536))
         return bytes(self.ssl.read(65536))
 
+    def ask_for_certificate(self) -> None:
+        """Make a record without data (RFC 8446, 4.6.2), to which a client answers."""
+        self.ssl.verify_client_post_handshake()
+        self.ssl.do_handshake()
+
     def say_goodbye(self) -> None:
         """Make a close_notify."""
         with contextlib.suppress(ssl.SSLWantReadError):
@@ -79,6 +84,11 @@ class TLSServer(trio.abc.Stream):
 
     async def aclose(self) -> None:
         await self.stream.aclose()
+
+
+def whole_response(body: bytes) -> bytes:
+    """A whole response."""
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 class TunnelServer(trio.abc.Stream):
@@ -258,6 +268,12 @@ class LayeredNetwork(MemoryConnector):
 
 def pool_through(kind: Kind, connector: MemoryConnector, **options: Any) -> ConnectionPool:
     return ConnectionPool(a_client(), proxy=kind.proxy, connector=connector, **options)
+
+
+async def answer_once(stream: trio.abc.Stream, body: bytes = b"") -> None:
+    """Answer the next request."""
+    await ScriptedPeer(stream).receive_request()
+    await stream.send_all(whole_response(body))
 
 
 async def answer(far: Far) -> None:

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.harness.streams import Prefixed
-from trio_exchange.testing import ScriptedPeer
+from tests.harness.streams import Prefixed, Wrapped
+from trio_exchange.testing import PeerRequest, ScriptedPeer
 
 Script: TypeAlias = Callable[[ScriptedPeer], Awaitable[object]]
 
@@ -42,11 +42,27 @@ async def respond(peer: ScriptedPeer) -> None:
         await peer.send_response(200, body=request.body)
 
 
-def reset(peer: ScriptedPeer) -> None:
-    """Close a peer's TCP connection with an RST."""
-    stream: object = peer.stream
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
+class Recorder:
+    """The script of an ordinary server that remembers the requests, in order."""
+
+    def __init__(self) -> None:
+        self.requests: list[PeerRequest] = []
+
+    async def __call__(self, peer: ScriptedPeer) -> None:
+        async for request in peer:
+            self.requests.append(request)
+            await peer.send_response(200, body=request.body)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request.body for request in self.requests]
+
+
+def reset(peer: ScriptedPeer | trio.abc.Stream) -> None:
+    """Close the TCP connection of a peer or stream with an RST."""
+    stream: object = peer.stream if isinstance(peer, ScriptedPeer) else peer
+    while isinstance(stream, (Wrapped, trio.SSLStream)):
+        stream = stream.stream if isinstance(stream, Wrapped) else stream.transport_stream
     assert isinstance(stream, trio.SocketStream)
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()

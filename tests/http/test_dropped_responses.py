@@ -15,11 +15,12 @@ import trio.testing
 
 from tests.harness.checks import assert_unharmed, internals
 from tests.harness.h2peer import H2Peer
-from tests.harness.peers import respond
+from tests.harness.networks import Network
 from trio_exchange import ConnectionPool, ReadTimeout, Request, Response
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 URL = "http://example.com/path"
+HALF = "http://example.com/half"
 LEAKED = "was neither read to its end nor closed"
 #: Where the body is whole; the second does not wait for the request's own.
 WHOLE = (b"/path", b"/at-once")
@@ -53,9 +54,18 @@ def pool(request: pytest.FixtureRequest, nursery: trio.Nursery) -> ConnectionPoo
     return ConnectionPool(connector=connector, http1=not http2, http2=http2)
 
 
+async def get(pool: ConnectionPool, url: str = URL, **options: Any) -> Response:
+    return await pool.handle_async_request(Request("GET", url, **options))
+
+
 async def drop(pool: ConnectionPool, url: str = URL, **options: Any) -> None:
-    response = await pool.handle_async_request(Request("GET", url, **options))
-    assert response.status == 200
+    assert (await get(pool, url, **options)).status == 200
+
+
+async def assert_nothing_active(pool: ConnectionPool) -> None:
+    """Once what was dropped has been given back."""
+    await settled()
+    assert pool.statistics().active == 0
 
 
 async def settled() -> None:
@@ -74,8 +84,7 @@ async def test_a_dropped_response_gives_a_warning_and_its_connection_back(
         [warning] = caught
         assert str(warning.message).startswith("the response to GET ")
         assert str(Request("GET", url).url) in str(warning.message)
-        await settled()
-        assert pool.statistics().active == 0
+        await assert_nothing_active(pool)
         response = await pool.request("GET", URL)
         assert response.content == b"body"
 
@@ -96,23 +105,21 @@ async def test_with_tracemalloc_the_warning_knows_where_the_response_was_made(po
 
 async def test_a_response_in_a_cycle_is_found_by_the_collector(pool: ConnectionPool) -> None:
     async with pool:
-        response = await pool.handle_async_request(Request("GET", "http://example.com/half"))
+        response = await get(pool, HALF)
         cycle: list[Any] = [response]
         cycle.append(cycle)
         del response, cycle
         with pytest.warns(ResourceWarning, match=LEAKED):
             gc.collect()
-        await settled()
-        assert pool.statistics().active == 0
+        await assert_nothing_active(pool)
 
 
 async def test_a_response_may_be_dropped_by_another_thread(pool: ConnectionPool) -> None:
     async with pool:
-        responses = [await pool.handle_async_request(Request("GET", "http://example.com/half"))]
+        responses = [await get(pool, HALF)]
         with pytest.warns(ResourceWarning, match=LEAKED):
             await trio.to_thread.run_sync(responses.clear)
-        await settled()
-        assert pool.statistics().active == 0
+        await assert_nothing_active(pool)
 
 
 async def test_a_response_that_is_dropped_after_the_end_of_its_run(
@@ -122,7 +129,7 @@ async def test_a_response_that_is_dropped_after_the_end_of_its_run(
         return trio.lowlevel.current_trio_token()
 
     async with pool:
-        response = await pool.handle_async_request(Request("GET", "http://example.com/half"))
+        response = await get(pool, HALF)
         [connection] = internals(pool)
         connection.trio_token = await trio.to_thread.run_sync(trio.run, token)
         with pytest.warns(ResourceWarning, match=LEAKED):
@@ -193,9 +200,9 @@ async def test_a_response_that_was_read_is_dropped_when_its_request_was_sent(poo
 
 
 async def test_reading_a_response_to_its_end_frees_the_connection_whatever_its_request_was(
-    nursery: trio.Nursery,
+    network: Network,
 ) -> None:
-    async with ConnectionPool(connector=MemoryConnector(nursery, respond)) as pool:
+    async with network.pool() as pool:
         request = Request("POST", URL, content=bytes(100_000))
         response = await pool.handle_async_request(request)
         assert len(b"".join([chunk async for chunk in response.aiter_stream()])) == 100_000
@@ -203,29 +210,26 @@ async def test_reading_a_response_to_its_end_frees_the_connection_whatever_its_r
 
 
 async def closed(pool: ConnectionPool) -> Response:
-    response = await pool.handle_async_request(Request("GET", "http://example.com/half"))
+    response = await get(pool, HALF)
     await response.aclose()
     return response
 
 
 async def read(pool: ConnectionPool) -> Response:
-    response = await pool.handle_async_request(Request("GET", URL))
+    response = await get(pool)
     await response.aread()
     return response
 
 
 async def iterated(pool: ConnectionPool) -> Response:
-    response = await pool.handle_async_request(Request("GET", URL))
+    response = await get(pool)
     async for chunk in response.aiter_stream():
         assert chunk == b"body"
     return response
 
 
 async def failed(pool: ConnectionPool) -> Response:
-    extensions = {"timeout": {"read": 0.01}}
-    response = await pool.handle_async_request(
-        Request("GET", "http://example.com/half", extensions=extensions)
-    )
+    response = await get(pool, HALF, extensions={"timeout": {"read": 0.01}})
     with pytest.raises(ReadTimeout):
         async for _ in response.aiter_stream():
             pass
@@ -233,24 +237,24 @@ async def failed(pool: ConnectionPool) -> Response:
 
 
 async def streamed(pool: ConnectionPool) -> Response:
-    async with pool.stream("GET", "http://example.com/half") as response:
+    async with pool.stream("GET", HALF) as response:
         return response
 
 
 async def of_a_closed_pool(pool: ConnectionPool) -> Response:
-    response = await pool.handle_async_request(Request("GET", "http://example.com/half"))
+    response = await get(pool, HALF)
     await pool.aclose()
     return response
 
 
-@pytest.mark.parametrize("get", [closed, read, iterated, failed, streamed, of_a_closed_pool])
+@pytest.mark.parametrize("make", [closed, read, iterated, failed, streamed, of_a_closed_pool])
 async def test_a_response_that_holds_nothing_gives_no_warning(
-    pool: ConnectionPool, get: Callable[[ConnectionPool], Any]
+    pool: ConnectionPool, make: Callable[[ConnectionPool], Any]
 ) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         async with pool:
-            response = await get(pool)
+            response = await make(pool)
             del response
             gc.collect()
     assert caught == []
@@ -258,7 +262,7 @@ async def test_a_response_that_holds_nothing_gives_no_warning(
 
 async def test_the_iterator_alone_keeps_a_response_open(pool: ConnectionPool) -> None:
     async def iterator() -> AsyncIterator[bytes]:
-        return (await pool.handle_async_request(Request("GET", URL))).aiter_stream()
+        return (await get(pool)).aiter_stream()
 
     async with pool:
         assert [chunk async for chunk in await iterator()] == [b"body"]

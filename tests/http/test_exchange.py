@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import h11
@@ -12,12 +12,13 @@ import pytest
 import trio
 import trio.testing
 from h2.errors import ErrorCodes
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, RstStreamFrame
 from trio.testing import MockClock
 
-from tests.harness.checks import assert_unharmed
+from tests.harness.checks import assert_settles, assert_unharmed
 from tests.harness.contents import Pieces, stream_of
-from tests.harness.exchanges import Client, HTTP2Exchange, ServerExchange
+from tests.harness.exchanges import Client, ExchangeScript, HTTP2Exchange, ServerExchange
+from tests.harness.networks import Network
 from tests.harness.peers import BUFFERS
 from tests.harness.traces import Events, both_ends
 from trio_exchange import (
@@ -28,11 +29,14 @@ from trio_exchange import (
     ReadTimeout,
     RemoteProtocolError,
     Request,
+    WriteError,
+    WriteTimeout,
 )
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://origin.example/"
 MEGABYTE = 1024 * 1024
+FIVE = [(b"Content-Length", b"5")]
 
 #: A body of six bytes, with a Content-Length and without.
 framings = pytest.mark.parametrize(
@@ -48,11 +52,43 @@ async def drain(exchange: ServerExchange) -> None:
     await exchange.drain()
 
 
+async def stall(exchange: ServerExchange) -> None:
+    await trio.sleep_forever()
+
+
+def answering(
+    headers: Sequence[tuple[bytes, bytes]] = (), body: bytes | None = None, *, begin: bytes = b""
+) -> ExchangeScript:
+    """A script that sends a response, or its beginning, and then receives until the client gives up."""
+
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.respond(200, headers, body=body)
+        if begin:
+            await exchange.send(begin)
+        await exchange.drain()
+
+    return script
+
+
+async def talk(exchange: ServerExchange) -> None:
+    """Answer each piece of the request with one of the response."""
+    await exchange.respond(200, body=None)
+    while piece := await exchange.receive():
+        await exchange.send(piece.swapcase())
+    await exchange.end()
+
+
 def sent_data(exchange: ServerExchange) -> bytes:
     """What the client has sent of a request's body in HTTP/2."""
     assert isinstance(exchange, HTTP2Exchange)
     frames = exchange.stream.server.peer.sent(DataFrame, exchange.stream.id)
     return b"".join(frame.data for frame in frames)
+
+
+def resets(client: Client) -> list[RstStreamFrame]:
+    """The resets that the client has sent in HTTP/2."""
+    exchange = client.exchanges[0]
+    return exchange.stream.server.peer.sent(RstStreamFrame) if isinstance(exchange, HTTP2Exchange) else []
 
 
 # -- Reading.
@@ -73,12 +109,7 @@ async def test_after_the_end_there_is_nothing_more(client: Client) -> None:
 
 
 async def test_closing_twice_and_reading_after(client: Client) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.send(b"ab")
-        await exchange.drain()
-
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE, begin=b"ab")) as pool:
         response = await pool.handle_async_request(Request("GET", client.url))
         for _ in range(2):
             with trio.testing.assert_checkpoints():
@@ -86,6 +117,8 @@ async def test_closing_twice_and_reading_after(client: Client) -> None:
         with pytest.raises(ReadError, match="closed before its body was read"):
             await response.aread()
         await client.assert_given_up(pool)
+        await response.aclose()
+        assert len(resets(client)) == client.http2
 
 
 @framings
@@ -154,13 +187,7 @@ async def test_a_read_that_another_task_ended_by_closing_says_so(
 ) -> None:
     """The read says that the response was closed, not that a file descriptor was, and waits no longer."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        if begun:
-            await exchange.send(b"a")
-        await exchange.drain()
-
-    async with client.pool(script, sockets=sockets) as pool:
+    async with client.pool(answering(begin=b"a" if begun else b""), sockets=sockets) as pool:
         response = await pool.handle_async_request(Request("GET", client.url))
 
         async def read() -> None:
@@ -195,19 +222,13 @@ async def test_trailers_are_there_once_the_body_was_read(client: Client) -> None
 async def test_a_dialogue_within_one_exchange(client: Client) -> None:
     """Each piece of the request depends on the piece of the response before it."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        while piece := await exchange.receive():
-            await exchange.send(piece.upper())
-        await exchange.end()
-
     send, receive = trio.open_memory_channel[bytes](0)
-    async with client.pool(script) as pool:
+    async with client.pool(talk) as pool:
         async with pool.stream("POST", client.url, content=receive) as response:
             chunks = response.aiter_stream()
             for piece in (b"one", b"two", b"three"):
                 await send.send(piece)
-                assert await anext(chunks) == piece.upper()
+                assert await anext(chunks) == piece.swapcase()
             await send.aclose()
             assert [chunk async for chunk in chunks] == []
         await client.assert_reusable(pool)
@@ -215,29 +236,19 @@ async def test_a_dialogue_within_one_exchange(client: Client) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_large_bodies_both_ways_at_once(client: Client, streamed: bool) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        while piece := await exchange.receive():
-            await exchange.send(piece)
-        await exchange.end()
-
     # More than sockets' buffers hold in HTTP/1.1, and than the first windows in HTTP/2, whose peer is slow.
     size = (4 if client.http2 else 12) * MEGABYTE
     whole = bytes(range(256)) * (size // 256)
     content: Any = stream_of(size, 100_000) if streamed else whole
-    async with client.pool(script, sockets=True) as pool:
+    async with client.pool(talk, sockets=True) as pool:
         with trio.fail_after(30):
             async with pool.stream("POST", client.url, content=content) as response:
                 received = [chunk async for chunk in response.aiter_stream()]
-        assert b"".join(received) == (b"x" * size if streamed else whole)
+        assert b"".join(received) == (b"X" * size if streamed else whole.swapcase())
         await client.assert_reusable(pool)
 
 
 async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_clock: MockClock) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.drain()
-
     ended = trio.Event()
 
     async def wait() -> None:
@@ -246,7 +257,7 @@ async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_
         finally:
             ended.set()
 
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE)) as pool:
         async with pool.stream("POST", client.url, content=Pieces(b"x", wait)) as response:
             assert response.status == 200
         assert ended.is_set()
@@ -257,11 +268,7 @@ async def test_a_response_that_is_left_ends_the_upload(client: Client, autojump_
 async def test_an_early_answer_to_a_client_that_waits(client: Client, sockets: bool) -> None:
     """The iterator has nothing to give, and never will."""
 
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=b"enough")
-        await exchange.drain()
-
-    async with client.pool(script, sockets=sockets) as pool:
+    async with client.pool(answering(body=b"enough"), sockets=sockets) as pool:
         content = Pieces(b"x", trio.sleep_forever)
         assert (await pool.request("POST", client.url, content=content)).content == b"enough"
         await client.assert_given_up(pool)
@@ -348,14 +355,9 @@ async def test_the_iterators_own_error_before_the_response(client: Client) -> No
 
 @pytest.mark.parametrize("reading", [True, False])
 async def test_the_iterators_own_error_during_the_response(client: Client, reading: bool) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, [(b"Content-Length", b"5")], body=None)
-        await exchange.send(b"ab")
-        await exchange.drain()
-
     go = trio.Event()
     error = KeyError("user")
-    async with client.pool(script) as pool:
+    async with client.pool(answering(FIVE, begin=b"ab")) as pool:
         request = Request("POST", client.url, content=Pieces(b"x", go.wait, error))
         response = await pool.handle_async_request(request)
         chunks = response.aiter_stream()
@@ -642,11 +644,7 @@ async def test_the_read_timeout_runs_when_the_upload_has_ended(
 async def test_the_read_timeout_runs_once_the_response_has_begun(
     client: Client, autojump_clock: MockClock
 ) -> None:
-    async def script(exchange: ServerExchange) -> None:
-        await exchange.respond(200, body=None)
-        await exchange.drain()
-
-    async with client.pool(script) as pool:
+    async with client.pool(answering()) as pool:
         began = trio.current_time()
         with pytest.raises(ReadTimeout):
             await pool.request(
@@ -654,6 +652,109 @@ async def test_the_read_timeout_runs_once_the_response_has_begun(
             )
         assert trio.current_time() - began == pytest.approx(3)
         await client.assert_given_up(pool)
+
+
+async def test_the_write_timeout_for_the_head(client: Client, autojump_clock: MockClock) -> None:
+    # In HTTP/2 only a large head waits until it was taken.
+    headers = {"x": "y" * 100_000} if client.http2 else {}
+    async with client.pool(drain, lockstep=True, deaf=True) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout, match="accepted no data within 3 seconds"):
+            await pool.request("GET", client.url, headers=headers, extensions=timeouts(write=3))
+        assert trio.current_time() - began == pytest.approx(3)
+        if not client.http2:
+            await assert_settles(pool)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_write_timeout_for_the_body(
+    client: Client, autojump_clock: MockClock, streamed: bool
+) -> None:
+    # In HTTP/2 the first window takes what is small.
+    size = 1 if streamed and not client.http2 else 100_000
+    content = [b"x" * size] if streamed else b"x" * size
+    async with client.pool(stall, lockstep=True) as pool:
+        began = trio.current_time()
+        with pytest.raises(WriteTimeout, match="accepted no data within 3 seconds"):
+            await pool.request("POST", client.url, content=content, extensions=timeouts(write=3, read=1))
+        assert trio.current_time() - began == pytest.approx(3)
+        await client.assert_given_up(pool)
+
+
+async def test_the_write_timeout_ends_when_the_response_begins(
+    client: Client, autojump_clock: MockClock
+) -> None:
+    received = []
+
+    async def script(exchange: ServerExchange) -> None:
+        await trio.sleep(2)
+        await exchange.respond(200, body=None)
+        for _ in range(5):
+            await trio.sleep(2)
+            await exchange.send(b"a")
+        if not client.http2:
+            await exchange.end()
+        received.append(await exchange.receive_all())
+        if client.http2:
+            await exchange.end()
+
+    async with client.pool(script, lockstep=True) as pool:
+        extensions = timeouts(write=3, read=3)
+        response = await pool.request("POST", client.url, content=b"x" * 100_000, extensions=extensions)
+        assert response.content == b"aaaaa"
+        await client.assert_reusable(pool)
+    assert received == [b"x" * 100_000]
+
+
+# -- Ends from elsewhere.
+
+
+async def test_cancelling_an_upload_leaves_nothing(client: Client, autojump_clock: MockClock) -> None:
+    async with client.pool(stall, lockstep=True) as pool:
+        for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
+            with trio.move_on_after(1) as scope:
+                await pool.request("POST", client.url, content=content)
+            assert scope.cancelled_caught
+            await client.assert_given_up(pool)
+
+
+async def test_closing_the_pool_ends_an_upload(client: Client) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.receive()
+        await pool.aclose()
+
+    async with client.pool(script) as pool:
+        with pytest.raises(ReadError if client.http2 else WriteError):
+            await pool.request("POST", client.url, content=Pieces(b"x", trio.sleep_forever))
+    assert_unharmed(pool)
+
+
+async def test_closing_the_pool_before_an_upload_begins(client: Client) -> None:
+    async def close(event: str, info: dict[str, Any]) -> None:
+        if event == f"{client.prefix}send_request_body.started":
+            await pool.aclose()
+
+    async with client.pool(drain) as pool:
+        with pytest.raises(ReadError if client.http2 else WriteError, match="the connection was closed"):
+            await pool.request("POST", client.url, content=Pieces(b"x"), extensions={"trace": close})
+
+
+@pytest.mark.parametrize("by", ["aclose", "block"])
+async def test_a_response_whose_pool_was_closed(client: Client, by: str) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.respond(200, FIVE, body=None, begin=b"some")
+        await exchange.drain()
+
+    async with client.pool(script) as pool:
+        response = await pool.handle_async_request(Request("GET", client.url))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if by == "aclose":
+            await pool.aclose()
+    body = response.aiter_stream()
+    assert await anext(body) == b"some"
+    with pytest.raises(ReadError, match="in the middle of the response" if client.http2 else "closed"):
+        await anext(body)
+    await response.aclose()
 
 
 # -- Trace.
@@ -670,6 +771,41 @@ async def test_the_order_of_an_upload_and_its_response(client: Client) -> None:
         "receive_response_body",
         "response_closed",
     )
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_the_order_of_an_early_answer(client: Client, stuck: bool) -> None:
+    async def script(exchange: ServerExchange) -> None:
+        await exchange.inform(103, [(b"a", b"b")])
+        await exchange.respond(413)
+        await (exchange.drain() if stuck else exchange.receive_all())
+
+    trace, go = Events(), trio.Event()
+    async with client.pool(script) as pool:
+        content = Pieces(b"a", trio.sleep_forever if stuck else go.wait)
+        request = Request("POST", client.url, content=content, extensions={"trace": trace})
+        response = await pool.handle_async_request(request)
+        if not stuck:
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+        await response.aread()
+        names = client.names(trace)
+    assert names[:7] == [
+        *both_ends("send_request_headers"),
+        "send_request_body.started",
+        "receive_response_headers.started",
+        *both_ends("receive_informational_response"),
+        "receive_response_headers.complete",
+    ]
+    sent = "send_request_body.failed" if stuck else "send_request_body.complete"
+    ends = [*both_ends("receive_response_body", "response_closed"), sent]
+    if client.http2 or not stuck:
+        assert sorted(names[7:]) == sorted(ends)
+    else:
+        assert names[7:] == [*ends, *both_ends("connection.close")]
+        informed = trace.info("http11.receive_informational_response.complete")["return_value"]
+        assert informed == (b"HTTP/1.1", 103, b"Early Hints", [(b"a", b"b")])
+        assert isinstance(trace.info("http11.send_request_body.failed")["exception"], WriteError)
 
 
 @pytest.mark.parametrize("kind", ["first piece", "second piece", "not asynchronous"])
@@ -743,7 +879,7 @@ async def test_closing_a_response_that_another_task_reads_ends_the_connection() 
     assert len(outcome) == 1
 
 
-async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: trio.Nursery) -> None:
+async def test_an_iteration_that_was_suspended_is_drained_by_another(network: Network) -> None:
     """As the openai SDK does at the end of a stream of events."""
 
     async def serve(peer: ScriptedPeer) -> None:
@@ -752,7 +888,7 @@ async def test_an_iteration_that_was_suspended_is_drained_by_another(nursery: tr
             await trio.testing.wait_all_tasks_blocked()
             await peer.send(b"def")
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         async with pool.stream("GET", URL) as response:
             events = response.aiter_stream()
             assert await anext(events) == b"abc"

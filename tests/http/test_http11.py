@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +12,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.harness.certificates import make_tls
 from tests.harness.checks import assert_unharmed, internals, open_sockets
 from tests.harness.contents import Pieces, stream_of
-from tests.harness.peers import DELIVERIES, Script, reset, respond, stall, transcript
-from tests.harness.servers import serve_tcp
+from tests.harness.networks import Network, Sockets
+from tests.harness.peers import DELIVERIES, Recorder, Script, reset, respond, stall, transcript
 from tests.harness.streams import WrappedHalfCloseable
-from tests.harness.traces import Events
 from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
@@ -27,30 +24,13 @@ from trio_exchange import (
     RemoteProtocolError,
     Response,
     WriteError,
-    WriteTimeout,
 )
 from trio_exchange._http.http11_errors import explain_received, explain_sent
-from trio_exchange.testing import MemoryConnector, ScriptedPeer
+from trio_exchange.testing import ScriptedPeer
 
 URL = "http://example.com/"
 LIMIT = 100 * 1024
 MEGABYTE = 1024 * 1024
-
-both_schemes = pytest.mark.parametrize("tls", [None, make_tls().server], ids=["tcp", "tls"])
-
-
-def memory_pool(nursery: trio.Nursery, script: Script, **options: Any) -> ConnectionPool:
-    return ConnectionPool(connector=MemoryConnector(nursery, script), **options)
-
-
-def lockstep_pool(nursery: trio.Nursery, script: Script) -> ConnectionPool:
-    """A pool whose sends wait until the peer receives."""
-    pair = trio.testing.lockstep_stream_pair
-    return ConnectionPool(connector=MemoryConnector(nursery, script, stream_pair=pair))
-
-
-def tcp_pool() -> ConnectionPool:
-    return ConnectionPool(ssl_context=make_tls().client)
 
 
 async def settled(pool: ConnectionPool, *, idle: int = 0) -> None:
@@ -82,145 +62,122 @@ async def drain(peer: ScriptedPeer) -> bytes:
 
 @dataclass
 class Case:
-    data: bytes
+    """A response: its bytes, and what it is taken for.
+
+    Attributes:
+        line: The status line.
+        rest: All that follows.
+        body: What there is in it of a body.
+        before: What comes before the status line.
+        until_close: Whether the connection's end is that of the body.
+        reused: Whether the connection serves another request.
+    """
+
+    line: bytes
+    rest: bytes
     body: bytes = b""
-    status: int = 200
-    reason: bytes = b"OK"
-    version: bytes = b"HTTP/1.1"
+    before: bytes = b""
     method: str = "GET"
     trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    reused: bool = True
     until_close: bool = False
+    reused: bool = True
 
+    def __post_init__(self) -> None:
+        self.data = b"%b%b\r\n%b" % (self.before, self.line, self.rest)
+        self.reused = self.reused and not self.until_close
+
+
+OK_LINE, NO_CONTENT, NOT_MODIFIED = (
+    b"HTTP/1.1 200 OK",
+    b"HTTP/1.1 204 No Content",
+    b"HTTP/1.1 304 Not Modified",
+)
+HELLO = b"Content-Length: 5\r\n\r\nhello"
 
 CASES = {
-    "content-length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "content-length": Case(OK_LINE, HELLO, b"hello"),
     "the same length twice": Case(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\ncontent-length: 5\r\n\r\nhello", b"hello"
+        OK_LINE, b"Content-Length: 5, 5\r\ncontent-length: 5\r\n\r\nhello", b"hello"
     ),
-    "empty": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    "empty": Case(OK_LINE, b"Content-Length: 0\r\n\r\n"),
     "chunked": Case(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n00a\r\n, exchange\r\n0\r\n\r\n",
+        OK_LINE,
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n00a\r\n, exchange\r\n0\r\n\r\n",
         b"hello, exchange",
     ),
     "chunk extensions and trailers": Case(
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n"
-        b'5;a=b;c="d"\r\nhello\r\n0;last\r\nX-Sum: 1\r\nx-sum: 2\r\n\r\n',
+        OK_LINE,
+        b'transfer-encoding: Chunked\r\n\r\n5;a=b;c="d"\r\nhello\r\n0;last\r\nX-Sum: 1\r\nx-sum: 2\r\n\r\n',
         b"hello",
         trailers=[(b"X-Sum", b"1"), (b"x-sum", b"2")],
     ),
-    "close-delimited": Case(
-        b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nhello", b"hello", reused=False, until_close=True
-    ),
-    "HEAD with a length": Case(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", method="HEAD"),
-    "HEAD with a coding": Case(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", method="HEAD"),
+    "close-delimited": Case(OK_LINE, b"A: b\r\n\r\nhello", b"hello", until_close=True),
+    "HEAD with a length": Case(OK_LINE, b"Content-Length: 5\r\n\r\n", method="HEAD"),
+    "HEAD with a coding": Case(OK_LINE, b"Transfer-Encoding: chunked\r\n\r\n", method="HEAD"),
     "HEAD with the same length twice": Case(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nContent-Length: 5\r\n\r\n", method="HEAD"
+        OK_LINE, b"Content-Length: 5, 5\r\nContent-Length: 5\r\n\r\n", method="HEAD"
     ),
     "HEAD with both lengths": Case(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        method="HEAD",
-        reused=False,
+        OK_LINE, b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", method="HEAD", reused=False
     ),
-    "HEAD without either": Case(b"HTTP/1.1 200 OK\r\n\r\n", method="HEAD"),
-    "204": Case(b"HTTP/1.1 204 No Content\r\n\r\n", status=204, reason=b"No Content"),
-    "204 with a length": Case(
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
-        status=204,
-        reason=b"No Content",
-        reused=False,
-    ),
-    "204 with a length of 0": Case(
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", status=204, reason=b"No Content"
-    ),
-    "204 with a coding": Case(
-        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
-        status=204,
-        reason=b"No Content",
-        reused=False,
-    ),
+    "HEAD without either": Case(OK_LINE, b"\r\n", method="HEAD"),
+    "204": Case(NO_CONTENT, b"\r\n"),
+    "204 with a length": Case(NO_CONTENT, b"Content-Length: 5\r\n\r\n", reused=False),
+    "204 with a length of 0": Case(NO_CONTENT, b"Content-Length: 0\r\n\r\n"),
+    "204 with a coding": Case(NO_CONTENT, b"Transfer-Encoding: chunked\r\n\r\n", reused=False),
     "204 with both lengths": Case(
-        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
-        status=204,
-        reason=b"No Content",
-        reused=False,
+        NO_CONTENT, b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", reused=False
     ),
-    "204 to HEAD with a length": Case(
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
-        status=204,
-        reason=b"No Content",
-        method="HEAD",
-        reused=False,
-    ),
-    "205": Case(b"HTTP/1.1 205 X\r\nContent-Length: 0\r\n\r\n", status=205, reason=b"X"),
-    "205 with a body": Case(
-        b"HTTP/1.1 205 X\r\nContent-Length: 5\r\n\r\nhello", b"hello", status=205, reason=b"X"
-    ),
-    "205 with a coding": Case(
-        b"HTTP/1.1 205 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", status=205, reason=b"X"
-    ),
-    "205 without either": Case(
-        b"HTTP/1.1 205 X\r\n\r\nhello", b"hello", status=205, reason=b"X", reused=False, until_close=True
-    ),
-    "304": Case(b"HTTP/1.1 304 Not Modified\r\n\r\n", status=304, reason=b"Not Modified"),
-    "304 with a length": Case(
-        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", status=304, reason=b"Not Modified"
-    ),
-    "304 with a coding": Case(
-        b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", status=304, reason=b"Not Modified"
-    ),
+    "204 to HEAD with a length": Case(NO_CONTENT, b"Content-Length: 5\r\n\r\n", method="HEAD", reused=False),
+    "205": Case(b"HTTP/1.1 205 X", b"Content-Length: 0\r\n\r\n"),
+    "205 with a body": Case(b"HTTP/1.1 205 X", HELLO, b"hello"),
+    "205 with a coding": Case(b"HTTP/1.1 205 X", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "205 without either": Case(b"HTTP/1.1 205 X", b"\r\nhello", b"hello", until_close=True),
+    "304": Case(NOT_MODIFIED, b"\r\n"),
+    "304 with a length": Case(NOT_MODIFIED, b"Content-Length: 5\r\n\r\n"),
+    "304 with a coding": Case(NOT_MODIFIED, b"Transfer-Encoding: chunked\r\n\r\n"),
     "304 with both lengths": Case(
-        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        status=304,
-        reason=b"Not Modified",
-        reused=False,
+        NOT_MODIFIED, b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", reused=False
     ),
     "1xx before": Case(
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
-        b"HTTP/1.1 102 \r\nContent-Length: 0\r\n\r\n"
-        b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
+        b"HTTP/1.1 404 Not Found",
+        b"Content-Length: 2\r\n\r\nno",
         b"no",
-        404,
-        b"Not Found",
+        before=b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        b"HTTP/1.1 102 \r\nContent-Length: 0\r\n\r\n",
     ),
     "1xx with a length before": Case(
-        b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-        b"hello",
-        reused=False,
+        OK_LINE, HELLO, b"hello", before=b"HTTP/1.1 102 \r\nContent-Length: 7\r\n\r\n", reused=False
     ),
     "1xx with a coding before": Case(
-        b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 103 X\r\n\r\n"
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        OK_LINE,
+        HELLO,
         b"hello",
+        before=b"HTTP/1.1 103 X\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 103 X\r\n\r\n",
         reused=False,
     ),
-    "HTTP/1.0": Case(
-        b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False, until_close=True
-    ),
-    "HTTP/1.0 with a length": Case(
-        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello", version=b"HTTP/1.0", reused=False
-    ),
+    "HTTP/1.0": Case(b"HTTP/1.0 200 OK", b"\r\nhello", b"hello", until_close=True),
+    "HTTP/1.0 with a length": Case(b"HTTP/1.0 200 OK", HELLO, b"hello", reused=False),
     "HTTP/1.0 with keep-alive": Case(
-        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.0 200 OK",
+        b"Connection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
         b"hello",
-        version=b"HTTP/1.0",
         reused=False,
     ),
     "Connection: close": Case(
-        b"HTTP/1.1 200 OK\r\nConnection: a, Close\r\nContent-Length: 5\r\n\r\nhello", b"hello", reused=False
+        OK_LINE, b"Connection: a, Close\r\nContent-Length: 5\r\n\r\nhello", b"hello", reused=False
     ),
-    "custom reason": Case(
-        b"HTTP/1.1 200 All \x80 is fine\r\nContent-Length: 0\r\n\r\n", reason=b"All \x80 is fine"
-    ),
-    "empty reason": Case(b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", reason=b""),
-    "no reason": Case(b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", reason=b""),
-    "unknown status": Case(b"HTTP/1.1 999 X\r\nContent-Length: 1\r\n\r\n!", b"!", 999, b"X"),
+    "custom reason": Case(b"HTTP/1.1 200 All \x80 is fine", b"Content-Length: 0\r\n\r\n"),
+    "empty reason": Case(b"HTTP/1.1 200 ", b"Content-Length: 0\r\n\r\n"),
+    "no reason": Case(b"HTTP/1.1 200", b"Content-Length: 0\r\n\r\n"),
+    "unknown status": Case(b"HTTP/1.1 999 X", b"Content-Length: 1\r\n\r\n!", b"!"),
     "both lengths": Case(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        OK_LINE,
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         b"hello",
         reused=False,
     ),
-    "folded header": Case(b"HTTP/1.1 200 OK\r\nA: b\r\n  c\r\nContent-Length: 1\r\n\r\nx", b"x"),
+    "folded header": Case(OK_LINE, b"A: b\r\n  c\r\nContent-Length: 1\r\n\r\nx", b"x"),
 }
 
 # Where nothing but the connection's end ends the body, what follows belongs to it.
@@ -228,32 +185,32 @@ DELIMITED_CASES = {name: case for name, case in CASES.items() if not case.until_
 
 
 def check_response(case: Case, response: Response) -> None:
-    assert response.status == case.status
+    version, status, *reason = case.line.split(b" ", 2)
+    assert response.status == int(status)
     assert response.content == case.body
-    assert response.extensions["http_version"] == case.version
-    assert response.extensions["reason_phrase"] == case.reason
+    assert response.extensions["http_version"] == version
+    assert response.extensions["reason_phrase"] == b"".join(reason)
     assert response.extensions["trailing_headers"] == case.trailers
 
 
 @pytest.mark.parametrize("name", CASES)
 @DELIVERIES
-async def test_transcripts(nursery: trio.Nursery, name: str, byte_by_byte: bool) -> None:
+async def test_transcripts(network: Network, name: str, byte_by_byte: bool) -> None:
     case = CASES[name]
     script = transcript(case.data, byte_by_byte=byte_by_byte, then_close=case.until_close)
-    connector = MemoryConnector(nursery, script)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(script) as pool:
         for requests in (1, 2):
             check_response(case, await pool.request(case.method, URL))
             await settled(pool, idle=int(case.reused))
-            assert len(connector.dialled) == (1 if case.reused else requests)
+            assert len(network.dialled) == (1 if case.reused else requests)
 
 
 @pytest.mark.parametrize("name", CASES)
 @DELIVERIES
-async def test_transcripts_in_pieces(nursery: trio.Nursery, name: str, byte_by_byte: bool) -> None:
+async def test_transcripts_in_pieces(network: Network, name: str, byte_by_byte: bool) -> None:
     case = CASES[name]
     script = transcript(case.data, byte_by_byte=byte_by_byte, then_close=case.until_close)
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         async with pool.stream(case.method, URL) as response:
             pieces = []
             chunks = response.aiter_stream()
@@ -273,21 +230,17 @@ async def test_transcripts_in_pieces(nursery: trio.Nursery, name: str, byte_by_b
 
 @pytest.mark.parametrize("name", DELIMITED_CASES)
 @pytest.mark.parametrize("trailing", [b"\r\n", b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
-async def test_transcripts_with_trailing_bytes(nursery: trio.Nursery, name: str, trailing: bytes) -> None:
+async def test_transcripts_with_trailing_bytes(network: Network, name: str, trailing: bytes) -> None:
     case = CASES[name]
-    connector = MemoryConnector(nursery, transcript(case.data + trailing))
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(transcript(case.data + trailing)) as pool:
         for requests in (1, 2):
             check_response(case, await pool.request(case.method, URL))
             await settled(pool)
-            assert len(connector.dialled) == requests
+            assert len(network.dialled) == requests
 
 
-@both_schemes
 @pytest.mark.parametrize("name", DELIMITED_CASES)
-async def test_transcripts_with_trailing_bytes_that_come_later(
-    nursery: trio.Nursery, name: str, tls: ssl.SSLContext | None
-) -> None:
+async def test_transcripts_with_trailing_bytes_that_come_later(sockets: Sockets, name: str) -> None:
     case = CASES[name]
 
     async def script(peer: ScriptedPeer) -> None:
@@ -298,11 +251,10 @@ async def test_transcripts_with_trailing_bytes_that_come_later(
         sent.set()
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for requests in (1, 2):
             received, sent = trio.Event(), trio.Event()
-            check_response(case, await pool.request(case.method, server.url))
+            check_response(case, await pool.request(case.method, sockets.url))
             received.set()
             await sent.wait()
             assert pool.statistics().connections_opened == requests
@@ -320,7 +272,7 @@ async def test_transcripts_with_trailing_bytes_that_come_later(
 )
 @DELIVERIES
 async def test_a_body_that_may_not_be_is_not_taken_for_the_next_response(
-    nursery: trio.Nursery, head: bytes, byte_by_byte: bool
+    network: Network, head: bytes, byte_by_byte: bool
 ) -> None:
     """The body comes when the next request has been sent, and looks like the answer to that."""
 
@@ -333,14 +285,14 @@ async def test_a_body_that_may_not_be_is_not_taken_for_the_next_response(
             else:
                 await peer.send_response(200, body=b"good")
 
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         assert (await pool.request("GET", URL + "first")).status == 204
         assert (await pool.request("GET", URL + "second")).content == b"good"
 
 
-async def test_headers_keep_order_and_case(nursery: trio.Nursery) -> None:
+async def test_headers_keep_order_and_case(network: Network) -> None:
     script = transcript(b"HTTP/1.1 200 OK\r\nB: 1\r\na: \t2 \r\nB:\r\nCONTENT-length: 0\r\n\r\n")
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         response = await pool.request("GET", URL)
     assert response.headers == [(b"B", b"1"), (b"a", b"2"), (b"B", b""), (b"CONTENT-length", b"0")]
 
@@ -356,12 +308,12 @@ def head_of_size(size: int) -> bytes:
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1 103 X\r\nA: b\r\n\r\n"], ids=["first", "after a 1xx"])
 @pytest.mark.parametrize(("limit", "byte_by_byte"), [(1000, False), (1000, True), (LIMIT, False)])
 async def test_the_limit_of_a_head_is_exact(
-    nursery: trio.Nursery, limit: int, byte_by_byte: bool, before: bytes
+    network: Network, limit: int, byte_by_byte: bool, before: bytes
 ) -> None:
-    options = {} if limit == LIMIT else {"max_header_bytes": limit}
+    options: dict[str, Any] = {} if limit == LIMIT else {"max_header_bytes": limit}
     for size in (limit, limit + 1):
         script = transcript(before + head_of_size(size) + b"body", byte_by_byte=byte_by_byte)
-        async with memory_pool(nursery, script, **options) as pool:
+        async with network.pool(script, **options) as pool:
             if size == limit:
                 # Twice, for the second head has to fit just as well.
                 for _ in range(2):
@@ -373,7 +325,7 @@ async def test_the_limit_of_a_head_is_exact(
 
 
 @pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
-async def test_the_limit_of_a_head_in_large_pieces(nursery: trio.Nursery, size: int) -> None:
+async def test_the_limit_of_a_head_in_large_pieces(network: Network, size: int) -> None:
     head = head_of_size(size)
 
     async def script(peer: ScriptedPeer) -> None:
@@ -384,7 +336,7 @@ async def test_the_limit_of_a_head_in_large_pieces(nursery: trio.Nursery, size: 
         await peer.send(b"body")
         await trio.sleep_forever()
 
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         if size == LIMIT:
             assert (await pool.request("GET", URL)).content == b"body"
         else:
@@ -392,9 +344,9 @@ async def test_the_limit_of_a_head_in_large_pieces(nursery: trio.Nursery, size: 
                 await pool.request("GET", URL)
 
 
-async def test_the_limit_of_an_informational_head(nursery: trio.Nursery) -> None:
+async def test_the_limit_of_an_informational_head(network: Network) -> None:
     head = b"HTTP/1.1 103 X\r\nA: " + b"x" * LIMIT + b"\r\n\r\n"
-    async with memory_pool(nursery, transcript(head + b"HTTP/1.1 204 X\r\n\r\n")) as pool:
+    async with network.pool(transcript(head + b"HTTP/1.1 204 X\r\n\r\n")) as pool:
         with pytest.raises(RemoteProtocolError, match="larger"):
             await pool.request("GET", URL)
 
@@ -429,8 +381,8 @@ def endless(beginning: bytes, piece: bytes) -> Script:
         "trailers", "a trailer",
     ],
 )  # fmt: skip
-async def test_what_does_not_end_is_ended(nursery: trio.Nursery, beginning: bytes, piece: bytes) -> None:
-    async with memory_pool(nursery, endless(beginning, piece)) as pool:
+async def test_what_does_not_end_is_ended(network: Network, beginning: bytes, piece: bytes) -> None:
+    async with network.pool(endless(beginning, piece)) as pool:
         with pytest.raises(RemoteProtocolError):
             await pool.request("GET", URL)
         await settled(pool)
@@ -490,8 +442,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     ],
 )
 @DELIVERIES
-async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -> None:
-    async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
+async def test_garbage(network: Network, data: bytes, byte_by_byte: bool) -> None:
+    async with network.pool(transcript(data, byte_by_byte=byte_by_byte)) as pool:
         with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL)
         assert re.match(r"the (server|response)'?s? ", str(info.value))
@@ -505,14 +457,14 @@ async def test_garbage(nursery: trio.Nursery, data: bytes, byte_by_byte: bool) -
     "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/2.0 200 OK\r\n", b"HELO", b"\x15\x03\x01\x00"]
 )
 async def test_what_is_not_http_is_refused_without_waiting_for_its_end(
-    nursery: trio.Nursery, answer: bytes, informed: bytes, byte_by_byte: bool
+    network: Network, answer: bytes, informed: bytes, byte_by_byte: bool
 ) -> None:
     async def serve(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(informed + answer, byte_by_byte=byte_by_byte)
         await trio.sleep_forever()
 
-    async with ConnectionPool(connector=MemoryConnector(nursery, serve)) as pool:
+    async with network.pool(serve) as pool:
         with pytest.raises(RemoteProtocolError), trio.fail_after(10):
             await pool.request("GET", URL)
 
@@ -592,40 +544,12 @@ OK = b"HTTP/1.1 200 OK\r\n"
 )  # fmt: skip
 @DELIVERIES
 async def test_a_malformed_response_is_described(
-    nursery: trio.Nursery, data: bytes, message: str, byte_by_byte: bool
+    network: Network, data: bytes, message: str, byte_by_byte: bool
 ) -> None:
-    async with memory_pool(nursery, transcript(data, byte_by_byte=byte_by_byte)) as pool:
+    async with network.pool(transcript(data, byte_by_byte=byte_by_byte)) as pool:
         with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", URL)
     assert str(info.value) == message
-    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (OK + b"A: " + b"x" * LIMIT, f"the response's head is larger than {LIMIT} bytes"),
-        (
-            CHUNKED + b"1" * (LIMIT + 1),
-            f"the response's trailers, or the size of a chunk in it, are larger than {LIMIT} bytes",
-        ),
-    ],
-    ids=["head", "chunk size"],
-)
-async def test_what_is_too_long_is_described(nursery: trio.Nursery, data: bytes, message: str) -> None:
-    async with memory_pool(nursery, transcript(data)) as pool:
-        with pytest.raises(RemoteProtocolError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == message
-    assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
-
-
-@pytest.mark.parametrize("end", [b"", b"1", b"1\r\n", b"1\r\na", b"0\r\n"])
-async def test_a_chunked_body_that_ends_early_is_described(nursery: trio.Nursery, end: bytes) -> None:
-    async with memory_pool(nursery, transcript(CHUNKED + end, then_close=True)) as pool:
-        with pytest.raises(RemoteProtocolError) as info:
-            await pool.request("GET", URL)
-    assert str(info.value) == "the server closed the connection before the end of the body"
     assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
 
 
@@ -633,11 +557,11 @@ async def test_a_chunked_body_that_ends_early_is_described(nursery: trio.Nursery
 @DELIVERIES
 @pytest.mark.parametrize("trailing", [b"", b"\x15\x03\x03\x00\x02\x01\x00"])
 async def test_a_server_that_speaks_tls_is_told_apart(
-    nursery: trio.Nursery, scheme: str, byte_by_byte: bool, trailing: bytes
+    network: Network, scheme: str, byte_by_byte: bool, trailing: bytes
 ) -> None:
     alert = b"\x15\x03\x01\x00\x02\x02\x46"
     script = transcript(alert + trailing, byte_by_byte=byte_by_byte, then_close=True)
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(RemoteProtocolError) as info:
             await pool.request("GET", f"{scheme}://example.com:8443/")
     assert str(info.value) == (
@@ -645,11 +569,10 @@ async def test_a_server_that_speaks_tls_is_told_apart(
     )
 
 
-async def test_what_looks_like_tls_within_tls_is_shown(nursery: trio.Nursery) -> None:
-    server = await serve_tcp(nursery, transcript(b"\x15\x03\x01"), tls=make_tls().server)
-    async with tcp_pool() as pool:
+async def test_what_looks_like_tls_within_tls_is_shown(tls: Sockets) -> None:
+    async with tls.pool(transcript(b"\x15\x03\x01")) as pool:
         with pytest.raises(RemoteProtocolError, match=r"does not speak HTTP/1: it sent b'\\x15\\x03"):
-            await pool.request("GET", server.url)
+            await pool.request("GET", tls.url)
 
 
 def test_errors_that_h11_does_not_raise_yet() -> None:
@@ -669,43 +592,62 @@ def test_errors_that_h11_does_not_raise_yet() -> None:
     ],
     ids=["content-length", "chunked", "1xx"],
 )
-async def test_an_answer_that_ends_early_wherever(nursery: trio.Nursery, whole: bytes) -> None:
+async def test_an_answer_that_ends_early_wherever(network: Network, whole: bytes) -> None:
     for length in range(len(whole)):
-        async with memory_pool(nursery, transcript(whole[:length], then_close=True)) as pool:
+        async with network.pool(transcript(whole[:length], then_close=True)) as pool:
             with pytest.raises(RemoteProtocolError):
                 await pool.request("GET", URL)
             await settled(pool)
 
 
-@both_schemes
-async def test_an_answer_that_is_reset(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_an_answer_that_is_reset(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         request = await peer.receive_request()
         if request.target == b"/body":
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")
         reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for target in ("/", "/body"):
             with pytest.raises((ReadError, RemoteProtocolError)):
-                await pool.request("GET", server.url + target)
+                await pool.request("GET", sockets.url + target)
         await settled(pool)
 
 
-async def test_the_error_names_what_happened(nursery: trio.Nursery) -> None:
-    for data, message in [
-        (b"", "without sending a response"),
-        (b"HTTP/1.1 200", "in the middle of the response's head"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "3 bytes before the end of the body"),
-    ]:
-        async with memory_pool(nursery, transcript(data, then_close=True)) as pool:
-            with pytest.raises(RemoteProtocolError, match=message):
-                await pool.request("GET", URL)
+EARLY = "the server closed the connection"
 
 
-async def test_an_error_in_the_body_stays(nursery: trio.Nursery) -> None:
-    async with memory_pool(nursery, transcript(CHUNKED + b"1\r\na\r\nnonsense\r\n")) as pool:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OK + b"A: " + b"x" * LIMIT, f"the response's head is larger than {LIMIT} bytes"),
+        (
+            CHUNKED + b"1" * (LIMIT + 1),
+            f"the response's trailers, or the size of a chunk in it, are larger than {LIMIT} bytes",
+        ),
+        *(
+            (CHUNKED + end, f"{EARLY} before the end of the body")
+            for end in (b"", b"1", b"1\r\n", b"1\r\na", b"0\r\n")
+        ),
+        (b"", f"{EARLY} without sending a response"),
+        (b"HTTP/1.1 200", f"{EARLY} in the middle of the response's head"),
+        (OK + b"Content-Length: 5\r\n\r\nab", f"{EARLY} 3 bytes before the end of the body"),
+    ],
+    ids=lambda value: value[-20:] if isinstance(value, str) else "",
+)
+async def test_a_response_that_is_too_long_or_ends_early_is_described(
+    network: Network, data: bytes, message: str
+) -> None:
+    async with network.pool(transcript(data, then_close=True)) as pool:
+        with pytest.raises(RemoteProtocolError) as info:
+            await pool.request("GET", URL)
+    assert str(info.value) == message
+    if len(data) > LIMIT or CHUNKED in data:
+        assert isinstance(info.value.__cause__, h11.RemoteProtocolError)
+
+
+async def test_an_error_in_the_body_stays(network: Network) -> None:
+    async with network.pool(transcript(CHUNKED + b"1\r\na\r\nnonsense\r\n")) as pool:
         async with pool.stream("GET", URL) as response:
             chunks = response.aiter_stream()
             assert await anext(chunks) == b"a"
@@ -738,20 +680,16 @@ PARTS = {
 }
 
 
-@both_schemes
 @pytest.mark.parametrize("framing", PARTS)
 @pytest.mark.parametrize(
     "come", ["with the head", "later", "in part later", "read in part", "not", "in part"]
 )
-async def test_leaving_early(
-    nursery: trio.Nursery, framing: str, come: str, tls: ssl.SSLContext | None
-) -> None:
+async def test_leaving_early(sockets: Sockets, framing: str, come: str) -> None:
     head, first, second = PARTS[framing]
     with_head = {"with the head": first + second, "later": b"", "not": b""}.get(come, first)
     script, go = in_two_parts(head + with_head, (first + second)[len(with_head) :])
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url) as response:
+    async with sockets.pool(script) as pool:
+        async with pool.stream("GET", sockets.url) as response:
             if come == "read in part":
                 assert await anext(response.aiter_stream()) == b"abc"
             if come not in ("not", "in part"):
@@ -763,34 +701,33 @@ async def test_leaving_early(
         with pytest.raises((ReadError, RuntimeError)):
             await response.aread()
         go.set()
-        assert (await pool.request("PUT", server.url, content=b"x")).status == 200
+        assert (await pool.request("PUT", sockets.url, content=b"x")).status == 200
         assert pool.statistics().connections_opened == (1 if reused else 2)
 
 
 @pytest.mark.parametrize("framing", ["content-length", "chunked"])
-async def test_leaving_early_does_not_read_much(nursery: trio.Nursery, framing: str) -> None:
+async def test_leaving_early_does_not_read_much(tcp: Sockets, framing: str) -> None:
     body = b"x" * MEGABYTE
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     if framing == "chunked":
         answer = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    server = await serve_tcp(nursery, transcript(answer))
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url):
+    async with tcp.pool(transcript(answer)) as pool:
+        async with pool.stream("GET", tcp.url):
             pass
         await settled(pool)
 
 
 @pytest.mark.parametrize("after", [b"", b"garbage"], ids=["nothing", "garbage"])
 @pytest.mark.parametrize("framing", PARTS)
-async def test_leaving_early_with_bytes_beyond(nursery: trio.Nursery, framing: str, after: bytes) -> None:
-    async with memory_pool(nursery, transcript(b"".join(PARTS[framing]) + after)) as pool:
+async def test_leaving_early_with_bytes_beyond(network: Network, framing: str, after: bytes) -> None:
+    async with network.pool(transcript(b"".join(PARTS[framing]) + after)) as pool:
         async with pool.stream("GET", URL):
             pass
         await settled(pool, idle=int(not after))
 
 
 @pytest.mark.parametrize("rest", [b"", b"3\r\nab", b"nonsense\r\n"], ids=["closed", "truncated", "nonsense"])
-async def test_leaving_early_what_is_broken(nursery: trio.Nursery, rest: bytes) -> None:
+async def test_leaving_early_what_is_broken(tcp: Sockets, rest: bytes) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send(CHUNKED)
@@ -798,27 +735,22 @@ async def test_leaving_early_what_is_broken(nursery: trio.Nursery, rest: bytes) 
         await peer.send(rest)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script)
-    async with tcp_pool() as pool:
-        async with pool.stream("GET", server.url) as response:
+    async with tcp.pool(script) as pool:
+        async with pool.stream("GET", tcp.url) as response:
             go.set()
             await until_readable(response)
         await settled(pool)
 
 
-@both_schemes
 @pytest.mark.parametrize("byte_by_byte", [False, True])
-async def test_leaving_at_the_last_byte(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
-) -> None:
+async def test_leaving_at_the_last_byte(sockets: Sockets, byte_by_byte: bool) -> None:
     async def script(peer: ScriptedPeer) -> None:
         async for _ in peer:
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", byte_by_byte=byte_by_byte)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for _ in range(2):
-            async with pool.stream("GET", server.url) as response:
+            async with pool.stream("GET", sockets.url) as response:
                 chunks = response.aiter_stream()
                 body = b""
                 while len(body) < 5:
@@ -828,13 +760,15 @@ async def test_leaving_at_the_last_byte(
         assert pool.statistics().connections_opened == 1
 
 
-async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> None:
+async def test_the_pool_closes_while_a_body_is_read(tcp: Sockets, nursery: trio.Nursery) -> None:
     async def close() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await pool.aclose()
 
-    server = await serve_tcp(nursery, in_two_parts(PARTS["chunked"][0], b"")[0])
-    async with tcp_pool() as pool, pool.stream("GET", server.url) as response:
+    async with (
+        tcp.pool(in_two_parts(PARTS["chunked"][0], b"")[0]) as pool,
+        pool.stream("GET", tcp.url) as response,
+    ):
         nursery.start_soon(close)
         with pytest.raises(ReadError):
             await response.aread()
@@ -844,17 +778,9 @@ async def test_the_pool_closes_while_a_body_is_read(nursery: trio.Nursery) -> No
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 3 * MEGABYTE])
-@both_schemes
-async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.SSLContext | None) -> None:
-    sizes = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            sizes.append(len(request.body))
-            await peer.send_response()
-
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+async def test_content_arrives_whole(sockets: Sockets, size: int) -> None:
+    recorder = Recorder()
+    async with sockets.pool(recorder) as pool:
         length = {"Content-Length": str(size)}
         contents: list[tuple[Any, dict[str, str]]] = [
             (b"x" * size, {}),
@@ -863,26 +789,23 @@ async def test_content_arrives_whole(nursery: trio.Nursery, size: int, tls: ssl.
             ([b"", b"x" * size, b""], {}),
         ]
         for content, headers in contents:
-            response = await pool.request("POST", server.url, content=content, headers=headers)
+            response = await pool.request("POST", sockets.url, content=content, headers=headers)
             assert response.status == 200
-        assert sizes == [size] * 4
+        assert [len(body) for body in recorder.bodies] == [size] * 4
         assert_unharmed(pool, idle=1)
         assert pool.statistics().connections_opened == 1
 
 
 @pytest.mark.parametrize("piece", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aabbcc")[::2]])
-async def test_pieces_like_bytes(nursery: trio.Nursery, piece: Any) -> None:
-    async with memory_pool(nursery, respond) as pool:
+async def test_pieces_like_bytes(network: Network, piece: Any) -> None:
+    async with network.pool(respond) as pool:
         response = await pool.request("PUT", URL, content=Pieces(piece, b"d"))
     assert response.content == b"abcd"
 
 
-@both_schemes
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("then", ["mute", "close", "reset"])
-async def test_an_early_answer(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, streamed: bool, then: str
-) -> None:
+async def test_an_early_answer(sockets: Sockets, streamed: bool, then: str) -> None:
     """The server never reads the rest, which is far more than the buffers hold."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -894,40 +817,37 @@ async def test_an_early_answer(
         if then == "reset":
             reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    sockets = open_sockets()
-    async with tcp_pool() as pool:
+    before = open_sockets()
+    async with sockets.pool(script) as pool:
         size = 20 * MEGABYTE
         content = Pieces(*[b"x" * 60_000] * (size // 60_000)) if streamed else b"x" * size
         with trio.fail_after(10):
-            async with pool.stream("POST", server.url, content=content) as response:
+            async with pool.stream("POST", sockets.url, content=content) as response:
                 assert response.status == 413
                 assert await response.aread() == b"too large"
         with trio.fail_after(10):
             while pool.connections:
                 await internals(pool)[0].closed.wait()
-    server.cancel_scope.cancel()
+    sockets.server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert open_sockets() <= sockets
+    assert open_sockets() <= before
 
 
-@both_schemes
-async def test_an_early_answer_with_a_long_body(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_an_early_answer_with_a_long_body(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         await peer.send_response(413, body=b"y" * 10 * MEGABYTE)
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         with trio.fail_after(10):
-            response = await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+            response = await pool.request("POST", sockets.url, content=b"x" * 20 * MEGABYTE)
         assert len(response.content) == 10 * MEGABYTE
 
 
 @pytest.mark.parametrize(("delay", "kept"), [(0.01, True), (1, False)])
 async def test_a_complete_response_waits_a_moment_for_the_upload(
-    nursery: trio.Nursery, autojump_clock: MockClock, delay: float, kept: bool
+    network: Network, autojump_clock: MockClock, delay: float, kept: bool
 ) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
@@ -937,7 +857,7 @@ async def test_a_complete_response_waits_a_moment_for_the_upload(
     async def late() -> None:
         await trio.sleep(delay)
 
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         began = trio.current_time()
         await pool.request("POST", URL, content=Pieces(b"x", late))
         assert trio.current_time() - began < 0.1
@@ -948,7 +868,7 @@ async def test_a_complete_response_waits_a_moment_for_the_upload(
 
 
 async def test_a_generator_that_is_looked_into_is_ended_where_it_gives_what_is_not_bytes(
-    nursery: trio.Nursery,
+    network: Network,
 ) -> None:
     ended = False
 
@@ -959,68 +879,30 @@ async def test_a_generator_that_is_looked_into_is_ended_where_it_gives_what_is_n
         finally:
             ended = True
 
-    async with memory_pool(nursery, tolerate) as pool:
+    async with network.pool(tolerate) as pool:
         with pytest.raises(LocalProtocolError, match="must give bytes, but gave NoneType"):
             await pool.request("GET", URL, content=generate())
         assert ended
         await settled(pool)
 
 
-async def test_the_client_may_ask_for_the_end(nursery: trio.Nursery) -> None:
-    async with memory_pool(nursery, tolerate) as pool:
+async def test_the_client_may_ask_for_the_end(network: Network) -> None:
+    async with network.pool(tolerate) as pool:
         await pool.request("GET", URL, headers={"Connection": "close"})
         await settled(pool)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_headers_that_repeat_are_not_mixed_up(nursery: trio.Nursery, count: int) -> None:
+async def test_headers_that_repeat_are_not_mixed_up(network: Network, count: int) -> None:
     """Headers that were checked for one request serve for the next only if they are the same."""
-    seen = []
-
-    async def script(peer: ScriptedPeer) -> None:
-        async for request in peer:
-            seen.append(request.header(b"a"))
-            await peer.send_response()
-
-    async with memory_pool(nursery, script) as pool:
+    recorder = Recorder()
+    async with network.pool(recorder) as pool:
         for value in ("1", "1", "2", "1"):
             await pool.request("GET", URL, headers=[("A", value)] * count)
-    assert seen == [b"1", b"1", b"2", b"1"]
+    assert [request.header(b"a") for request in recorder.requests] == [b"1", b"1", b"2", b"1"]
 
 
-# -- Timeouts.
-
-
-def timeouts(**seconds: float) -> dict[str, Any]:
-    return {"timeout": seconds}
-
-
-async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with lockstep_pool(nursery, stall) as pool:
-        began = trio.current_time()
-        with pytest.raises(WriteTimeout):
-            await pool.request("GET", URL, extensions=timeouts(write=3))
-        assert trio.current_time() - began == 3
-        await settled(pool)
-
-
-@pytest.mark.parametrize("content", [b"x" * 100_000, [b"x"]])
-async def test_the_write_timeout_for_the_body(
-    nursery: trio.Nursery, autojump_clock: MockClock, content: Any
-) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await trio.sleep_forever()
-
-    async with lockstep_pool(nursery, script) as pool:
-        began = trio.current_time()
-        with pytest.raises(WriteTimeout, match="within 3 seconds"):
-            await pool.request("POST", URL, content=content, extensions=timeouts(write=3))
-        assert trio.current_time() - began == 3
-        await settled(pool)
-
-
-async def test_the_write_timeout_limits_each_send(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_the_write_timeout_limits_each_send(network: Network, autojump_clock: MockClock) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         for _ in range(3):
@@ -1030,51 +912,28 @@ async def test_the_write_timeout_limits_each_send(nursery: trio.Nursery, autojum
         await peer.send_response()
         await trio.sleep_forever()
 
-    async with lockstep_pool(nursery, script) as pool:
-        content = [b"a", b"b", b"c"]
-        response = await pool.request("POST", URL, content=content, extensions=timeouts(write=3))
+    async with network.pool(script, lockstep=True) as pool:
+        timeout = {"write": 3}
+        response = await pool.request("POST", URL, content=[b"a", b"b", b"c"], timeout=timeout)
         assert response.status == 200
-
-
-async def test_the_write_timeout_ends_when_the_response_begins(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await trio.sleep(2)
-        await peer.send(CHUNKED)
-        for _ in range(5):
-            await trio.sleep(2)
-            await peer.send(b"1\r\na\r\n")
-        await peer.send(b"0\r\n\r\n")
-        assert await peer.receive_body() == b"x" * 100_000
-        await respond(peer)
-
-    async with lockstep_pool(nursery, script) as pool:
-        extensions = timeouts(write=3, read=3)
-        response = await pool.request("POST", URL, content=b"x" * 100_000, extensions=extensions)
-        assert response.content == b"aaaaa"
-        await settled(pool, idle=1)
 
 
 # -- Where sending fails.
 
 
-@both_schemes
-async def test_a_server_that_breaks_off_the_upload(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_a_server_that_breaks_off_the_upload(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_head()
         reset(peer)
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         with pytest.raises((WriteError, ReadError, RemoteProtocolError)):
-            await pool.request("POST", server.url, content=b"x" * 20 * MEGABYTE)
+            await pool.request("POST", sockets.url, content=b"x" * 20 * MEGABYTE)
         await settled(pool)
 
 
 @pytest.mark.parametrize("content", [b"x" * 100_000, Pieces(b"x"), b"x"], ids=["large", "streamed", "small"])
-async def test_the_write_error_explains_that_no_answer_came(nursery: trio.Nursery, content: Any) -> None:
+async def test_the_write_error_explains_that_no_answer_came(network: Network, content: Any) -> None:
     """The server stops to receive, and closes a moment later."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1082,24 +941,24 @@ async def test_the_write_error_explains_that_no_answer_came(nursery: trio.Nurser
         await peer.stream.receive_stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
 
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         with pytest.raises(WriteError) as info:
             await pool.request("POST", URL, content=content)
         assert isinstance(info.value.__cause__, trio.BrokenResourceError)
         await settled(pool)
 
 
-async def test_a_connection_that_breaks_before_the_head_is_sent(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_breaks_before_the_head_is_sent(network: Network) -> None:
     async def script(peer: ScriptedPeer) -> None:
         pass
 
-    async with lockstep_pool(nursery, script) as pool:
+    async with network.pool(script, lockstep=True) as pool:
         with pytest.raises(WriteError):
             await pool.request("GET", URL)
         await settled(pool)
 
 
-async def test_an_answer_is_read_though_the_head_could_not_be_sent(nursery: trio.Nursery) -> None:
+async def test_an_answer_is_read_though_the_head_could_not_be_sent(network: Network) -> None:
     """A server may refuse a connection in HTTP, without reading from it."""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1107,7 +966,7 @@ async def test_an_answer_is_read_though_the_head_could_not_be_sent(nursery: trio
         peer_has_sent.set()
 
     peer_has_sent = trio.Event()
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
 
         async def wait(event: str, info: dict[str, Any]) -> None:
             if event == "http11.send_request_headers.started":
@@ -1118,8 +977,10 @@ async def test_an_answer_is_read_though_the_head_could_not_be_sent(nursery: trio
         assert (response.status, response.content) == (503, b"busy")
 
 
-async def test_cancelling_an_upload_leaves_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async with lockstep_pool(nursery, stall) as pool:
+async def test_cancelling_a_request_that_is_not_received_leaves_nothing(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    async with network.pool(stall, lockstep=True) as pool:
         for content in (b"x" * 100_000, Pieces(b"x", trio.sleep_forever)):
             with trio.move_on_after(1) as scope:
                 await pool.request("POST", URL, content=content)
@@ -1127,33 +988,12 @@ async def test_cancelling_an_upload_leaves_nothing(nursery: trio.Nursery, autoju
             await settled(pool)
 
 
-async def test_closing_the_pool_ends_an_upload(nursery: trio.Nursery) -> None:
-    async def close() -> None:
-        await trio.testing.wait_all_tasks_blocked()
-        await pool.aclose()
-
-    async with memory_pool(nursery, stall) as pool:
-        nursery.start_soon(close)
-        with pytest.raises(WriteError):
-            await pool.request("POST", URL, content=Pieces(b"x", trio.sleep_forever))
-
-
-async def test_closing_the_pool_before_an_upload_begins(nursery: trio.Nursery) -> None:
-    async def close(event: str, info: dict[str, Any]) -> None:
-        if event == "http11.send_request_body.started":
-            await pool.aclose()
-
-    async with memory_pool(nursery, tolerate) as pool:
-        with pytest.raises(WriteError, match="the connection was closed"):
-            await pool.request("POST", URL, content=Pieces(b"x"), extensions={"trace": close})
-
-
 # -- The connection.
 
 
-async def test_a_connection_says_what_it_does(nursery: trio.Nursery) -> None:
+async def test_a_connection_says_what_it_does(network: Network) -> None:
     script, go = in_two_parts(*(PARTS["content-length"][0], b"abcdef"))
-    async with memory_pool(nursery, script) as pool:
+    async with network.pool(script) as pool:
         async with pool.stream("GET", URL) as response:
             [connection] = internals(pool)
             assert (
@@ -1185,7 +1025,7 @@ class MuteTLS(WrappedHalfCloseable):
             self.closed = True
 
 
-async def test_closing_never_waits_long_for_a_peer(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_closing_never_waits_long_for_a_peer(network: Network, autojump_clock: MockClock) -> None:
     made = []
 
     def pair() -> tuple[MuteTLS, Any]:
@@ -1193,41 +1033,35 @@ async def test_closing_never_waits_long_for_a_peer(nursery: trio.Nursery, autoju
         made.append(MuteTLS(one))
         return made[0], other
 
-    connector = MemoryConnector(nursery, respond, stream_pair=pair)
-    async with ConnectionPool(connector=connector) as pool:
+    async with network.pool(pair=pair) as pool:
         await pool.request("GET", URL)
         began = trio.current_time()
     assert trio.current_time() - began == 1
     assert made[0].closed
 
 
-@both_schemes
-async def test_a_server_that_closes_an_idle_connection(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None
-) -> None:
+async def test_a_server_that_closes_an_idle_connection(sockets: Sockets) -> None:
     async def script(peer: ScriptedPeer) -> None:
         await peer.receive_request()
         await peer.send_response(200, body=b"bye")
 
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         for requests in (1, 2, 3):
-            assert (await pool.request("POST", server.url, content=b"x")).content == b"bye"
+            assert (await pool.request("POST", sockets.url, content=b"x")).content == b"bye"
             await trio.testing.wait_all_tasks_blocked()
             assert pool.statistics().connections_opened == requests
 
 
-async def test_tls_session_tickets_do_no_harm(nursery: trio.Nursery) -> None:
+async def test_tls_session_tickets_do_no_harm(tls: Sockets) -> None:
     """They come with the handshake's end, and may be read only with the first response, or after it."""
-    server = await serve_tcp(nursery, respond, tls=make_tls().server)
-    async with tcp_pool() as pool:
+    async with tls.pool() as pool:
         for _ in range(3):
-            await pool.request("GET", server.url)
+            await pool.request("GET", tls.url)
             await trio.testing.wait_all_tasks_blocked()
         assert pool.statistics().connections_opened == 1
 
 
-async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(nursery: trio.Nursery) -> None:
+async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(tls: Sockets) -> None:
     """TLS may have to say something at any time, of which only a part may have come."""
     go, gone = trio.Event(), trio.Event()
 
@@ -1248,16 +1082,15 @@ async def test_a_piece_of_a_record_on_an_idle_connection_does_no_harm(nursery: t
         await tcp.send_all(data[7:])
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=make_tls().server)
-    async with tcp_pool() as pool:
-        assert (await pool.request("GET", server.url)).content == b"first"
+    async with tls.pool(script) as pool:
+        assert (await pool.request("GET", tls.url)).content == b"first"
         go.set()
         await gone.wait()
-        assert (await pool.request("GET", server.url)).content == b"second"
+        assert (await pool.request("GET", tls.url)).content == b"second"
         assert pool.statistics().connections_opened == 1
 
 
-async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) -> None:
+async def test_garbage_on_an_idle_tls_connection_ends_it(tls: Sockets) -> None:
     go, gone = trio.Event(), trio.Event()
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1269,12 +1102,11 @@ async def test_garbage_on_an_idle_tls_connection_ends_it(nursery: trio.Nursery) 
         gone.set()
         await trio.sleep_forever()
 
-    server = await serve_tcp(nursery, script, tls=make_tls().server)
-    async with tcp_pool() as pool:
-        await pool.request("GET", server.url)
+    async with tls.pool(script) as pool:
+        await pool.request("GET", tls.url)
         go.set()
         await gone.wait()
-        assert (await pool.request("GET", server.url)).status == 200
+        assert (await pool.request("GET", tls.url)).status == 200
         assert pool.statistics().connections_opened == 2
 
 
@@ -1297,7 +1129,6 @@ class Delay:
 STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
 
 
-@both_schemes
 @pytest.mark.parametrize("stale", [STALE, STALE[:1], b""], ids=["response", "a byte", "closed"])
 @pytest.mark.parametrize(
     "make_content",
@@ -1305,7 +1136,7 @@ STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
     ids=["small", "pieces", "large"],
 )
 async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, stale: bytes, make_content: Any
+    sockets: Sockets, stale: bytes, make_content: Any
 ) -> None:
     received = []
 
@@ -1320,11 +1151,12 @@ async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
                 await peer.send(stale)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        await pool.request("GET", server.url)
+    async with sockets.pool(script) as pool:
+        await pool.request("GET", sockets.url)
         delay = Delay(pool, go)
-        response = await pool.request("POST", server.url, content=make_content(), extensions={"trace": delay})
+        response = await pool.request(
+            "POST", sockets.url, content=make_content(), extensions={"trace": delay}
+        )
         assert response.content == b"answer 2"
         assert received == [b"GET", b"POST"]
         assert pool.statistics().connections_opened == 2
@@ -1337,10 +1169,9 @@ async def test_what_arrives_on_an_idle_connection_during_a_trace_is_no_response(
         await settled(pool, idle=1)
 
 
-@both_schemes
 @DELIVERIES
 async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
-    nursery: trio.Nursery, tls: ssl.SSLContext | None, byte_by_byte: bool
+    sockets: Sockets, byte_by_byte: bool
 ) -> None:
     """A server that refuses a connection in HTTP may answer the request too; no other request gets that."""
     early = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 5\r\n\r\nearly"
@@ -1361,16 +1192,14 @@ async def test_a_response_that_comes_before_the_first_request_is_the_last_one(
             await peer.send(STALE)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
-        response = await pool.request("GET", server.url, extensions={"trace": Delay(pool, go)})
+    async with sockets.pool(script) as pool:
+        response = await pool.request("GET", sockets.url, extensions={"trace": Delay(pool, go)})
         assert (response.status, response.content) == (408, b"early")
-        assert (await pool.request("PUT", server.url, content=b"own")).content == b"own"
+        assert (await pool.request("PUT", sockets.url, content=b"own")).content == b"own"
         assert pool.statistics().connections_opened == 2
 
 
-@both_schemes
-async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+async def test_a_banner_before_the_first_request(sockets: Sockets) -> None:
     received = b""
 
     async def script(peer: ScriptedPeer) -> None:
@@ -1380,51 +1209,11 @@ async def test_a_banner_before_the_first_request(nursery: trio.Nursery, tls: ssl
         received = await drain(peer)
 
     go = trio.Event()
-    server = await serve_tcp(nursery, script, tls=tls)
-    async with tcp_pool() as pool:
+    async with sockets.pool(script) as pool:
         delay = Delay(pool, go)
         with pytest.raises(RemoteProtocolError, match="does not speak HTTP/1: it sent b'SSH"):
-            await pool.request("GET", server.url, extensions={"trace": delay})
+            await pool.request("GET", sockets.url, extensions={"trace": delay})
         assert pool.statistics().connections_opened == 1
         assert "connection.retry.started" not in delay.names
         await settled(pool)
     assert received == b""
-
-
-# -- Traces of an exchange.
-
-
-async def test_the_order_of_an_early_answer(nursery: trio.Nursery) -> None:
-    async def script(peer: ScriptedPeer) -> None:
-        await peer.receive_head()
-        await peer.send(b"HTTP/1.1 103 X\r\nA: b\r\n\r\n")
-        await peer.send_response(413)
-        await drain(peer)
-
-    events = Events()
-    async with memory_pool(nursery, script) as pool:
-        content = Pieces(b"a", trio.sleep_forever)
-        await pool.request("POST", URL, content=content, extensions={"trace": events})
-        assert [name.removeprefix("http11.") for name in events.names[2:]] == [
-            "send_request_headers.started",
-            "send_request_headers.complete",
-            "send_request_body.started",
-            "receive_response_headers.started",
-            "receive_informational_response.started",
-            "receive_informational_response.complete",
-            "receive_response_headers.complete",
-            "receive_response_body.started",
-            "receive_response_body.complete",
-            "response_closed.started",
-            "response_closed.complete",
-            "send_request_body.failed",
-            "connection.close.started",
-            "connection.close.complete",
-        ]
-    assert events.info("http11.receive_informational_response.complete")["return_value"] == (
-        b"HTTP/1.1",
-        103,
-        b"X",
-        [(b"A", b"b")],
-    )
-    assert isinstance(events.info("http11.send_request_body.failed")["exception"], WriteError)

@@ -912,18 +912,6 @@ async def test_what_is_given_up_is_reset_and_others_go_on(
         assert_unharmed(client.pool, idle=1)
 
 
-async def test_leaving_a_response_early_resets_its_stream(client: Client, clock: MockClock) -> None:
-    opened, peer, stream_id = await client.opened()
-    response = await opened.answered(peer, stream_id, body=b"some", end=False)
-    await response.aclose()
-    with pytest.raises(ReadError, match="closed before its body was read"):
-        await response.aread()
-    assert await reset_of(peer, stream_id) is ErrorCodes.CANCEL
-    await response.aclose()
-    await client.is_served_on(peer)
-    assert len(peer.sent(RstStreamFrame)) == 1
-
-
 @pytest.mark.parametrize(
     "code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, ErrorCodes.CANCEL, 0xABCDEF]
 )
@@ -1623,19 +1611,6 @@ async def test_the_write_timeout_while_the_window_is_closed(client: Client, cloc
     await client.is_served_on(peer)
 
 
-async def test_the_write_timeout_ends_when_the_response_begins(client: Client, clock: MockClock) -> None:
-    peer = await ready(client, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
-    opened, _, stream_id = await client.opened(
-        "POST", content=b"abc", extensions={"timeout": {"write": 5}}, on=peer
-    )
-    response = await opened.answered(peer, stream_id, end=False)
-    await trio.sleep(100)
-    await peer.credit(3, stream_id)
-    assert await peer.body(stream_id) == b"abc"
-    await peer.send_data(stream_id, b"", end=True)
-    assert await response.aread() == b""
-
-
 def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[None]]) -> ConnectionPool:
     """A pool whose sends wait until the peer receives."""
 
@@ -1647,16 +1622,6 @@ def lockstep_pool(nursery: trio.Nursery, serve: Callable[[H2Peer], Awaitable[Non
 
 
 LARGE_HEADER = {"x": "y" * 100_000}
-
-
-async def test_the_write_timeout_for_the_head(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    async def deaf(peer: H2Peer) -> None:
-        await trio.sleep_forever()
-
-    async with lockstep_pool(nursery, deaf) as pool:
-        with pytest.raises(WriteTimeout, match="accepted no data within 5 seconds"):
-            await pool.request("GET", URL, headers=LARGE_HEADER, extensions={"timeout": {"write": 5}})
-        assert trio.current_time() == pytest.approx(5)
 
 
 async def test_a_large_head_waits_until_it_was_taken(
@@ -2061,17 +2026,6 @@ async def test_closing_the_pool_ends_what_is_under_way(
         assert peer.sent(RstStreamFrame) == []
 
 
-async def test_closing_the_pool_while_a_response_is_not_read(client: Client, clock: MockClock) -> None:
-    opened, peer, stream_id = await client.opened()
-    response = await opened.answered(peer, stream_id, body=b"some", end=False)
-    await client.pool.aclose()
-    body = aiter(response.aiter_stream())
-    assert await anext(body) == b"some"
-    with pytest.raises(ReadError, match="in the middle of the response"):
-        await anext(body)
-    await response.aclose()
-
-
 # -- What there is to see.
 
 
@@ -2224,35 +2178,6 @@ async def test_the_connection_ends_while_a_handler_takes_its_time(
     await peer.stream.aclose()
     await request.fails(RemoteProtocolError, "without a response")
     assert_unharmed(client.pool)
-
-
-@pytest.mark.parametrize("stuck", [False, True])
-async def test_the_order_of_an_early_answer(client: Client, clock: MockClock, stuck: bool) -> None:
-    events = Events()
-    content = Gated(b"x")
-    opened, peer, stream_id = await client.opened("POST", content=content, extensions={"trace": events})
-    response = await opened.answered(peer, stream_id, body=b"early")
-    if not stuck:
-        content.go.set()
-        await wait_all_tasks_blocked()
-    await response.aread()
-    await client.pool.aclose()
-    names = [name.removeprefix("http2.") for name in events.names[4:]]
-    sent = "send_request_body.failed" if stuck else "send_request_body.complete"
-    assert names[:5] == [
-        "send_request_headers.started",
-        "send_request_headers.complete",
-        "send_request_body.started",
-        "receive_response_headers.started",
-        "receive_response_headers.complete",
-    ]
-    assert sorted(names[5:]) == sorted(
-        [
-            sent,
-            *both_ends("receive_response_body"),
-            *both_ends("response_closed"),
-        ]
-    )
 
 
 async def test_failures_are_in_the_trace(client: Client, clock: MockClock) -> None:
