@@ -60,15 +60,6 @@ async def pieces(content: bytes, size: int = 64 * KIB) -> AsyncIterator[bytes]:
         yield content[start : start + size]
 
 
-async def read_exactly(stream: trio_exchange.NetworkStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = await stream.read(size - len(data), timeout=10)
-        assert received
-        data += received
-    return data
-
-
 async def serve(nursery: trio.Nursery, play: Callable[[ScriptedPeer], Awaitable[None]]) -> int:
     """A server on loopback that speaks HTTP/1.1, for nghttpx to connect to."""
 
