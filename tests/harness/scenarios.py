@@ -56,17 +56,27 @@ async def play(peer: ScriptedPeer) -> None:
         case b"h":
             await echo(peer)
         case _ if first[:3] == PREFACE[:3]:
-            multiplexer = Multiplexer if isinstance(peer.stream, trio.SSLStream) else CarelessMultiplexer
-            await multiplexer(peer.stream, serve_stream).serve()
+            # A tunnel through HTTP/2 is a user's own, unless the client speaks TLS, as it does to proxies.
+            kind = GenerousServer if isinstance(peer.stream, trio.SSLStream) else ServerOfUsersTunnels
+            await kind(peer.stream, serve_stream).serve()
         case _:
             await serve_http1(peer)
 
 
-class CarelessMultiplexer(Multiplexer):
-    """The end of the connection may be that of a tunnel, too.
+class GenerousServer(Multiplexer):
+    """It gives credit for all that arrives: a stream that is reset takes no part of the window with it."""
 
-    For the tunnels of users, which a pool that closes does not end one by one. The proxies here have TLS.
-    """
+    def _take(self, event: h2.events.Event, nursery: trio.Nursery) -> None:
+        if isinstance(event, h2.events.DataReceived) and event.data:
+            assert event.stream_id is not None
+            self.peer.h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+            self.streams[event.stream_id].take(event.data, 0)
+        else:
+            super()._take(event, nursery)
+
+
+class ServerOfUsersTunnels(GenerousServer):
+    """The end of the connection may be that of a tunnel, too: a pool that closes does not end one by one."""
 
     def _take(self, event: h2.events.Event, nursery: trio.Nursery) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
