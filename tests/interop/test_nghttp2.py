@@ -16,11 +16,12 @@ import wsproto
 import wsproto.connection
 import wsproto.events
 
+from tests.harness.streams import read_exactly
 from trio_exchange import ConnectionPool, ReadError, RemoteProtocolError, Request
 from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer
 
-from .actions import TIMEOUTS, in_parallel, next_text, pieces, read_exactly, serve, shout, until_all_closed
+from .actions import TIMEOUTS, in_parallel, next_text, pieces, serve, shout, until_all_closed
 from .nginx import MIB
 from .process import Process, running_nghttpd, running_nghttpx
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 import trio_exchange
+from tests.harness.streams import read_exactly
 from trio_exchange import ConnectionPool
 
 from .actions import (
@@ -22,7 +23,6 @@ from .actions import (
     header,
     in_parallel,
     pieces,
-    read_exactly,
     served_by,
     until_all_closed,
 )

@@ -357,7 +357,7 @@ async def test_what_the_events_of_a_way_tell(net: Callable[..., Net]) -> None:
         {"proxy": first, "target": b"second.example:3130", "timeout": 7},
         {"proxy": second, "target": b"example.com:443", "timeout": 7},
     ]
-    granted = {"return_value": (b"HTTP/1.1", 200, b"Connection established", [])}
+    granted: dict[str, Any] = {"return_value": (b"HTTP/1.1", 200, b"Connection established", [])}
     assert events.infos("proxy.connect.complete") == [granted] * 2
     assert events.infos("connection.start_tls.started") == [
         {"ssl_context": make_tls().client, "server_hostname": "example.com", "timeout": 7}

@@ -1038,24 +1038,40 @@ GRANTS = {
 }
 
 
+def answering(answer: bytes, then: Script, *, tls: bool = False, byte_by_byte: bool = False) -> Script:
+    """A proxy that answers a CONNECT so; `then` goes on."""
+
+    async def script(peer: ScriptedPeer) -> None:
+        if tls:
+            await peer.start_tls(proxy_tls().server)
+        await peer.receive_request()
+        await peer.send(answer, byte_by_byte=byte_by_byte)
+        await then(peer)
+
+    return script
+
+
+@pytest.mark.parametrize("way", ["http", "https", "chain"])
 @pytest.mark.parametrize("name", GRANTS)
 @DELIVERIES
 async def test_a_grant_and_what_follows_it_at_once(
-    nursery: trio.Nursery, name: str, byte_by_byte: bool
+    nursery: trio.Nursery, way: str, name: str, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        await peer.send(GRANTS[name] + b"220 ready\r\n", byte_by_byte=byte_by_byte)
+    async def answer_quit(peer: ScriptedPeer) -> None:
         assert await peer.receive_some() == b"QUIT"
         await peer.send(b"221")
 
-    net = Net(nursery, serve)
-    async with net.pool() as pool:
+    said = GRANTS[name] + b"220 ready\r\n"
+    script = answering(said, answer_quit, tls=way != "http", byte_by_byte=byte_by_byte)
+    proxies = {"http": [PROXY], "https": [secure_proxy()], "chain": [FIRST, secure_proxy()]}[way]
+    net = Net(nursery, proxied(script) if way == "chain" else script)
+    async with net.pool(*proxies) as pool:
         stream = await pool.open_tcp_stream("mail.example", 25)
         assert await read_exactly(stream, 11) == b"220 ready\r\n"
         await stream.write(b"QUIT")
         assert await read_exactly(stream, 3) == b"221"
-        assert await stream.read() == b""
+        if way == "http":
+            assert await stream.read() == b""
         await stream.aclose()
         await net.settles(pool)
 
@@ -1066,40 +1082,11 @@ async def test_a_grant_and_what_follows_it_at_once(
 async def test_a_grant_and_tls_in_the_tunnel(
     nursery: trio.Nursery, name: str, tls: bool, byte_by_byte: bool
 ) -> None:
-    async def serve(peer: ScriptedPeer) -> None:
-        if tls:
-            await peer.start_tls(proxy_tls().server)
-        await peer.receive_request()
-        await peer.send(GRANTS[name], byte_by_byte=byte_by_byte)
-        await secured(respond)(peer)
-
-    net = Net(nursery, serve)
+    net = Net(nursery, answering(GRANTS[name], secured(respond), tls=tls, byte_by_byte=byte_by_byte))
     async with net.pool(secure_proxy() if tls else PROXY) as pool:
         for body in (b"a", b"b"):
             assert (await pool.request("POST", ORIGIN, content=body)).content == body
         await net.settles(pool, tunnels=1)
-
-
-@pytest.mark.parametrize("way", ["https", "chain"])
-async def test_what_follows_a_grant_at_once_below_other_layers(nursery: trio.Nursery, way: str) -> None:
-    async def grant(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        await peer.send(ESTABLISHED + b"220 ready\r\n")
-        assert await peer.receive_some() == b"QUIT"
-        await peer.send(b"221")
-
-    async def over_tls(peer: ScriptedPeer) -> None:
-        await peer.start_tls(proxy_tls().server)
-        await grant(peer)
-
-    net = Net(nursery, over_tls if way == "https" else proxied(over_tls))
-    async with net.pool(*([] if way == "https" else [FIRST]), secure_proxy()) as pool:
-        stream = await pool.open_tcp_stream("mail.example", 25)
-        assert await read_exactly(stream, 11) == b"220 ready\r\n"
-        await stream.write(b"QUIT")
-        assert await read_exactly(stream, 3) == b"221"
-        await stream.aclose()
-        await net.settles(pool)
 
 
 async def test_an_http_origin_that_speaks_before_it_is_asked(nursery: trio.Nursery) -> None:
@@ -1129,12 +1116,7 @@ def first_answer(
 ) -> Net:
     """A proxy that answers the first CONNECT so, and grants all others."""
 
-    async def answer(peer: ScriptedPeer) -> None:
-        await peer.receive_request()
-        await peer.send(data, byte_by_byte=byte_by_byte)
-        if not then_close:
-            await swallow(peer)
-
+    answer = answering(data, hang_up if then_close else swallow, byte_by_byte=byte_by_byte)
     return Net(nursery, in_turn(answer, *itertools.repeat(proxied(secured(respond)), 3)))
 
 
