@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -56,6 +55,9 @@ SECURE_SECOND = "https://second.example:3130"
 AUTH = (USER, PASSWORD)
 SUBNEGOTIATION = b"\1\7aladdin\7hunter2"
 BOUND = b"\5\0\0\1" + bytes(6)
+SOCKS5_TO_ADDRESS = (b"\5\2\0\2", b"\5\2"), (SUBNEGOTIATION, b"\1\0"), (b"\5\1\0\1\xc0\0\2\7\1\xbb", BOUND)
+SOCKS5H_TO_NAME = (b"\5\1\0", b"\5\0"), (b"\5\1\0\3\x0bexample.com\1\xbb", BOUND)
+SOCKS4A_TO_NAME = ((b"\4\1\1\xbb\0\0\0\xffaladdin\0example.com\0", b"\0\x5a" + bytes(6)),)
 
 DIAL = both_ends("connection.connect_tcp")
 PROXY_TLS = both_ends("proxy.start_tls")
@@ -71,34 +73,56 @@ EXCHANGE = both_ends(
     "http11.response_closed",
 )
 
+# What the peers, and `Net`, call the steps of those events.
+STEPS = {
+    LOOK_UP[0]: ("look-up",),
+    DIAL[0]: ("dialling",),
+    PROXY_TLS[0]: ("TLS with the proxy",),
+    CONNECT[0]: ("the proxy's answer",),
+    ORIGIN_TLS[0]: ("TLS with the origin",),
+}
 
-@dataclass(frozen=True)
+
+class Hop:
+    """A proxy on a way, and the peer that plays it."""
+
+    def __init__(self, proxy: Proxy, *talk: tuple[bytes, bytes]) -> None:
+        self.proxy = proxy
+        self.talk = talk
+
+    def play(self, then: Script, pace: Pace) -> Script:
+        if self.talk:
+            return socks(*self.talk, then=then, pace=pace)
+        return proxied(then, tls=self.proxy.url.scheme == b"https", pace=pace)
+
+
 class Way:
     """A way to an origin.
 
     Attributes:
         proxies: The pool's.
-        play: Makes a script of the proxies, of the origin's script and of their pace.
         events: Those before the exchange's own.
         steps: What takes time, in order.
         url: Asked for.
     """
 
-    proxies: tuple[Proxy, ...]
-    play: Callable[[Script, Pace], Script]
-    events: list[str]
-    steps: tuple[str, ...]
-    url: str = ORIGIN
+    def __init__(self, *hops: Hop, events: list[str], url: str = ORIGIN) -> None:
+        self.proxies = [hop.proxy for hop in hops]
+        self.events = events
+        replies = tuple(f"reply {number}" for hop in hops for number in range(1, len(hop.talk) + 1))
+        self.steps = [step for event in events for step in (STEPS | {SOCKS[0]: replies}).get(event, ())]
+        self.url = url
+        self._hops = hops
 
     def script(self, origin: Script = respond, pace: Pace = at_once) -> Script:
-        tls = self.url.startswith("https")
-        return self.play(secured(origin, pace=pace) if tls else origin, pace)
+        """All the peers."""
+        return self.play(secured(origin, pace=pace) if self.url == ORIGIN else origin, pace)
 
-    @property
-    def first(self) -> Dialled:
-        """How the first proxy is dialled."""
-        url = self.proxies[0].url
-        return Dialled((url.host.decode(), url.port or 1080), {})
+    def play(self, then: Script, pace: Pace = at_once) -> Script:
+        """The proxies alone."""
+        for hop in reversed(self._hops):
+            then = hop.play(then, pace)
+        return then
 
     async def settles(self, net: Net, pool: ConnectionPool) -> None:
         """Check that nothing is left; a connection to an HTTP proxy with tunnels may be closed afterwards."""
@@ -107,80 +131,29 @@ class Way:
         await net.settles(pool)
 
 
-def through_http(then: Script, pace: Pace) -> Script:
-    return proxied(then, pace=pace)
-
-
-def through_https(then: Script, pace: Pace) -> Script:
-    return proxied(then, tls=True, pace=pace)
-
-
-def through_socks(*talk: tuple[bytes, bytes]) -> Callable[[Script, Pace], Script]:
-    return lambda then, pace: socks(*talk, then=then, pace=pace)
-
-
-TCP, TLS_1, ANSWER, TLS = "dialling", "TLS with the proxy", "the proxy's answer", "TLS with the origin"
-REPLIES = "reply 1", "reply 2", "reply 3"
-SOCKS5_TO_ADDRESS = (b"\5\2\0\2", b"\5\2"), (SUBNEGOTIATION, b"\1\0"), (b"\5\1\0\1\xc0\0\2\7\1\xbb", BOUND)
-SOCKS5H_TO_NAME = (b"\5\1\0", b"\5\0"), (b"\5\1\0\3\x0bexample.com\1\xbb", BOUND)
-SOCKS4A_TO_NAME = (b"\4\1\1\xbb\0\0\0\xffaladdin\0example.com\0", b"\0\x5a" + bytes(6))
+HTTP, HTTPS = Hop(Proxy(PROXY, AUTH)), Hop(secure_proxy(auth=AUTH))
+HTTP_SECOND, HTTPS_SECOND = Hop(Proxy(SECOND, AUTH)), Hop(secure_proxy(SECURE_SECOND, auth=AUTH))
+SOCKS4A = Hop(Proxy("socks4a://proxy.example", (USER, "")), *SOCKS4A_TO_NAME)
+SOCKS5 = Hop(Proxy("socks5://proxy.example", AUTH), *SOCKS5_TO_ADDRESS)
+SOCKS5H = Hop(Proxy("socks5h://proxy.example"), *SOCKS5H_TO_NAME)
 
 WAYS = {
-    "forwarding": Way((Proxy(PROXY, AUTH),), through_http, DIAL, (TCP,), HTTP_URL),
-    "forwarding over TLS": Way(
-        (secure_proxy(auth=AUTH),), through_https, DIAL + PROXY_TLS, (TCP, TLS_1), HTTP_URL
-    ),
-    "tunnel": Way((Proxy(PROXY, AUTH),), through_http, DIAL + CONNECT + ORIGIN_TLS, (TCP, ANSWER, TLS)),
-    "plain tunnel": Way((Proxy(PROXY, AUTH),), through_http, DIAL + CONNECT, (TCP, ANSWER), PLAIN_TUNNEL_URL),
-    "tunnel over TLS": Way(
-        (secure_proxy(auth=AUTH),),
-        through_https,
-        DIAL + PROXY_TLS + CONNECT + ORIGIN_TLS,
-        (TCP, TLS_1, ANSWER, TLS),
-    ),
-    "chain": Way(
-        (secure_proxy(auth=AUTH), secure_proxy(SECURE_SECOND, auth=AUTH)),
-        lambda then, pace: through_https(through_https(then, pace), pace),
-        DIAL + PROXY_TLS + CONNECT + PROXY_TLS + CONNECT + ORIGIN_TLS,
-        (TCP, TLS_1, ANSWER, TLS_1, ANSWER, TLS),
-    ),
+    "forwarding": Way(HTTP, events=DIAL, url=HTTP_URL),
+    "forwarding over TLS": Way(HTTPS, events=DIAL + PROXY_TLS, url=HTTP_URL),
+    "tunnel": Way(HTTP, events=DIAL + CONNECT + ORIGIN_TLS),
+    "plain tunnel": Way(HTTP, events=DIAL + CONNECT, url=PLAIN_TUNNEL_URL),
+    "tunnel over TLS": Way(HTTPS, events=DIAL + PROXY_TLS + CONNECT + ORIGIN_TLS),
+    "chain": Way(HTTPS, HTTPS_SECOND, events=DIAL + (PROXY_TLS + CONNECT) * 2 + ORIGIN_TLS),
     "chain of three": Way(
-        (Proxy(PROXY), Proxy(SECOND), Proxy("http://third.example")),
-        lambda then, pace: through_http(through_http(through_http(then, pace), pace), pace),
-        DIAL + CONNECT * 3 + ORIGIN_TLS,
-        (TCP, ANSWER, ANSWER, ANSWER, TLS),
+        *(HTTP, HTTP_SECOND, Hop(Proxy("http://third.example"))), events=DIAL + CONNECT * 3 + ORIGIN_TLS
     ),
     "forwarding at a chain's end": Way(
-        (secure_proxy(auth=AUTH), Proxy(SECOND, AUTH)),
-        lambda then, pace: through_https(through_http(then, pace), pace),
-        DIAL + PROXY_TLS + CONNECT,
-        (TCP, TLS_1, ANSWER),
-        HTTP_URL,
+        *(HTTPS, HTTP_SECOND), events=DIAL + PROXY_TLS + CONNECT, url=HTTP_URL
     ),
-    "socks4a": Way(
-        (Proxy("socks4a://proxy.example", (USER, "")),),
-        through_socks(SOCKS4A_TO_NAME),
-        DIAL + SOCKS + ORIGIN_TLS,
-        (TCP, REPLIES[0], TLS),
-    ),
-    "socks5": Way(
-        (Proxy("socks5://proxy.example", AUTH),),
-        through_socks(*SOCKS5_TO_ADDRESS),
-        LOOK_UP + DIAL + SOCKS + ORIGIN_TLS,
-        ("look-up", TCP, *REPLIES, TLS),
-    ),
-    "socks5h": Way(
-        (Proxy("socks5h://proxy.example"),),
-        through_socks(*SOCKS5H_TO_NAME),
-        DIAL + SOCKS + ORIGIN_TLS,
-        (TCP, *REPLIES[:2], TLS),
-    ),
-    "socks5h behind an HTTP proxy": Way(
-        (Proxy(PROXY, AUTH), Proxy("socks5h://second.example")),
-        lambda then, pace: through_http(through_socks(*SOCKS5H_TO_NAME)(then, pace), pace),
-        DIAL + CONNECT + SOCKS + ORIGIN_TLS,
-        (TCP, ANSWER, *REPLIES[:2], TLS),
-    ),
+    "socks4a": Way(SOCKS4A, events=DIAL + SOCKS + ORIGIN_TLS),
+    "socks5": Way(SOCKS5, events=LOOK_UP + DIAL + SOCKS + ORIGIN_TLS),
+    "socks5h": Way(SOCKS5H, events=DIAL + SOCKS + ORIGIN_TLS),
+    "socks5h behind an HTTP proxy": Way(HTTP, SOCKS5H, events=DIAL + CONNECT + SOCKS + ORIGIN_TLS),
 }
 
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -325,7 +298,8 @@ async def test_dialling_the_proxy_is_tried_again(
     async with network.pool(*way.proxies, retries=3) as pool:
         assert (await pool.request("GET", way.url)).status == 200
         assert trio.current_time() == time
-    assert network.dialled == [way.first] * (failures + 1)
+    first = way.proxies[0].url
+    assert network.dialled == [Dialled((first.host.decode(), first.port or 1080), {})] * (failures + 1)
 
 
 # -- Traces.
@@ -372,7 +346,7 @@ async def test_the_events_of_a_step_that_takes_too_long(
 ) -> None:
     events = Events()
     way = WAYS["tunnel over TLS"]
-    async with net(way, Steps(silent=ANSWER)).pool(*way.proxies) as pool:
+    async with net(way, Steps(silent="the proxy's answer")).pool(*way.proxies) as pool:
         with pytest.raises(ConnectTimeout) as info:
             await pool.request("GET", ORIGIN, extensions=connect_within(3, trace=events))
     assert events.names == [*DIAL, *PROXY_TLS, "proxy.connect.started", "proxy.connect.failed"]
@@ -497,7 +471,7 @@ async def test_http2_in_a_tunnel(nursery: trio.Nursery, name: str) -> None:
         await h2.until_closed()
 
     way = WAYS[name]
-    network = Net(nursery, way.play(serve, at_once))
+    network = Net(nursery, way.play(serve))
     bodies = []
     async with network.pool(*way.proxies, http2=True) as pool:
 
@@ -575,7 +549,7 @@ async def test_a_websocket_is_tunnelled_without_tls(nursery: trio.Nursery, kind:
 
 
 @every_way
-async def test_the_origins_certificate_is_what_counts(net: Callable[..., Net], way: Way) -> None:
+async def test_tls_is_spoken_with_the_origin(net: Callable[..., Net], way: Way) -> None:
     async with net(way).pool(*way.proxies) as pool:
         for body in (b"hello", b"again"):
             response = await pool.request("PUT", way.url, content=body)
@@ -595,7 +569,7 @@ async def test_an_origin_that_breaks_tls_in_the_tunnel(nursery: trio.Nursery, na
 
     way = WAYS[name]
     set_resolver("192.0.2.7")
-    network = Net(nursery, way.play(no_tls, at_once))
+    network = Net(nursery, way.play(no_tls))
     async with network.pool(*way.proxies) as pool:
         with pytest.raises(ConnectError, match=r"the TLS handshake with example\.com failed"):
             await pool.request("GET", ORIGIN)
