@@ -90,7 +90,7 @@ class Network(Connector):
             raise self.failures.pop(0)
         if self.listeners is not None:
             _, port, *_ = self.listeners[0].socket.getsockname()
-            return await super().connect_tcp("127.0.0.1", port, **options)
+            return await super().connect_tcp("localhost", port, **options)
         stream = await self._memory.connect_tcp(host, port)
         assert isinstance(stream, trio.StapledStream)
         self.streams.append(TrackedStream(stream))
