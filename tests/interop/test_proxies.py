@@ -91,7 +91,7 @@ async def put(pool: ConnectionPool, nginx: Nginx, url: str, content: bytes, *, w
 
 
 async def refused(
-    pool: ConnectionPool, url: str, match: str = "", *, status: int | None = None
+    pool: ConnectionPool, url: str, match: str | None = None, *, status: int | None = None
 ) -> ProxyError:
     """The error with which a proxy refuses a tunnel, by an HTTP response of a status, or else without one."""
     with pytest.raises(ProxyError, match=match) as info:
