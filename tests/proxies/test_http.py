@@ -1063,7 +1063,8 @@ async def test_a_grant_and_what_follows_it_at_once(
 
     said = GRANTS[name] + b"220 ready\r\n"
     script = answering(said, answer_quit, tls=way != "http", byte_by_byte=byte_by_byte)
-    proxies = {"http": [PROXY], "https": [secure_proxy()], "chain": [FIRST, secure_proxy()]}[way]
+    secure = secure_proxy()
+    proxies = {"http": [Proxy(PROXY)], "https": [secure], "chain": [Proxy(FIRST), secure]}[way]
     net = Net(nursery, proxied(script) if way == "chain" else script)
     async with net.pool(*proxies) as pool:
         stream = await pool.open_tcp_stream("mail.example", 25)
