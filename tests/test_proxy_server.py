@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,12 @@ class Tool:
         found = re.search(r"VmHWM:\s+(\d+) kB", self._status.read_text())
         assert found
         return int(found[1]) * 1024
+
+    @contextmanager
+    def stays_flat(self) -> Iterator[None]:
+        before = self.peak()
+        yield
+        assert self.peak() - before < 16 * MIB
 
 
 @contextmanager
@@ -129,15 +135,48 @@ async def ask(port: int, request: str) -> trio.SocketStream:
     return stream
 
 
-async def open_tunnel(port: int, target_port: int) -> trio.SocketStream:
-    stream = await ask(port, f"CONNECT localhost:{target_port} HTTP/1.1\nHost: localhost:{target_port}\n\n")
-    assert (await receive_head(stream)).startswith("HTTP/1.1 200 ")
-    return stream
+GET = "GET http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n\n"
+CONNECT = "CONNECT localhost:{port} HTTP/1.1\nHost: localhost:{port}\n\n"
+
+
+@asynccontextmanager
+async def asking(
+    serve: Serve, request: str = GET, tool: Tool | None = None
+) -> AsyncIterator[trio.SocketStream]:
+    """Send a request to the proxy server, here or as a tool; `{port}` is where `serve` is played."""
+    async with (
+        peer(serve) as port,
+        server() if tool is None else nullcontext(tool.port) as proxy,
+        await ask(proxy, request.replace("{port}", str(port))) as stream,
+    ):
+        yield stream
+
+
+@asynccontextmanager
+async def tunnel(serve: Serve, tool: Tool | None = None) -> AsyncIterator[trio.SocketStream]:
+    async with asking(serve, CONNECT, tool) as stream:
+        assert (await receive_head(stream)).startswith("HTTP/1.1 200 ")
+        yield stream
+
+
+async def answer_of(serve: Serve, request: str = GET) -> str:
+    async with asking(serve, request) as stream:
+        return (await receive_all(stream)).decode()
 
 
 async def answer_to(port: int, request: str) -> str:
     async with await ask(port, request) as stream:
         return (await receive_all(stream)).decode()
+
+
+def replying(answer: bytes) -> Serve:
+    """A server that answers one request so."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await receive_head(stream)
+        await stream.send_all(answer)
+
+    return serve
 
 
 # -- Much.
@@ -148,11 +187,10 @@ async def test_a_tunnel_carries_a_gibibyte_down_in_flat_memory(tool: Tool) -> No
     async def serve(stream: trio.SocketStream) -> None:
         await send(stream, 1024 * MIB)
 
-    async with peer(serve) as port, await open_tunnel(tool.port, port) as stream:
+    async with tunnel(serve, tool) as stream:
         assert await count(stream, 10 * MIB) == 10 * MIB
-        before = tool.peak()
-        assert await count(stream, 1024 * MIB) == 1014 * MIB
-        assert tool.peak() - before < 16 * MIB
+        with tool.stays_flat():
+            assert await count(stream, 1024 * MIB) == 1014 * MIB
 
 
 @needs_proc
@@ -160,13 +198,12 @@ async def test_a_tunnel_carries_64_mebibytes_up_in_flat_memory(tool: Tool) -> No
     async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(b"%d" % await count(stream, 1024 * MIB))
 
-    async with peer(serve) as port, await open_tunnel(tool.port, port) as stream:
+    async with tunnel(serve, tool) as stream:
         await send(stream, 10 * MIB)
-        before = tool.peak()
-        await send(stream, 54 * MIB)
-        await stream.send_eof()
-        assert await receive_all(stream) == b"%d" % (64 * MIB)
-        assert tool.peak() - before < 16 * MIB
+        with tool.stays_flat():
+            await send(stream, 54 * MIB)
+            await stream.send_eof()
+            assert await receive_all(stream) == b"%d" % (64 * MIB)
 
 
 @needs_proc
@@ -177,16 +214,12 @@ async def test_a_large_response_is_forwarded_in_flat_memory(tool: Tool, framing:
         await stream.send_all(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode())
         await send(stream, 64 * MIB)
 
-    async with (
-        peer(serve) as port,
-        # Without chunks, that a body may be counted.
-        await ask(tool.port, f"GET http://localhost:{port}/ HTTP/1.0\n\n") as stream,
-    ):
+    # Without chunks, that a body may be counted.
+    async with asking(serve, "GET http://localhost:{port}/ HTTP/1.0\n\n", tool) as stream:
         assert (await receive_head(stream)).startswith("HTTP/1.1 200 OK\r\n")
         assert await count(stream, 10 * MIB) == 10 * MIB
-        before = tool.peak()
-        assert await count(stream, 1024 * MIB) == 54 * MIB
-        assert tool.peak() - before < 16 * MIB
+        with tool.stays_flat():
+            assert await count(stream, 1024 * MIB) == 54 * MIB
 
 
 @needs_proc
@@ -196,19 +229,13 @@ async def test_a_large_request_is_forwarded_in_flat_memory(tool: Tool) -> None:
         size = await count(stream, 64 * MIB)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n%d" % size)
 
-    async with (
-        peer(serve) as port,
-        await ask(
-            tool.port,
-            f"POST http://localhost:{port}/ HTTP/1.1\nHost: a\nContent-Length: {64 * MIB}\n\n",
-        ) as stream,
-    ):
+    post = f"POST http://localhost:{{port}}/ HTTP/1.1\nHost: a\nContent-Length: {64 * MIB}\n\n"
+    async with asking(serve, post, tool) as stream:
         await send(stream, 10 * MIB)
-        before = tool.peak()
-        await send(stream, 54 * MIB)
-        await receive_head(stream)
-        assert await stream.receive_some() == b"%d" % (64 * MIB)
-        assert tool.peak() - before < 16 * MIB
+        with tool.stays_flat():
+            await send(stream, 54 * MIB)
+            await receive_head(stream)
+            assert await stream.receive_some() == b"%d" % (64 * MIB)
 
 
 async def test_who_does_not_read_is_not_sent_to() -> None:
@@ -222,11 +249,7 @@ async def test_who_does_not_read_is_not_sent_to() -> None:
             await stream.send_all(PIECE)
             sent += 1
 
-    async with (
-        server() as proxy,
-        peer(serve) as port,
-        await ask(proxy, f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\n\n") as stream,
-    ):
+    async with asking(serve) as stream:
         await receive_head(stream)
         await trio.testing.wait_all_tasks_blocked(0.1)
         # That much the kernel's buffers take.
@@ -242,7 +265,7 @@ async def test_a_tunnel_that_the_client_has_closed_still_carries_the_answer() ->
         await stream.send_all(question + b"42")
         await stream.send_eof()
 
-    async with server() as proxy, peer(serve) as port, await open_tunnel(proxy, port) as stream:
+    async with tunnel(serve) as stream:
         await stream.send_all(b"6 * 7 = ")
         await stream.send_eof()
         assert await receive_all(stream) == b"6 * 7 = 42"
@@ -259,7 +282,7 @@ async def test_a_tunnel_that_the_server_has_closed_still_carries_what_the_client
         received = await receive_all(stream)
         everything.set()
 
-    async with server() as proxy, peer(serve) as port, await open_tunnel(proxy, port) as stream:
+    async with tunnel(serve) as stream:
         assert await receive_all(stream) == b"Leave a message."
         await stream.send_all(b"It's me.")
         await stream.send_eof()
@@ -271,11 +294,7 @@ async def test_what_the_client_says_before_the_tunnel_is_there_goes_through_it()
     async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(await receive_all(stream))
 
-    async with (
-        server() as proxy,
-        peer(serve) as port,
-        await ask(proxy, f"CONNECT localhost:{port} HTTP/1.1\nHost: a\n\nearly") as stream,
-    ):
+    async with asking(serve, CONNECT + "early") as stream:
         await stream.send_eof()
         assert (await receive_all(stream)).endswith(b"\r\n\r\nearly")
 
@@ -327,25 +346,19 @@ async def test_a_request_is_passed_on_without_what_is_for_this_hop() -> None:
             "TE: trailers\nUpgrade: h2c\nProxy-Connection: close\n"
             "Proxy-Authorization: Basic eDp5\nVia: 1.0 before\n\n",
         )
-    head = answer.partition("\r\n\r\n")[2]
-    assert head == (
+    assert answer.partition("\r\n\r\n")[2] == (
         f"GET /a?b HTTP/1.1\r\nHost: localhost:{port}\r\nX-Kept: 1\r\nVia: 1.0 before\r\n"
         "Via: 1.1 trio-exchange"
     )
 
 
 async def test_a_response_is_passed_on_without_what_is_for_this_hop() -> None:
-    async def serve(stream: trio.SocketStream) -> None:
-        await receive_head(stream)
-        await stream.send_all(
+    answer = await answer_of(
+        replying(
             b"HTTP/1.1 404 Gone Fishing\r\nTransfer-Encoding: chunked\r\nX-Kept: 1\r\nX-Dropped: 2\r\n"
             b"Connection: x-dropped\r\nKeep-Alive: timeout=5\r\n\r\n3\r\nabc\r\n0\r\nTrailer: x\r\n\r\n"
         )
-
-    async with server() as proxy, peer(serve) as port:
-        answer = await answer_to(
-            proxy, f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n\n"
-        )
+    )
     assert answer == (
         "HTTP/1.1 404 Gone Fishing\r\nX-Kept: 1\r\nVia: 1.1 trio-exchange\r\nTransfer-Encoding: chunked\r\n"
         "Connection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
@@ -358,12 +371,11 @@ async def test_a_length_beside_chunks_is_not_passed_on() -> None:
         assert await receive_head(stream) == "0\r\n\r\n"
         await stream.send_all(f"HTTP/1.1 200 OK\r\nContent-Length: {len(head)}\r\n\r\n{head}".encode())
 
-    async with server() as proxy, peer(serve) as port:
-        answer = await answer_to(
-            proxy,
-            f"POST http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n"
-            "Transfer-Encoding: chunked\nContent-Length: 4\n\n0\n\n",
-        )
+    answer = await answer_of(
+        serve,
+        "POST http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n"
+        "Transfer-Encoding: chunked\nContent-Length: 4\n\n0\n\n",
+    )
     assert "\r\nTransfer-Encoding: chunked\r\n" in answer
     assert answer.lower().count("content-length") == 1
 
@@ -375,14 +387,8 @@ async def test_the_client_is_told_to_continue_when_its_content_is_wanted() -> No
         assert await count(stream, 5) == 5
         await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    async with (
-        server() as proxy,
-        peer(serve) as port,
-        await ask(
-            proxy,
-            f"PUT http://localhost:{port}/ HTTP/1.1\nHost: a\nContent-Length: 5\nExpect: 100-continue\n\n",
-        ) as stream,
-    ):
+    put = "PUT http://localhost:{port}/ HTTP/1.1\nHost: a\nContent-Length: 5\nExpect: 100-continue\n\n"
+    async with asking(serve, put) as stream:
         assert (await receive_head(stream)).startswith("HTTP/1.1 103 \r\nLink: </a>\r\n")
         assert await receive_head(stream) == "HTTP/1.1 100 Continue\r\n\r\n"
         await stream.send_all(b"hello")
@@ -395,27 +401,21 @@ async def test_a_client_that_is_refused_early_gets_to_read_why() -> None:
         await stream.send_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
         await trio.sleep_forever()
 
-    async with (
-        server() as proxy,
-        peer(serve) as port,
-        await ask(
-            proxy, f"PUT http://localhost:{port}/ HTTP/1.1\nHost: a\nContent-Length: {64 * MIB}\n\n"
-        ) as stream,
-    ):
+    put = f"PUT http://localhost:{{port}}/ HTTP/1.1\nHost: a\nContent-Length: {64 * MIB}\n\n"
+    async with asking(serve, put) as stream:
         await send(stream, 8 * MIB)
         assert (await receive_all(stream)).startswith(b"HTTP/1.1 413 Content Too Large\r\n")
 
 
 async def test_a_client_keeps_its_connection_through_requests_and_refusals() -> None:
-    async with server() as proxy, peer(tell_head) as port:
-        answer = await answer_to(
-            proxy,
-            f"POST http://localhost:{port}/1 HTTP/1.1\nHost: a\nContent-Length: 0\n\n"
-            f"GET http://localhost:{port}/2 HTTP/1.1\nHost: a\n\n"
-            "CONNECT nowhere HTTP/1.1\nHost: a\n\n"
-            f"HEAD http://localhost:{port}/3 HTTP/1.1\nHost: a\n\n"
-            f"OPTIONS http://localhost:{port} HTTP/1.1\nHost: a\nConnection: close\n\n",
-        )
+    answer = await answer_of(
+        tell_head,
+        "POST http://localhost:{port}/1 HTTP/1.1\nHost: a\nContent-Length: 0\n\n"
+        "GET http://localhost:{port}/2 HTTP/1.1\nHost: a\n\n"
+        "CONNECT nowhere HTTP/1.1\nHost: a\n\n"
+        "HEAD http://localhost:{port}/3 HTTP/1.1\nHost: a\n\n"
+        "OPTIONS http://localhost:{port} HTTP/1.1\nHost: a\nConnection: close\n\n",
+    )
     assert re.findall(r"HTTP/1\.1 (\d+)", answer) == ["200", "200", "400", "200", "200"]
     assert re.findall(r"(?:GET|POST|HEAD|OPTIONS) (\S+) HTTP", answer) == ["/1", "/2", "*"]
 
@@ -433,7 +433,8 @@ async def test_proxies_behind_it_are_used(
             async with server(address) as proxy:
                 answer = await answer_to(proxy, f"GET {site}/ HTTP/1.1\nHost: a\nConnection: close\n\n")
                 assert answer.endswith(f"Hello, {name}!\n")
-                async with await open_tunnel(proxy, int(name.partition(":")[2])) as stream:
+                async with await ask(proxy, CONNECT.replace("localhost:{port}", name)) as stream:
+                    assert (await receive_head(stream)).startswith("HTTP/1.1 200 ")
                     await stream.send_all(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
                     assert (await receive_head(stream)).startswith("HTTP/1.1 200 OK")
             nursery.cancel_scope.cancel()
@@ -468,11 +469,8 @@ async def test_nonsense_is_answered_with_400(request_head: str) -> None:
 
 
 async def test_a_body_that_is_nonsense_is_answered_with_400() -> None:
-    async with server() as proxy, peer(listen_to_end) as port:
-        answer = await answer_to(
-            proxy,
-            f"POST http://localhost:{port}/ HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\nnonsense\n",
-        )
+    chunked = "POST http://localhost:{port}/ HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n"
+    answer = await answer_of(listen_to_end, chunked + "nonsense\n")
     assert answer.startswith("HTTP/1.1 400 Bad Request\r\n")
 
 
@@ -490,13 +488,7 @@ async def listen_to_end(stream: trio.SocketStream) -> None:
     ],
 )
 async def test_a_server_without_an_answer_to_pass_on_is_a_502(answer: bytes) -> None:
-    async def serve(stream: trio.SocketStream) -> None:
-        await receive_head(stream)
-        await stream.send_all(answer)
-
-    async with server() as proxy, peer(serve) as port:
-        request = f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n\n"
-        assert (await answer_to(proxy, request)).startswith("HTTP/1.1 502 Bad Gateway\r\n")
+    assert (await answer_of(replying(answer))).startswith("HTTP/1.1 502 Bad Gateway\r\n")
 
 
 async def test_a_refused_head_request_gets_no_content() -> None:
@@ -523,18 +515,12 @@ async def test_a_server_that_is_not_there_is_a_502(target: str) -> None:
 
 async def test_a_server_that_is_silent_is_a_504(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(proxy_server.TIMEOUTS, "read", 0.01)
-    async with server() as proxy, peer(listen_to_end) as port:
-        request = f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n\n"
-        assert (await answer_to(proxy, request)).startswith("HTTP/1.1 504 Gateway Timeout\r\n")
+    assert (await answer_of(listen_to_end)).startswith("HTTP/1.1 504 Gateway Timeout\r\n")
 
 
 async def test_half_an_answer_has_no_end() -> None:
-    async def serve(stream: trio.SocketStream) -> None:
-        await receive_head(stream)
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-
-    async with server() as proxy, peer(serve) as port:
-        answer = await answer_to(proxy, f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\n\n")
+    half = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    answer = await answer_of(replying(half), "GET http://localhost:{port}/ HTTP/1.1\nHost: a\n\n")
     assert answer.endswith("\r\n\r\n3\r\nabc\r\n")
 
 
@@ -548,8 +534,7 @@ async def test_clients_that_leave_do_no_harm() -> None:
             f"CONNECT localhost:{port} HTTP/1.1\nHost: a\n\n",
         ):
             await (await ask(proxy, request)).aclose()
-        request = f"GET http://localhost:{port}/ HTTP/1.1\nHost: a\nConnection: close\n\n"
-        assert (await answer_to(proxy, request)).startswith("HTTP/1.1 200 OK\r\n")
+        assert (await answer_to(proxy, GET.replace("{port}", str(port)))).startswith("HTTP/1.1 200 OK\r\n")
 
 
 # -- The port forwarder.

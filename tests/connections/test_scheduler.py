@@ -93,6 +93,13 @@ class Pool:
     def closed(self, connection: FakeConnection) -> None:
         self._close_all(self.scheduler.closed(connection))
 
+    def assert_makes_room(self, connection: FakeConnection, waiter: FakeWaiter) -> None:
+        """The connection was told to close, and when it has, its slot is the waiter's."""
+        assert connection.told_to_close
+        assert waiter.grant is None
+        self.closed(connection)
+        assert waiter.grant is DIAL
+
     def _close_all(self, to_close: list[FakeConnection]) -> None:
         for connection in to_close:
             assert not connection.told_to_close, "each is returned once"
@@ -269,14 +276,15 @@ def test_one_connection_closes_for_one_group_that_awaits_a_slot() -> None:
     assert (one.told_to_close, two.told_to_close) == (True, False)
 
 
-def test_a_connection_released_while_others_wait_makes_room() -> None:
+@pytest.mark.parametrize(
+    "waits", [{"key": "b"}, {"fresh": True, "first": True}], ids=["other group", "fresh"]
+)
+def test_a_connection_released_while_others_wait_makes_room(waits: dict[str, Any]) -> None:
     pool = Pool(connections=1)
     connection = pool.connect("a")
-    waiting = pool.request("b")
+    waiting = pool.request(**waits)
     pool.release(connection)
-    assert connection.told_to_close
-    pool.closed(connection)
-    assert waiting.grant is DIAL
+    pool.assert_makes_room(connection, waiting)
 
 
 def test_nothing_is_closed_for_a_group_at_its_own_limit() -> None:
@@ -342,9 +350,7 @@ def test_room_is_made_for_a_fresh_waiter() -> None:
     idle = pool.idle()
     fresh = pool.request(fresh=True)
     assert fresh.grant is None
-    assert idle.told_to_close
-    pool.closed(idle)
-    assert fresh.grant is DIAL
+    pool.assert_makes_room(idle, fresh)
 
 
 def test_room_is_made_for_a_fresh_waiter_in_a_full_group() -> None:
@@ -355,16 +361,6 @@ def test_room_is_made_for_a_fresh_waiter_in_a_full_group() -> None:
     assert fresh.grant is None
     assert [connection.told_to_close for connection in pool.scheduler] == [True, False]
     pool.closed(idle)
-    assert fresh.grant is DIAL
-
-
-def test_a_released_connection_makes_room_for_a_fresh_waiter() -> None:
-    pool = Pool(connections=1)
-    busy = pool.connect()
-    fresh = pool.request(fresh=True, first=True)
-    pool.release(busy)
-    assert busy.told_to_close
-    pool.closed(busy)
     assert fresh.grant is DIAL
 
 
@@ -738,9 +734,7 @@ def test_an_idle_connection_without_capacity_makes_room_for_its_own_group() -> N
     waiting = pool.request("h2")
     assert not closes(connection)
     pool.release(connection)
-    assert connection.told_to_close
-    pool.closed(connection)
-    assert waiting.grant is DIAL
+    pool.assert_makes_room(connection, waiting)
 
 
 def test_a_reserved_connection_without_capacity_stays_out_of_use() -> None:
@@ -826,9 +820,7 @@ def test_a_new_request_does_not_join_a_connection_while_another_group_starves() 
     assert joined == 4
     assert not closes(connection)
     pool.release(connection)
-    assert connection.told_to_close
-    pool.closed(connection)
-    assert starving.grant is DIAL
+    pool.assert_makes_room(connection, starving)
 
 
 def test_a_drained_connection_is_help_enough_for_as_many_grants_again() -> None:
@@ -873,9 +865,7 @@ def test_for_a_fresh_waiter_that_waits_a_connection_is_drained() -> None:
     pool.release(connection)
     assert not closes(connection)
     pool.release(connection)
-    assert connection.told_to_close
-    pool.closed(connection)
-    assert fresh.grant is DIAL
+    pool.assert_makes_room(connection, fresh)
 
 
 def test_all_who_wait_behind_a_leader_are_refused_at_once() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from trio_exchange import NetworkStream
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
 
@@ -38,6 +39,22 @@ class WrappedHalfCloseable(Wrapped, trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         await self.stream.send_eof()
+
+
+class TrackedStream(WrappedHalfCloseable):
+    """A stream that knows whether it was closed."""
+
+    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
+        super().__init__(stream)
+        self.closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = await self.stream.receive_some(max_bytes)
+        return data
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self.stream.aclose()
 
 
 class WrappingConnector(MemoryConnector):
@@ -107,3 +124,12 @@ def clog(sock: trio.socket.SocketType) -> None:
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(sock.fileno(), b"x" * 65536)
+
+
+async def read_exactly(stream: NetworkStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        received = await stream.read(size - len(data), timeout=10)
+        assert received
+        data += received
+    return data

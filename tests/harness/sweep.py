@@ -12,7 +12,6 @@ import contextlib
 import enum
 import itertools
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +20,9 @@ import h11
 import trio
 import trio.testing
 
+from tests.harness.certificates import make_tls
 from tests.harness.checks import open_sockets
-from tests.harness.streams import WrappedHalfCloseable
+from tests.harness.streams import TrackedStream
 from trio_exchange import ConnectionPool, Connector, ExchangeError
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 
@@ -60,22 +60,6 @@ class Trigger(trio.abc.Instrument):
         if self._steps == self._step and not self.pulled and self._act is not None:
             self.pulled = True
             self._act()
-
-
-class TrackedStream(WrappedHalfCloseable):
-    """A stream that knows whether it was closed."""
-
-    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
-        super().__init__(stream)
-        self.closed = False
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data: bytes | bytearray = await self.stream.receive_some(max_bytes)
-        return data
-
-    async def aclose(self) -> None:
-        self.closed = True
-        await self.stream.aclose()
 
 
 class Network(Connector):
@@ -127,7 +111,6 @@ class World:
         pool: The pool.
         outside: A nursery that lives longer than the pool, for requests.
         extensions: For every request of the scenario.
-        client_context: TLS for the origin's certificate.
         pause: A time in which everybody else comes to a rest, in seconds.
         tolerated: What may happen to others' requests.
         origin: Where the scenario's requests go.
@@ -137,7 +120,6 @@ class World:
     pool: ConnectionPool
     outside: trio.Nursery
     extensions: dict[str, Any]
-    client_context: ssl.SSLContext
     pause: float
     tolerated: tuple[type[Exception], ...]
     origin: str
@@ -158,6 +140,7 @@ class Scenario:
         failures: What dialling fails with first.
         options: For the pool.
         origin: Where the requests go.
+        way: What the request's trace handler and informational callback are told, as a shortened list.
     """
 
     run: Callable[[World], Awaitable[object]]
@@ -165,6 +148,7 @@ class Scenario:
     failures: Iterable[type[Exception]] = ()
     options: dict[str, Any] = field(default_factory=dict)
     origin: str = "http://origin.example"
+    way: tuple[str | int, ...] = ()
 
 
 class Interruption(enum.Enum):
@@ -178,32 +162,28 @@ class Interruption(enum.Enum):
 def sweep(
     scenario: Scenario,
     script: Callable[[ScriptedPeer], Awaitable[object]],
-    client_context: ssl.SSLContext,
     interruption: Interruption,
     *,
     extensions: dict[str, Any] | None = None,
     sockets: bool = False,
-    moments: tuple[bool, ...] = (False, True),
 ) -> int:
     """Run a scenario once for each step, interrupted there, and check what it leaves behind.
 
     Args:
         scenario: What is interrupted.
         script: The peers'.
-        client_context: For the pool.
         interruption: What happens.
         extensions: For the requests.
         sockets: Whether connections are no streams in memory.
-        moments: Whether to interrupt after the step (False), before it (True), or both.
 
     Returns:
         The number of steps.
     """
     steps = 0
-    for before in moments:
+    for before in (False, True):
         for step in itertools.count(1):
             assert step < _MOST_STEPS
-            run = Run(scenario, script, client_context, extensions or {}, sockets=sockets)
+            run = Run(scenario, script, extensions or {}, sockets=sockets)
             if not run.interrupted(Trigger(step, before=before), interruption):
                 break
             steps += 1
@@ -217,14 +197,12 @@ class Run:
         self,
         scenario: Scenario,
         script: Callable[[ScriptedPeer], Awaitable[object]],
-        client_context: ssl.SSLContext,
         extensions: dict[str, Any],
         *,
         sockets: bool = False,
     ) -> None:
         self.scenario = scenario
         self.script = script
-        self.client_context = client_context
         self.extensions = extensions
         self.sockets = sockets
         self.error: Exception | None = None
@@ -265,13 +243,12 @@ class Run:
                     if self.sockets:
                         # Small, so that sending has to wait.
                         options["socket_options"] = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
-                    async with ConnectionPool(self.client_context, connector=network, **options) as pool:
+                    async with ConnectionPool(make_tls().client, connector=network, **options) as pool:
                         world = World(
                             network,
                             pool,
                             outside,
                             self.extensions,
-                            self.client_context,
                             0.1 if self.sockets else 1,
                             () if interruption is Interruption.CANCEL else (ExchangeError,),
                             self.scenario.origin,

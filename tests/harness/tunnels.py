@@ -42,15 +42,6 @@ async def failing(error: type[Exception], operation: Callable[[], Awaitable[obje
         yield
 
 
-async def read_exactly(stream: NetworkStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        received = await stream.read(size - len(data), timeout=10)
-        assert received
-        data += received
-    return data
-
-
 async def read_all(stream: trio.abc.ReceiveStream | NetworkStream) -> bytes:
     data = b""
     while piece := await stream.receive_some():

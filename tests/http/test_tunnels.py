@@ -14,7 +14,8 @@ from trio.testing import MockClock
 from tests.harness.certificates import client_context, make_tls
 from tests.harness.exchanges import Client, ExchangeScript, ServerExchange
 from tests.harness.peers import BUFFERS, Script, respond, stall, swallow
-from tests.harness.tunnels import TARGET, network_stream, read_exactly, tunnel
+from tests.harness.streams import read_exactly
+from tests.harness.tunnels import TARGET, network_stream, tunnel
 from trio_exchange import (
     ConnectError,
     ConnectTimeout,

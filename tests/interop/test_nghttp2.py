@@ -16,7 +16,7 @@ import wsproto
 import wsproto.connection
 import wsproto.events
 
-from tests.harness.tunnels import read_exactly
+from tests.harness.streams import read_exactly
 from trio_exchange import ConnectionPool, ReadError, RemoteProtocolError, Request
 from trio_exchange._connect.connector import Connector
 from trio_exchange.testing import ScriptedPeer

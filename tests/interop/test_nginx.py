@@ -14,7 +14,7 @@ import pytest
 import trio
 
 import trio_exchange
-from tests.harness.tunnels import read_exactly
+from tests.harness.streams import read_exactly
 from trio_exchange import ConnectionPool
 
 from .actions import (

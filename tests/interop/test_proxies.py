@@ -90,6 +90,17 @@ async def put(pool: ConnectionPool, nginx: Nginx, url: str, content: bytes, *, w
     nginx.file(name).unlink()
 
 
+async def refused(
+    pool: ConnectionPool, url: str, match: str | None = None, *, status: int | None = None
+) -> ProxyError:
+    """The error with which a proxy refuses a tunnel, by an HTTP response of a status, or else without one."""
+    with pytest.raises(ProxyError, match=match) as info:
+        await pool.request("GET", url, extensions=TIMEOUTS)
+    response = info.value.response
+    assert (response.status if response else None) == status
+    return info.value
+
+
 # Each proxy
 
 
@@ -324,17 +335,14 @@ async def test_no_or_wrong_credentials(
     challenge = b"proxy-authenticate" if status == 407 else b"www-authenticate"
     async with a_pool(nginx, make(servers, userinfo)) as pool:
         for _ in range(2):
-            with pytest.raises(ProxyError, match=str(status)) as refused:
-                await pool.request("GET", f"{nginx.https_url}/1k", extensions=TIMEOUTS)
-            assert refused.value.response is not None
-            for response in (
-                refused.value.response,
-                await pool.request("GET", f"{nginx.http_url}/1k", extensions=TIMEOUTS),
-            ):
+            error = await refused(pool, f"{nginx.https_url}/1k", str(status), status=status)
+            assert error.response is not None
+            forwarded = await pool.request("GET", f"{nginx.http_url}/1k", extensions=TIMEOUTS)
+            for response in (error.response, forwarded):
                 assert response.status == status
                 assert (header(response, challenge) or b"").startswith(b"Basic ")
                 assert b"<" in response.content
-            assert (refused.value.reply_code, refused.value.meaning) == (None, None)
+            assert (error.reply_code, error.meaning) == (None, None)
         numbers = pool.statistics()
         assert (numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0)
 
@@ -362,31 +370,20 @@ async def test_credentials_are_for_the_proxy_alone(nursery: trio.Nursery, server
     assert b"proxy-authorization" not in heads
 
 
+@pytest.mark.parametrize("rules", [True, False], ids=["forbidden", "unreachable"])
 @pytest.mark.parametrize("way", HTTP_WAYS)
-async def test_a_host_that_the_rules_of_an_http_proxy_forbid(
-    nginx: Nginx, servers: Servers, way: str
+async def test_an_origin_that_an_http_proxy_does_not_connect_to(
+    nginx: Nginx, servers: Servers, way: str, rules: bool
 ) -> None:
+    """Its rules forbid the host, or nobody listens at the port."""
+    origin = FORBIDDEN_HOST if rules else f"127.0.0.1:{free_ports(1)[0]}"
+    unreachable = 500 if way.startswith("tinyproxy") else 503
+    status = 403 if rules else unreachable
     async with a_pool(nginx, WAYS[way](servers)) as pool:
-        with pytest.raises(ProxyError, match="403") as refused:
-            await pool.request("GET", f"https://{FORBIDDEN_HOST}/", extensions=TIMEOUTS)
-        assert refused.value.response is not None
-        assert refused.value.response.status == 403
-        assert b"<html" in refused.value.response.content.lower()
-        forwarded = await pool.request("GET", f"http://{FORBIDDEN_HOST}/", extensions=TIMEOUTS)
-        assert forwarded.status == 403
-        await get(pool, nginx, nginx.https_url, "1k")
-
-
-@pytest.mark.parametrize("way", HTTP_WAYS)
-async def test_an_origin_that_an_http_proxy_does_not_reach(nginx: Nginx, servers: Servers, way: str) -> None:
-    (port,) = free_ports(1)
-    status = 500 if way.startswith("tinyproxy") else 503
-    async with a_pool(nginx, WAYS[way](servers)) as pool:
-        with pytest.raises(ProxyError, match=str(status)) as refused:
-            await pool.request("GET", f"https://127.0.0.1:{port}/", extensions=TIMEOUTS)
-        assert refused.value.response is not None
-        assert refused.value.response.status == status
-        forwarded = await pool.request("GET", f"http://127.0.0.1:{port}/", extensions=TIMEOUTS)
+        error = await refused(pool, f"https://{origin}/", str(status), status=status)
+        assert error.response is not None
+        assert not rules or b"<html" in error.response.content.lower()
+        forwarded = await pool.request("GET", f"http://{origin}/", extensions=TIMEOUTS)
         assert forwarded.status == status
         await get(pool, nginx, nginx.https_url, "1k")
 
@@ -412,11 +409,10 @@ async def test_what_a_socks_proxy_refuses(
     """Without a port: one where nobody listens."""
     port = free_ports(1)[0] if port is None else port
     async with a_pool(nginx, WAYS[way](servers)) as pool:
-        with pytest.raises(ProxyError) as refused:
-            await pool.request("GET", f"{scheme}://{host}:{port}/", extensions=TIMEOUTS)
-        assert (refused.value.reply_code, refused.value.response) == (code, None)
-        assert refused.value.meaning
-        assert refused.value.meaning in str(refused.value)
+        error = await refused(pool, f"{scheme}://{host}:{port}/")
+        assert error.reply_code == code
+        assert error.meaning
+        assert error.meaning in str(error)
         await get(pool, nginx, nginx.https_url, "1k")
 
 
@@ -438,10 +434,9 @@ async def test_no_or_wrong_credentials_for_socks(
         proxy = proxy_at(servers.v2ray, port=2, scheme="socks5h", userinfo=userinfo)
     async with a_pool(nginx, proxy) as pool:
         for url in (nginx.http_url, nginx.https_url):
-            with pytest.raises(ProxyError, match=message) as refused:
-                await pool.request("GET", f"{url}/1k", extensions=TIMEOUTS)
-            assert (refused.value.reply_code, refused.value.response) == (code, None)
-            assert "nonsense" not in str(refused.value)
+            error = await refused(pool, f"{url}/1k", message)
+            assert error.reply_code == code
+            assert "nonsense" not in str(error)
         assert_unharmed(pool)
 
 
@@ -493,19 +488,15 @@ async def test_a_chain(nginx: Nginx, servers: Servers, ways: tuple[str, ...]) ->
     assert open_sockets() == before
 
 
-async def test_what_the_second_of_a_chain_refuses(nginx: Nginx, servers: Servers) -> None:
-    tinyproxy = proxy_at(servers.tinyproxy_password, userinfo=f"{USER}:wrong")
-    socks = proxy_at(servers.microsocks_password, userinfo=f"{USER}:wrong")
-    for first in ("squid", "haproxy-http2", "danted-socks5"):
-        async with a_pool(nginx, [WAYS[first](servers), tinyproxy]) as pool:
-            with pytest.raises(ProxyError) as refused:
-                await pool.request("GET", f"{nginx.https_url}/1k", extensions=TIMEOUTS)
-            assert refused.value.response is not None
-            assert refused.value.response.status == 401
-        async with a_pool(nginx, [WAYS[first](servers), socks]) as pool:
-            with pytest.raises(ProxyError) as refused:
-                await pool.request("GET", f"{nginx.https_url}/1k", extensions=TIMEOUTS)
-            assert refused.value.response is None
+@pytest.mark.parametrize("first", ["squid", "haproxy-http2", "danted-socks5"])
+@pytest.mark.parametrize(("second", "status"), [("tinyproxy", 401), ("microsocks", None)])
+async def test_what_the_second_of_a_chain_refuses(
+    nginx: Nginx, servers: Servers, first: str, second: str, status: int | None
+) -> None:
+    server = servers.tinyproxy_password if second == "tinyproxy" else servers.microsocks_password
+    proxies = [WAYS[first](servers), proxy_at(server, userinfo=f"{USER}:wrong")]
+    async with a_pool(nginx, proxies) as pool:
+        await refused(pool, f"{nginx.https_url}/1k", status=status)
 
 
 # Proxies that go away

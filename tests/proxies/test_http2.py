@@ -28,7 +28,8 @@ from tests.harness.h2proxy import (
     naming_origin2,
 )
 from tests.harness.h2server import Multiplexer, ServerStream
-from tests.harness.tunnels import read_all, read_exactly
+from tests.harness.streams import read_exactly
+from tests.harness.tunnels import read_all
 from trio_exchange import (
     ConnectError,
     ConnectionNotAvailable,

@@ -28,7 +28,8 @@ from tests.harness.h2proxy import StreamScript
 from tests.harness.h2server import Multiplexer, ServerStream
 from tests.harness.peers import DELIVERIES, Script, respond
 from tests.harness.servers import serve_tcp
-from tests.harness.tunnels import TARGET, failing, network_stream, read_exactly, tunnel
+from tests.harness.streams import read_exactly
+from tests.harness.tunnels import TARGET, failing, network_stream, tunnel
 from trio_exchange import (
     ConnectionPool,
     LocalProtocolError,
