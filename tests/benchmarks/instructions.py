@@ -4,8 +4,8 @@
 the file says; with `--update` it writes the file. It needs valgrind, whose tool callgrind counts.
 
 A count is the difference between a run with many requests and one with few, per request, so that starting
-and stopping cancel out. On one build of Python the counts of two runs differ by less than 1 %, however busy
-the machine is.
+and stopping cancel out. On one build of Python, in the same environment, two runs count the same, however
+busy the machine is; other paths and environment variables change the counts by up to 0.3 %.
 
 Another build of the same Python has other counts: they depend on the compiler and its options. So the
 scenarios include a reference, a plain loop over h11 and Trio with the same peers, and without this client.
