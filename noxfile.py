@@ -1,11 +1,12 @@
 """The project's jobs: `nox -l` lists them, `nox -s NAME` runs one.
 
-A session needs nothing but pip and a package index; only `bench` needs nginx and tinyproxy as well, and
-`interop` the programs in `SERVERS`.
+A session needs nothing but pip and a package index; only `bench` needs nginx and tinyproxy as well, `interop`
+the programs in `SERVERS`, and `instructions` valgrind.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -253,3 +254,17 @@ def bench(session: nox.Session) -> None:
     written = Path(session.create_tmp()).resolve() / "benchmarks.json"
     session.run("python", "-m", "tests.benchmarks", "--json", str(written), *session.posargs)
     session.log(f"Everything that was measured is in {written}, unless --json named another file.")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def instructions(session: nox.Session) -> None:
+    """Compare the instructions per request with those kept; `-- --update` keeps the new ones."""
+    if not shutil.which("valgrind"):
+        session.error("valgrind is not installed: on Debian, apt-get install valgrind.")
+    pins = []
+    if "--update" not in session.posargs:
+        # A new release of a dependency, and what it costs, is a change of its own.
+        kept = json.loads(Path("tests/benchmarks/instructions.json").read_text())
+        pins = [f"{name}=={version}" for name, version in kept["packages"].items()]
+    session.install(".", *pins)
+    session.run("python", "-m", "tests.benchmarks.instructions", *session.posargs)

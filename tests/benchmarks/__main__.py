@@ -12,7 +12,7 @@ from ..interop.nginx import running_nginx
 from ..interop.process import Process
 from ..interop.proxies import running_tinyproxy
 from .cases import CASES, CLIENTS, Case
-from .report import Report
+from .report import Report, describe, describe_connections, read_environment
 from .runner import FULL, QUICK, Result, run
 
 
@@ -22,13 +22,16 @@ def main() -> None:
     effort = QUICK if options.quick else FULL
     raise_file_limit(cases)
     started = time.monotonic()
-    report = Report(measure_all(cases, options))
+    results, connections = measure_all(cases, options)
     seconds = time.monotonic() - started
-    print(f"CPU time per request, median of up to {effort.rounds} rounds, {seconds:.0f} s in all\n")
-    print(report.table())
-    print(f"\n{report.rates()}\n\n{report.targets()}")
+    report, environment = Report(results), read_environment()
+    print(f"{describe(environment)}\n")
+    print(f"CPU time per request, median of {effort.rounds} rounds, {seconds:.0f} s in all\n")
+    print(f"{report.table(effort)}\n\n{report.rates()}\n\n{report.targets()}")
+    if connections:
+        print(f"\n{connections}")
     if options.json:
-        options.json.write_text(json.dumps(report.to_dict(effort), indent=2) + "\n")
+        options.json.write_text(json.dumps(report.to_dict(effort, environment), indent=2) + "\n")
     for failure in report.failures():
         print(f"\n{failure.client} failed in {failure.case}", file=sys.stderr)
     sys.exit(1 if report.failures() else 0)
@@ -52,7 +55,8 @@ def choose_cases(only: list[str] | None) -> list[Case]:
     return cases
 
 
-def measure_all(cases: list[Case], options: argparse.Namespace) -> list[Result]:
+def measure_all(cases: list[Case], options: argparse.Namespace) -> tuple[list[Result], str | None]:
+    """The results, and a line on the connections that carried one request each."""
     effort = QUICK if options.quick else FULL
     results = []
     with running_nginx() as server, proxy_for(cases) as proxy:
@@ -63,7 +67,7 @@ def measure_all(cases: list[Case], options: argparse.Namespace) -> list[Result]:
                 file=sys.stderr,
                 flush=True,
             )
-    return results
+        return results, describe_connections(server.connections_log())
 
 
 def proxy_for(cases: list[Case]) -> AbstractContextManager[Process | None]:

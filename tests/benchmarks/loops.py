@@ -15,13 +15,20 @@ Send = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Sample:
+    """What a number of requests took: seconds, and bytes where memory was measured."""
+
     requests: int
     cpu: float
     wall: float
+    memory: int = 0
 
     @property
     def cpu_per_request(self) -> float:
         return self.cpu / self.requests
+
+    @property
+    def memory_per_request(self) -> float:
+        return self.memory / self.requests
 
 
 class Stopwatch:

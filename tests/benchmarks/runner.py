@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import groupby
 from types import TracebackType
 from typing import Self
 
 from ..interop.nginx import Nginx
 from ..interop.process import Process
-from .cases import Case, Operation, Work
+from .cases import OURS, Case, Work
 from .loops import Sample
 
-PATHS: dict[Operation, str] = {"get": "/1k", "download": "/100m", "upload": "/sink"}
-STOP_SECONDS = 30.0
+_WORKER = (sys.executable, "-m", f"{__package__}.worker")
+# The name to import of each client.
+MODULES = {
+    OURS: "trio_exchange",
+    "httpcore2": "httpcore2",
+    "aiohttp": "aiohttp",
+    "pyreqwest": "pyreqwest.client",
+}
+# Nothing but Trio is imported before, in an interpreter that has nothing else to do.
+_IMPORT = """
+import sys, time, trio
+cpu, wall = time.process_time(), time.perf_counter()
+__import__(sys.argv[1])
+cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+import json
+print(json.dumps({"requests": 1, "cpu": cpu, "wall": wall}))
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Effort:
 
 # Many short rounds, since what disturbs a measurement often lasts for seconds, and then a pair that is
 # measured right after each other still has the right ratio.
-FULL = Effort(rounds=25, round_seconds=0.15, case_seconds=10.0)
+FULL = Effort(rounds=15, round_seconds=0.1, case_seconds=25.0)
 QUICK = Effort(rounds=5, round_seconds=0.06, case_seconds=1.0)
 
 
@@ -51,7 +67,7 @@ class Contestant:
         self._lanes = work.lanes
         self._spent = 0.0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", work.to_json()],
+            [*_WORKER, work.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -98,36 +114,91 @@ class Contestant:
         return Sample(**json.loads(line))
 
 
+class FreshContestant:
+    """Starts a process for each sample."""
+
+    def __init__(self, work: Work) -> None:
+        self.result = Result(work.client, work.case.name)
+        self._spent = 0.0
+        if work.case.operation == "import":
+            self._command = [sys.executable, "-c", _IMPORT, MODULES[work.client]]
+        else:
+            self._command = [*_WORKER, work.to_json()]
+        # Bytecode is compiled by the first process alone, whatever the environment says of it.
+        self._bytecode = tempfile.TemporaryDirectory(prefix="bytecode-")
+        self._environment = {**os.environ, "PYTHONPYCACHEPREFIX": self._bytecode.name}
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bytecode.cleanup()
+
+    def wait_until_warm(self) -> None:
+        self._sample()
+
+    def measure(self, effort: Effort) -> None:
+        if self.result.failed or self._spent >= effort.case_seconds:
+            return
+        sample = self._sample()
+        if sample is not None:
+            self._spent += sample.cpu
+            self.result.samples.append(sample)
+
+    def _sample(self) -> Sample | None:
+        process = subprocess.run(
+            self._command, env=self._environment, stdout=subprocess.PIPE, text=True, check=False
+        )
+        if process.returncode:
+            self.result.failed = True
+            return None
+        return Sample(**json.loads(process.stdout))
+
+
 def run(
     server: Nginx, proxy: Process | None, cases: Sequence[Case], clients: Sequence[str], effort: Effort
 ) -> Iterator[list[Result]]:
     """The results group by group, as soon as each is there."""
-    for _, group in groupby(cases, key=lambda case: case.group):
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.beside or case.name, []).append(case)
+    for group in groups.values():
         yield _run_group([work for case in group for work in _works(server, proxy, case, clients)], effort)
 
 
 def _works(server: Nginx, proxy: Process | None, case: Case, clients: Sequence[str]) -> Iterator[Work]:
     base = server.https_url if case.tls else server.http2_url if case.http2 else server.http_url
-    url = base + PATHS[case.operation]
     proxy_url = proxy.url if proxy is not None and case.proxy else None
     for client in clients:
         if client in case.clients:
-            yield Work(client, case, url, server.ca_file, proxy_url)
+            yield Work(client, case, base + case.path(client), server.ca_file, proxy_url)
+
+
+def _start(stack: ExitStack, work: Work) -> Contestant | FreshContestant:
+    if work.case.is_footprint:
+        return stack.enter_context(FreshContestant(work))
+    return stack.enter_context(Contestant(work))
 
 
 def _run_group(works: list[Work], effort: Effort) -> list[Result]:
     with ExitStack() as stack:
-        contestants = [stack.enter_context(Contestant(work)) for work in works]
+        contestants = [_start(stack, work) for work in works]
         # They start and warm up side by side, and nothing is measured before all have finished.
         for contestant in contestants:
             contestant.wait_until_warm()
         for turn in range(effort.rounds):
-            # Nobody always follows the same neighbour, nor always comes first.
+            # The first of each round, and the predecessor of each, change from round to round.
             for contestant in _rotated(contestants, turn):
                 contestant.measure(effort)
     return [contestant.result for contestant in contestants]
 
 
-def _rotated(contestants: list[Contestant], by: int) -> list[Contestant]:
+def _rotated(contestants: list[Contestant | FreshContestant], by: int) -> list[Contestant | FreshContestant]:
     start = by % len(contestants) if contestants else 0
     return contestants[start:] + contestants[:start]

@@ -1,5 +1,7 @@
 """One process, one client, one case. It keeps its connections open, and measures when told to.
 
+A case of the memory of idle connections is measured once, as the process starts.
+
 A process for each keeps the clients out of each other's heap, and lets the rounds alternate between
 event loops.
 """
@@ -15,13 +17,13 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal, Protocol, cast
 
 import trio
 
 from .cases import Work
-from .loops import Sample, Send, drain_on_asyncio, drain_on_trio
+from .loops import Sample, Send, Stopwatch, drain_on_asyncio, drain_on_trio
 
 WARM_UPS = 10
 
@@ -36,6 +38,13 @@ class Client(Protocol):
     async def download(self, lane: int) -> None: ...
 
     async def upload(self, lane: int) -> None: ...
+
+    async def upload_bytes(self, lane: int) -> None: ...
+
+
+class Holder(Client, Protocol):
+    async def hold(self, count: int) -> None:
+        """Receive that many heads before the first body is read, which takes as many connections."""
 
 
 class ClientModule(Protocol):
@@ -54,37 +63,74 @@ def main() -> None:
 
 
 async def serve(module: ClientModule, work: Work, drain: Drain) -> None:
-    sockets = count_sockets()
+    sockets = open_sockets()
     async with module.open_client(work) as client:
+        if work.case.operation == "idle":
+            emit(await measure_memory(client, work, drain, sockets))
+            return
         send = cast(Send, getattr(client, work.case.operation))
         emit(await warm_up(send, work, drain, sockets))
         # The loop stands still while another client is being measured.
         for line in iter(sys.stdin.readline, ""):
             gc.collect()
-            emit(await drain(send, work.lanes, int(line)))
+            before = open_sockets()
+            sample = await drain(send, work.lanes, int(line))
+            if not work.case.connect_each and open_sockets() != before:
+                raise RuntimeError(f"{work.client} has not kept its connections in {work.case.name}")
+            emit(sample)
 
 
-async def warm_up(send: Send, work: Work, drain: Drain, sockets: int) -> Sample:
+async def warm_up(send: Send, work: Work, drain: Drain, sockets: set[int]) -> Sample:
     """Open all connections. The last sample tells roughly what a request costs."""
+    needed = 0 if work.case.connect_each else work.case.connections
     for _ in range(WARM_UPS):
         sample = await drain(send, work.lanes, work.lanes)
-        opened = count_sockets() - sockets
-        if opened >= work.case.connections:
+        opened = len(open_sockets() - sockets)
+        if opened >= needed:
             # Connecting made the sample too dear; where that is dear itself, the sample has to do.
             return sample if sample.cpu > 1 else await drain(send, work.lanes, work.lanes)
-    raise RuntimeError(f"{work.client} has only {opened} of {work.case.connections} connections open")
+    raise RuntimeError(f"{work.client} has only {opened} of {needed} connections open")
 
 
-def count_sockets() -> int:
-    return sum(is_socket(int(name)) for name in os.listdir("/dev/fd"))
+async def measure_memory(client: Client, work: Work, drain: Drain, sockets: set[int]) -> Sample:
+    """The private memory that connections take which have been used and are idle."""
+    connections = work.case.connections
+    # What the first request imports and caches is not the connections'.
+    await client.get(0)
+    before = private_memory()
+    watch = Stopwatch()
+    if work.case.tasks == 1:
+        await cast(Holder, client).hold(connections)
+    else:
+        await drain(client.get, work.lanes, connections)
+    sample = watch.sample(connections)
+    opened = len(open_sockets() - sockets)
+    if opened < connections:
+        raise RuntimeError(f"only {opened} of {connections} connections are open")
+    return replace(sample, memory=private_memory() - before)
 
 
-def is_socket(descriptor: int) -> bool:
+def private_memory() -> int:
+    """The bytes of memory that this process alone uses, after a full garbage collection."""
+    gc.collect()
+    with open("/proc/self/smaps_rollup") as lines:
+        sizes = [int(line.split()[1]) for line in lines if line.startswith("Private_")]
+    return sum(sizes) * 1024
+
+
+def open_sockets() -> set[int]:
+    """The inodes of the open sockets, which no later socket has."""
+    inodes = (socket_inode(int(name)) for name in os.listdir("/dev/fd"))
+    return {inode for inode in inodes if inode is not None}
+
+
+def socket_inode(descriptor: int) -> int | None:
     try:
-        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+        status = os.fstat(descriptor)
     except OSError:
         # The one that listed the folder is closed by now.
-        return False
+        return None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
 
 
 def emit(sample: Sample) -> None:

@@ -70,6 +70,11 @@ class Nginx:
     def error_log(self) -> str:
         return _read(self.folder / "error.log")
 
+    def connections_log(self) -> list[list[str]]:
+        """For each request to ``/logged/``: its `client` in the query, its number on its connection, and
+        ``r`` if the TLS session was resumed, else ``.``."""
+        return [line.split(" ") for line in _read(self.folder / "connections.log").splitlines()]
+
     def reload(self) -> None:
         """New workers take over; the old ones finish their requests and close idle connections."""
         self.process.send_signal(signal.SIGHUP)
@@ -86,6 +91,18 @@ class Nginx:
 def find_nginx() -> str | None:
     # Debian keeps it in a folder that is on the path of administrators only.
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+def nginx_version() -> str:
+    said = subprocess.run([_binary(), "-v"], capture_output=True, text=True, check=True).stderr
+    return said.strip().rpartition("/")[2]
+
+
+def _binary() -> str:
+    binary = find_nginx()
+    if binary is None:
+        raise NginxError("nginx is not installed")
+    return binary
 
 
 @contextmanager
@@ -162,11 +179,8 @@ def _launch(folder: Path, http_port: int, https_port: int, http2_port: int) -> N
 
 
 def _command(folder: Path) -> list[str]:
-    binary = find_nginx()
-    if binary is None:
-        raise NginxError("nginx is not installed")
     command = [
-        binary,
+        _binary(),
         "-p",
         f"{folder}/",
         "-c",

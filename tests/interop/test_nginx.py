@@ -134,6 +134,15 @@ async def test_chunked_response(nginx: Nginx, via: Transport) -> None:
     assert response.content == nginx.file("1k").read_bytes() + nginx.file("1m").read_bytes()
 
 
+async def test_files_in_chunks(nginx: Nginx, via: Transport) -> None:
+    async with via.pool() as pool:
+        for name in ("1k", "1m"):
+            response = await pool.request("GET", f"{via.url}/chunked/{name}", extensions=TIMEOUTS)
+            assert header(response, b"transfer-encoding") == b"chunked"
+            assert response.content == nginx.file(name).read_bytes()
+        assert len(pool.connections) == 1
+
+
 async def test_response_that_ends_with_the_connection(nginx: Nginx, via: Transport) -> None:
     async with via.pool() as pool:
         response = await pool.request("GET", f"{via.url}/until-close.html", extensions=TIMEOUTS)

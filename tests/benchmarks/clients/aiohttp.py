@@ -10,9 +10,9 @@ import aiohttp
 
 from ..cases import (
     DOWNLOAD_SIZE,
-    HEADERS,
     SMALL_SIZE,
     TIMEOUT_SECONDS,
+    UPLOAD_BODY,
     UPLOAD_CHUNK,
     UPLOAD_HEADERS,
     UPLOAD_SIZE,
@@ -29,10 +29,10 @@ KEEPALIVE_SECONDS = 3600
 
 
 class AiohttpClient:
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, work: Work) -> None:
         self._session = session
-        self._url = url
-        self._headers = decode(HEADERS)
+        self._url = work.url
+        self._headers = decode(work.case.headers)
         self._upload_headers = decode(UPLOAD_HEADERS)
 
     async def get(self, lane: int) -> None:
@@ -49,9 +49,13 @@ class AiohttpClient:
         assert received == DOWNLOAD_SIZE
 
     async def upload(self, lane: int) -> None:
-        async with self._session.post(
-            self._url, headers=self._upload_headers, data=upload_chunks()
-        ) as response:
+        await self._upload(upload_chunks())
+
+    async def upload_bytes(self, lane: int) -> None:
+        await self._upload(UPLOAD_BODY)
+
+    async def _upload(self, data: AsyncIterator[bytes] | bytes) -> None:
+        async with self._session.post(self._url, headers=self._upload_headers, data=data) as response:
             assert response.status == 204
 
 
@@ -78,4 +82,4 @@ async def open_client(work: Work) -> AsyncIterator[AiohttpClient]:
         auto_decompress=False,
         timeout=TIMEOUTS if work.case.timeouts else NO_TIMEOUTS,
     ) as session:
-        yield AiohttpClient(session, work.url)
+        yield AiohttpClient(session, work)

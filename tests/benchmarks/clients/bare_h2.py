@@ -1,7 +1,9 @@
-"""The least that HTTP/2 on Trio can cost: h2 and one socket, no pool, no models, no errors, no limits.
+"""A plain loop over h2 and one socket: no pool, no models, no errors, no limits.
 
-Whoever waits for an answer, and finds nobody reading, reads for all. So a single task does what a plain loop
-would do, and many tasks need no task more than themselves.
+A task that waits for its response receives for all tasks, unless another already does. So a single task does
+what a plain loop would do, and many tasks need no further task.
+
+It is not the least that HTTP/2 on Trio can cost: a client may do with less than h2 does.
 """
 
 from __future__ import annotations
@@ -137,6 +139,6 @@ class BareClient:
 @asynccontextmanager
 async def open_client(work: Work) -> AsyncIterator[BareClient]:
     url = urlsplit(work.url)
-    stream = await open_stream(url.hostname or "", url.port or 0, work)
+    stream = await open_stream(work)
     yield BareClient(url.netloc, url.path, stream)
     await trio.aclose_forcefully(stream)
