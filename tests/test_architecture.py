@@ -53,6 +53,10 @@ FOLDERS = {
         "connection",
         "exchange",
         "http11_errors",
+        "http11_heads",
+        "http11_judge",
+        "http11_bodies",
+        "http11_sending",
         "http11",
     ],
     "_http.http2": [
