@@ -218,15 +218,16 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> None:
         """Add what has arrived; `b""` for the end of the stream."""
-        if self._judge is None:
+        judge = self._judge
+        if judge is None:
             kept = self._arrived[self._at :]
             self._arrived = kept + data
             self._before = len(kept)
             self._at = 0
-        if not data:
-            self._call_judge()
-        if self._judge is not None:
-            self._judge.feed(data)
+            if data:
+                return
+            judge = self._call_judge()
+        judge.feed(data)
 
     def _parse(self) -> bytes | None:
         if self._judge is not None:

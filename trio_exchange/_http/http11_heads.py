@@ -67,7 +67,8 @@ def recognize(data: bytes, limit: int) -> ReceivedHead | None:
         data: The bytes that have arrived, from the beginning of the head.
         limit: The most bytes of a head.
     """
-    match = _HEAD.match(data)
+    # Don't scan a head that is not whole.
+    match = _HEAD.match(data) if b"\r\n\r\n" in data else None
     if match is None:
         return None
     end = match.end()
