@@ -182,7 +182,7 @@ def test_the_scheduler_is_pure() -> None:
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("h11", {"_http.http11", "testing"}),
+        ("h11", {"_http.http11_judge", "testing"}),
         (
             "h2",
             {

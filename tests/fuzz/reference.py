@@ -104,9 +104,9 @@ def chunks(pieces: Iterable[bytes]) -> Yielded:
     try:
         for piece in pieces:
             body.feed(piece)
-            seen.append([])
+            seen.append(b"")
             while data := body.take():
-                seen[-1].append(data)
+                seen[-1] += data
             if data is not None:
                 after = body._arrived[body._at :]
                 return [*seen, body.trailers, after, body.is_clean]
@@ -124,9 +124,9 @@ def chunks_by_h11(pieces: Iterable[bytes]) -> Yielded:
     try:
         for piece in pieces:
             connection.receive_data(piece)
-            seen.append([])
+            seen.append(b"")
             while isinstance(event := connection.next_event(), h11.Data):
-                seen[-1].append(bytes(event.data))
+                seen[-1] += event.data
             if isinstance(event, h11.EndOfMessage):
                 after = connection.trailing_data[0]
                 return [*seen, event.headers.raw_items(), after, not after]

@@ -204,8 +204,9 @@ async def _witness(script: Script) -> list[Any]:
 
 async def _witness_one(pool: ConnectionPool, options: int, headers: dict[str, str]) -> list[Any]:
     method = _METHODS[options & 3]
-    most_chunks = (None, None, 1, 0)[options >> 4 & 3]
+    whole = not options & 0x20
     seen: list[Any] = []
+    body = bytearray()
 
     async def inform(status: int, fields: Any) -> None:
         seen.append((status, list(fields)))
@@ -226,17 +227,16 @@ async def _witness_one(pool: ConnectionPool, options: int, headers: dict[str, st
                 (said["http_version"], response.status, said["reason_phrase"], list(response.headers))
             )
             async for chunk in response.aiter_stream():
-                seen.append(chunk)
-                if most_chunks is not None:
-                    most_chunks -= 1
-                    if most_chunks <= 0:
-                        break
+                # h11 yields each chunk on its own.
+                if not whole:
+                    break
+                body += chunk
             seen.append(list(said["trailing_headers"]))
             if response.status == 101 or (method == "CONNECT" and response.status < 300):
                 seen.append(await said["network_stream"].read(100, timeout=1.0))
     except ExchangeError as exc:
         seen.append(repr(exc))
-    return seen
+    return [*seen, bytes(body)]
 
 
 # -- HTTP/2.

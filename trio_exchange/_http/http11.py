@@ -59,6 +59,7 @@ from .request import RequestContext
 _RESPONSE_BEGINS = b"HTTP/1."
 # The number of receives that wait before the next attempt to receive without waiting.
 _WAITS = 8
+_NO_FIELDS = EncodedFields([])
 
 
 class HTTP11Connection(HTTPConnection):
@@ -70,7 +71,7 @@ class HTTP11Connection(HTTPConnection):
         super().__init__(established, origin, settings, owner)
         self._stream: HTTP11Stream | None = None
         # Consecutive requests on a connection often have the same headers.
-        self._last_fields = EncodedFields([])
+        self._last_fields = _NO_FIELDS
         self._waits = 0
 
     def _is_active(self) -> bool:
@@ -248,11 +249,12 @@ class HTTP11Stream:
     async def prepare(self, content: bytes | None) -> bool:
         """Encode the head, with the content if it is small."""
         prepared, fields = self._prepared, self._fields
-        self._to_send = b"%b %b HTTP/1.1\r\n%b" % (prepared.method, prepared.target, fields.encoded)
+        head = b"%b %b HTTP/1.1\r\n%b" % (prepared.method, prepared.target, fields.encoded)
         if content is None:
             self._writer = ContentWriter(fields)
+            self._to_send = head
             return False
-        self._to_send += frame_content(fields, content)
+        self._to_send = head + frame_content(fields, content)
         return True
 
     async def send_head(self) -> None:
@@ -339,22 +341,23 @@ class HTTP11Stream:
     async def wait_until_answered(self, timeout: float | None) -> None:
         """Wait for the first bytes of the response."""
         while not self.answered:
-            self._feed_head(await self._receive(timeout))
+            await self._receive_of_head(timeout)
 
-    async def _receive(self, timeout: float | None) -> bytes:
+    async def _receive_of_head(self, timeout: float | None) -> None:
         try:
-            return await self._connection.receive(timeout)
+            data = await self._connection.receive(timeout)
         except ReadError as exc:
             if self.answered:
                 raise
             raise self._failure(exc) from None
+        self._feed_head(data)
 
     # -- The response's head.
 
     async def receive_head(self, timeout: float | None) -> Head:
         """Receive the next head, interim or final."""
         while not self._head_has_arrived():
-            self._feed_head(await self._receive(timeout))
+            await self._receive_of_head(timeout)
         received = self._found
         assert received is not None
         head, framing, rest = received
@@ -432,7 +435,7 @@ class HTTP11Stream:
         body = self._body
         assert body is not None
         while (data := body.take()) is None:
-            body.feed(await self._receive(timeout))
+            body.feed(await self._connection.receive(timeout))
         if data:
             return data
         self._end_response(body.trailers)

@@ -1,7 +1,7 @@
 """HTTP/1.1: the bodies of responses, by their framing (RFC 9112, section 6.3).
 
-Theory of operation. A body takes bytes as they arrive, and yields data as soon as there is some, in the
-pieces in which it has arrived; no piece spans two chunks. It does no I/O.
+Theory of operation. A body takes bytes as they arrive, and yields data as soon as there is some. What has
+arrived together comes in one piece, since the boundaries of chunks mean nothing. A body does no I/O.
 
 *Chunks.* `ChunkedBody` recognizes chunks of the plain form: a short size, CRLF, data, CRLF, and at the end a
 size of 0 and an empty line. What precedes a chunk is always the same boundary, CRLF, size, CRLF, because the
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import re
 from typing import Protocol
-
-import h11
 
 from .._exceptions import RemoteProtocolError
 from .._fields import HeaderList
@@ -221,7 +219,7 @@ class ChunkedBody:
         judge = self._judge
         if judge is None:
             kept = self._arrived[self._at :]
-            self._arrived = kept + data
+            self._arrived = kept + data if kept else data
             self._before = len(kept)
             self._at = 0
             if data:
@@ -232,18 +230,24 @@ class ChunkedBody:
     def _parse(self) -> bytes | None:
         if self._judge is not None:
             return self._parse_judged(self._judge)
-        data, at = self._arrived, self._at
-        if not self._left:
-            boundary = _BOUNDARY.match(data, at)
-            size = int(boundary[1], 16) if boundary is not None else 0
-            if boundary is None or not size:
-                return self._parse_end()
-            self._left = size
-            at = boundary.end()
-        piece = data[at : at + self._left]
-        self._left -= len(piece)
-        self._at = at + len(piece)
-        return piece or None
+        data, at, left = self._arrived, self._at, self._left
+        pieces: list[bytes] = []
+        while True:
+            if not left:
+                boundary = _BOUNDARY.match(data, at)
+                if boundary is None or not (left := int(boundary[1], 16)):
+                    break
+                at = boundary.end()
+            piece = data[at : at + left]
+            if not piece:
+                break
+            pieces.append(piece)
+            at += len(piece)
+            left -= len(piece)
+        self._at, self._left = at, left
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return None if left else self._parse_end()
 
     def _parse_end(self) -> bytes | None:
         end = _END.match(self._arrived, self._at)
@@ -260,17 +264,14 @@ class ChunkedBody:
         before, after = self._arrived[self._at : self._before], self._arrived[max(self._at, self._before) :]
         if before:
             judge.feed(before)
-            judge.next_event()
+            judge.take()
         if after:
             judge.feed(after)
         return judge
 
     def _parse_judged(self, judge: ChunkJudge) -> bytes | None:
-        event = judge.next_event()
-        if event is None:
-            return None
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        self.trailers = event.headers.raw_items()
-        self._arrived, self._at = judge.rest, 0
-        return b""
+        data = judge.take()
+        if data == b"":
+            self.trailers = judge.trailers
+            self._arrived, self._at = judge.rest, 0
+        return data

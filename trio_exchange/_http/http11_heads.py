@@ -26,6 +26,7 @@ _HEAD = re.compile(
 )
 # Applies to the lines that `_HEAD` has matched.
 _FIELD = re.compile(rb"([^:]++): ?+([^\r]*+)\r\n")
+_FRAMING_FIELDS = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 # The number of digits that h11 accepts.
 _MOST_DIGITS = 20
 
@@ -84,7 +85,10 @@ def framing_of(headers: HeaderList) -> Framing:
     length, fields = None, 0
     coded = closes = malformed = False
     for name, value in headers:
-        match name.lower():
+        name = name.lower()
+        if name not in _FRAMING_FIELDS:
+            continue
+        match name:
             case b"content-length":
                 fields += 1
                 if value.isdigit() and len(value) <= _MOST_DIGITS:
@@ -95,7 +99,7 @@ def framing_of(headers: HeaderList) -> Framing:
                 fields += 1
                 coded = True
                 malformed = malformed or value != b"chunked"
-            case b"connection":
+            case _:
                 closes = closes or asks_to_close(value)
     return Framing(length, coded, closes, malformed or fields > 1)
 

@@ -19,7 +19,7 @@ from typing import Any
 import h11
 
 from .._exceptions import RemoteProtocolError, without_frames
-from .._fields import Headers
+from .._fields import HeaderList, Headers
 from .http11_errors import explain_received
 from .http11_heads import ReceivedHead, framing_of
 from .message_stream import Head
@@ -109,19 +109,28 @@ class ChunkJudge(Judge):
     Args:
         left: The number of bytes that are left of the current chunk. With 0, its CRLF comes next.
         limit: The most bytes of a chunk's size line and of the trailers.
+
+    Attributes:
+        trailers: The trailer fields, once the body has ended.
     """
 
     def __init__(self, left: int, limit: int) -> None:
         super().__init__(h11.Request(method="GET", target="/", headers=[("Host", "")]), limit)
+        self.trailers: HeaderList = []
         self.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\nx" % (left + 1))
-        self.next_event()
-        self.next_event()
+        self._next_event(())
+        self._next_event(())
 
-    def next_event(self) -> h11.Data | h11.EndOfMessage | None:
-        """Return the next piece of a chunk or the end of the body, None if more is to come.
+    def take(self) -> bytes | None:
+        """Return the next data, `b""` at the body's end, or None if more has to arrive first.
 
         Raises:
-            RemoteProtocolError: The body is malformed, or has ended too early.
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
         """
-        event: h11.Data | h11.EndOfMessage | None = self._next_event(())
-        return event
+        event = self._next_event(())
+        if event is None:
+            return None
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        self.trailers = event.headers.raw_items()
+        return b""
