@@ -692,6 +692,20 @@ async def test_an_answer_that_is_reset(nursery: trio.Nursery, tls: ssl.SSLContex
         await settled(pool)
 
 
+async def test_a_head_that_is_reset_in_its_middle_is_not_asked_for_again(nursery: trio.Nursery) -> None:
+    async def script(peer: ScriptedPeer) -> None:
+        await peer.receive_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nA: ")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        reset(peer)
+
+    server = await serve_tcp(nursery, script)
+    async with tcp_pool() as pool:
+        with pytest.raises(ReadError):
+            await pool.request("GET", server.url)
+        await settled(pool)
+
+
 async def test_the_error_names_what_happened(nursery: trio.Nursery) -> None:
     for data, message in [
         (b"", "without sending a response"),
