@@ -6,8 +6,8 @@ arrived together comes in one piece, since the boundaries of chunks mean nothing
 *Chunks.* `ChunkedBody` recognizes chunks of the plain form: a short size, CRLF, data, CRLF, and at the end a
 size of 0 and an empty line. What precedes a chunk is always the same boundary, CRLF, size, CRLF, because the
 reader adds a CRLF before the first chunk. A boundary may arrive in parts; what could still become one is
-kept. At anything else (an extension, trailers, a malformed line, or the end of the stream) a `ChunkJudge`
-takes over for the rest of the body.
+kept. At any other boundary (an extension, trailers, a malformed line), and when the stream ends, a
+`ChunkJudge` takes over for the rest of the body.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class ChunkedBody:
         return self._parse_judged(self._call_judge())
 
     def _call_judge(self) -> ChunkJudge:
-        judge = self._judge = ChunkJudge(self._left, self._limit)
+        judge = self._judge = ChunkJudge(self._limit)
         # In the pieces in which they arrived, since h11's error shows only the last.
         before, after = self._arrived[self._at : self._before], self._arrived[max(self._at, self._before) :]
         if before:

@@ -6,9 +6,8 @@ the bytes in the pieces in which they arrive, and accepts them or refuses them w
 h11 is in use: requests, bodies of known length, and the reuse of connections don't need it.
 
 A judge of heads must know the request: it decides whether the server may switch protocols. A judge of a
-chunked body has to begin where its bytes begin, which may be in the middle of a chunk. So it is first told of
-a response that has come as far: the head, the size of what is left of the chunk and one byte more, and that
-byte. The chunk then goes on, or ends if nothing is left.
+chunked body has to begin where its bytes begin, at the CRLF after some chunk. So it is first told of a
+response that has come as far: a head, and a chunk of one byte without its CRLF.
 """
 
 from __future__ import annotations
@@ -104,20 +103,19 @@ class HeadJudge(Judge):
 
 
 class ChunkJudge(Judge):
-    """The judge of the rest of a chunked body.
+    """The judge of the rest of a chunked body, from the CRLF after a chunk on.
 
     Args:
-        left: The number of bytes that are left of the current chunk. With 0, its CRLF comes next.
         limit: The most bytes of a chunk's size line and of the trailers.
 
     Attributes:
         trailers: The trailer fields, once the body has ended.
     """
 
-    def __init__(self, left: int, limit: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__(h11.Request(method="GET", target="/", headers=[("Host", "")]), limit)
         self.trailers: HeaderList = []
-        self.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\nx" % (left + 1))
+        self.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx")
         self._next_event(())
         self._next_event(())
 
