@@ -53,6 +53,10 @@ FOLDERS = {
         "connection",
         "exchange",
         "http11_errors",
+        "http11_heads",
+        "http11_judge",
+        "http11_bodies",
+        "http11_sending",
         "http11",
     ],
     "_http.http2": [
@@ -189,7 +193,7 @@ def test_the_scheduler_is_pure() -> None:
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("h11", {"_http.http11", "testing._http11"}),
+        ("h11", {"_http.http11_judge", "testing._http11"}),
         (
             "h2",
             {

@@ -18,7 +18,7 @@ from . import corpus
 WORK = Path("fuzz-work")
 FINDINGS = Path("fuzz-findings")
 _LARGEST_INPUT = 4096
-_TARGETS = ("http11", "http2", "parsers")
+_TARGETS = ("http11", "recognizers", "http2", "parsers")
 # Seconds that one run may take, and MiB that the process may use.
 _LONGEST_RUN = 20
 _MOST_MEMORY = 2048

@@ -61,21 +61,23 @@ class Script:
         options: Of the run, bit by bit.
         phases: What is sent after each request, in the pieces in which it arrives.
         ends: Whether the connection ends after the last, or is silent.
+        variant: Of the requests.
     """
 
     options: int
     phases: tuple[tuple[bytes, ...], ...]
     ends: bool
+    variant: int = 0
 
 
 def http11_script(data: bytes) -> Script:
     """Answers over HTTP/1.1: two bytes of options, and then the bytes as they are."""
     source = Bytes(data)
-    options, ends = source.number(), bool(source.number() & 1)
+    options, more = source.number(), source.number()
     phases = tuple(
         tuple(piece for piece in phase.split(PIECE) if piece) for phase in source.rest().split(NEXT_REQUEST)
     )
-    return Script(options, phases, ends)
+    return Script(options, phases, bool(more & 1), more >> 1)
 
 
 #: Fields to make header blocks of, by their number.

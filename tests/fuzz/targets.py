@@ -15,6 +15,7 @@ from trio_exchange._http.http2.headers import check_fields, content_length, resp
 
 from .inputs import Bytes, Script, http2_script, http11_script
 from .peer import Network
+from .reference import chunks, chunks_by_h11, h11_alone, heads
 
 # Of Trio's clock, which jumps; more than all timeouts together.
 _FOREVER = 1000.0
@@ -157,6 +158,87 @@ async def _exchange_once(script: Script) -> Seen | None:
         return await _request(pool, script.options >> 2, None)
 
 
+# -- The recognizers of HTTP/1.1.
+
+
+def recognizers(data: bytes) -> None:
+    """What is recognized means the same to h11: a head, a chunked body, or all that a client can see."""
+    script = http11_script(data)
+    pieces = script.phases[0]
+    match script.options >> 6:
+        case 0:
+            found, expected = heads(b"".join(pieces))
+            check(found == expected, f"the head is {found}, not {expected}")
+        case 1:
+            stream = [*pieces, b""] if script.ends else [*pieces]
+            seen, expected_body = chunks(stream), chunks_by_h11(stream)
+            check(seen == expected_body, f"the body is {seen}, not {expected_body}")
+        case _:
+            usual = _run(_witness, script)
+            with h11_alone():
+                judged = _run(_witness, script)
+            check(usual == judged, f"the client sees {usual}, not {judged}")
+
+
+_HEADERS: tuple[dict[str, str], ...] = (
+    {},
+    {"Connection": "Upgrade", "Upgrade": "x"},
+    {"Connection": "close"},
+    {"Expect": "100-continue"},
+)
+
+
+async def _witness(script: Script) -> list[Any]:
+    """Everything that a client sees of two exchanges, and of the connections that they leave."""
+    network = Network(script)
+    seen: list[Any] = []
+    async with ConnectionPool(connector=network, max_header_bytes=_LARGEST_HEAD) as pool:
+        for options in (script.options, script.options >> 2):
+            seen.append(await _witness_one(pool, options, _HEADERS[script.variant & 3]))
+            await _check_pool(pool)
+            idle = pool.statistics().idle
+            seen.append((len(network.streams), idle, [stream.sent for stream in network.streams]))
+    await _check_closed(pool, network)
+    return seen
+
+
+async def _witness_one(pool: ConnectionPool, options: int, headers: dict[str, str]) -> list[Any]:
+    method = _METHODS[options & 3]
+    whole = not options & 0x20
+    seen: list[Any] = []
+    body = bytearray()
+
+    async def inform(status: int, fields: Any) -> None:
+        seen.append((status, list(fields)))
+
+    extensions: dict[str, Any] = {
+        "timeout": {"read": _TIMEOUT, "write": _TIMEOUT},
+        "informational": inform,
+    }
+    if method == "CONNECT":
+        extensions["target"] = b"example.com:80"
+    content = b"upload" if method == "POST" else None
+    try:
+        async with pool.stream(
+            method, "http://example.com/", headers=headers, content=content, extensions=extensions
+        ) as response:
+            said = response.extensions
+            seen.append(
+                (said["http_version"], response.status, said["reason_phrase"], list(response.headers))
+            )
+            async for chunk in response.aiter_stream():
+                # h11 yields each chunk on its own.
+                if not whole:
+                    break
+                body += chunk
+            seen.append(list(said["trailing_headers"]))
+            if response.status == 101 or (method == "CONNECT" and response.status < 300):
+                seen.append(await said["network_stream"].read(100, timeout=1.0))
+    except ExchangeError as exc:
+        seen.append(repr(exc))
+    return [*seen, bytes(body)]
+
+
 # -- HTTP/2.
 
 
@@ -287,4 +369,9 @@ def _check_block(data: bytes) -> None:
     check_fields(head.headers)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"http11": http11, "http2": http2, "parsers": parsers}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "http11": http11,
+    "recognizers": recognizers,
+    "http2": http2,
+    "parsers": parsers,
+}

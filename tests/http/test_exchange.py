@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-import h11
 import pytest
 import trio
 import trio.testing
@@ -316,7 +315,7 @@ async def test_content_of_another_length_than_declared(
             assert relation == "longer" or f"{declared - size} bytes shorter" in str(info.value)
         else:
             assert str(info.value) == f"the content is {relation} than its Content-Length, {declared}"
-            assert isinstance(info.value.__cause__, h11.LocalProtocolError)
+            assert info.value.__cause__ is None
         await client.assert_given_up(pool)
         if client.http2:
             # Pieces are sent until one exceeds the length.

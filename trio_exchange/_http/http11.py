@@ -5,12 +5,11 @@ ended, the connection can take another request; otherwise it is marked for closi
 bytes after the response, both a Content-Length and a Transfer-Encoding, or an incomplete request.
 
 *Sending.* The head and a small body go out in one write. An `Upload` sends a body that is large, streamed,
-or waits for `100 (Continue)`.
+or waits for `100 (Continue)`. `http11_sending` frames both.
 
-*Receiving.* h11 parses heads, and the bodies that need parsing. A body of known length needs none: it goes
-from the stream to the user without h11, which saves a tenth of the cost of a small response and half the
-cost of a large one. h11 has then not seen the response's end. Its state for the request's side still tells
-whether the connection may persist, and a new `h11.Connection` serves the next exchange.
+*Receiving.* A stream first receives heads, up to the final one, and then a `Body` (`http11_bodies`). A head
+of the common form is recognized here, and any other goes to a judge, which is h11 (`http11_judge`). So h11
+takes part only in exchanges that need it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import h11
 import trio
 
 from .._connect.attempt import Established
@@ -45,19 +43,23 @@ from .._exceptions import (
     WriteTimeout,
     without_frames,
 )
-from .._fields import HeaderList, Headers
+from .._fields import HeaderList
 from .._models import Response
 from .._timeouts import timed
 from .._urls import Origin, with_tls
 from .connection import HTTPConnection, Owner, Settings
 from .exchange import Exchange
-from .http11_errors import explain_received, explain_sent
+from .http11_bodies import Body, body_of
+from .http11_heads import ReceivedHead, announces_body, may_persist, recognize
+from .http11_judge import HeadJudge
+from .http11_sending import ContentWriter, EncodedFields, frame_content
 from .message_stream import CLOSED, OPEN, Head, StreamState, TracePoints
-from .request import PreparedRequest, RequestContext
+from .request import RequestContext
 
 _RESPONSE_BEGINS = b"HTTP/1."
 # The number of receives that wait before the next attempt to receive without waiting.
 _WAITS = 8
+_NO_FIELDS = EncodedFields([])
 
 
 class HTTP11Connection(HTTPConnection):
@@ -67,10 +69,9 @@ class HTTP11Connection(HTTPConnection):
 
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         super().__init__(established, origin, settings, owner)
-        self.h11: h11.Connection = self._new_h11()
         self._stream: HTTP11Stream | None = None
-        self._last_headers: HeaderList = []
-        self._last_head: h11.Request | None = None
+        # Consecutive requests on a connection often have the same headers.
+        self._last_fields = _NO_FIELDS
         self._waits = 0
 
     def _is_active(self) -> bool:
@@ -81,9 +82,6 @@ class HTTP11Connection(HTTPConnection):
         stream, self._stream = self._stream, None
         if stream is not None and stream.stop_sending is not None:
             stream.stop_sending()
-
-    def _new_h11(self) -> h11.Connection:
-        return h11.Connection(h11.CLIENT, max_incomplete_event_size=self.settings.max_header_bytes)
 
     async def exchange(self, context: RequestContext) -> Response:
         """Send a request and receive the head of its response.
@@ -104,10 +102,6 @@ class HTTP11Connection(HTTPConnection):
         if self._close_requested.is_set():
             return
         if reusable:
-            if self.h11.their_state is h11.DONE:
-                self.h11.start_next_cycle()
-            else:
-                self.h11 = self._new_h11()
             self.owner.released(self)
         else:
             self.close_soon()
@@ -138,20 +132,12 @@ class HTTP11Connection(HTTPConnection):
             pass
         return False
 
-    def encode_head(self, prepared: PreparedRequest) -> bytes:
-        """Encode the head of a request."""
-        # Consecutive requests on a connection often have the same head, or at least the same headers.
-        # h11 does not check again what it has already checked.
-        headers: Any = prepared.headers
-        last = self._last_head
-        if last is not None and headers == self._last_headers:
-            if last.target == prepared.target and last.method == prepared.method:
-                return _to_wire(self.h11, last, prepared)
-            headers = last.headers
-        # h11's checks can't fail here: preparing the request has already made them.
-        self._last_head = h11.Request(method=prepared.method, target=prepared.target, headers=headers)
-        self._last_headers = prepared.headers
-        return _to_wire(self.h11, self._last_head, prepared)
+    def encode_fields(self, headers: HeaderList) -> EncodedFields:
+        """Encode the header fields of a request."""
+        fields = self._last_fields
+        if fields.headers != headers:
+            fields = self._last_fields = EncodedFields(headers)
+        return fields
 
     async def receive(self, timeout: float | None) -> bytes:
         """Wait for data. Return `b""` at the end of the stream.
@@ -212,16 +198,6 @@ class HTTP11Connection(HTTPConnection):
             raise WriteError(str(self.transport.send_error)) from self.transport.send_error
 
 
-_END = h11.EndOfMessage()
-
-
-def _to_wire(connection: h11.Connection, event: h11.Event, prepared: PreparedRequest) -> bytes:
-    try:
-        return connection.send(event) or b""
-    except h11.LocalProtocolError as exc:
-        raise LocalProtocolError(explain_sent(str(exc), prepared.headers)) from exc
-
-
 class HTTP11Stream:
     """One request and its response over HTTP/1.1; see `MessageStream`.
 
@@ -241,25 +217,22 @@ class HTTP11Stream:
         self.stop_sending: Callable[[], None] | None = None
         self._connection = connection
         self._context = context
-        self._prepared = context.prepared
-        self._h11 = connection.h11
+        self._prepared = prepared = context.prepared
         # Sending. A write error does not end the exchange, since the server may still have answered.
+        self._fields = connection.encode_fields(prepared.headers)
         self._to_send = b""
         self._sent_before = connection.transport.bytes_sent
         self._write_error: WriteError | None = None
-        # Receiving a head: the number of bytes since the last accepted head, and these bytes. `_head` is
-        # None after the final head.
+        # Frames the content that an upload sends. None once all of the request was framed.
+        self._writer: ContentWriter | None = None
+        # Receiving heads: the bytes that have arrived and the number of them, the judge if they need one, and
+        # the next head once it was found. After the final head, `_body` is set.
+        self._arrived = b""
         self._received = 0
-        self._head: list[bytes] | None = []
-        # The next event, once h11 was asked for it: `h11.NEED_DATA` if it is incomplete.
-        self._event: Any = None
-        # The explanation of h11's error, kept because h11 gives the reason only once.
-        self._violation = ""
-        # A body of known length: the number of bytes to come, and the bytes that came with the head.
-        self._left: int | None = None
-        self._buffered = b""
-        # Some proxies can't parse a further request after a CONNECT that they refused.
-        self._may_reuse = context.prepared.method != b"CONNECT"
+        self._judge: HeadJudge | None = None
+        self._found: ReceivedHead | None = None
+        self._body: Body | None = None
+        self._may_reuse = True
 
     @property
     def failed(self) -> bool:
@@ -275,13 +248,13 @@ class HTTP11Stream:
 
     async def prepare(self, content: bytes | None) -> bool:
         """Encode the head, with the content if it is small."""
-        data = self._connection.encode_head(self._prepared)
+        prepared, fields = self._prepared, self._fields
+        head = b"%b %b HTTP/1.1\r\n%b" % (prepared.method, prepared.target, fields.encoded)
         if content is None:
-            self._to_send = data
+            self._writer = ContentWriter(fields)
+            self._to_send = head
             return False
-        if content:
-            data += _to_wire(self._h11, h11.Data(data=content), self._prepared)
-        self._to_send = data + _to_wire(self._h11, _END, self._prepared)
+        self._to_send = head + frame_content(fields, content)
         return True
 
     async def send_head(self) -> None:
@@ -297,7 +270,7 @@ class HTTP11Stream:
         except WriteError as exc:
             self._write_error = without_frames(exc)
         else:
-            if self._h11.our_state is not h11.SEND_BODY:
+            if self._writer is None:
                 self.state = self.state.after_local_end()
         self._to_send = b""
 
@@ -318,7 +291,7 @@ class HTTP11Stream:
         except ReadError as exc:
             raise self._failure(exc) from None
         self._may_reuse = False
-        self._feed(data)
+        self._feed_head(data)
 
     async def _check_still_usable(self) -> None:
         """Raise if the reused connection was closed or has received unsolicited data."""
@@ -343,17 +316,19 @@ class HTTP11Stream:
 
     async def send_data(self, data: memoryview) -> int:
         """Send all of `data`."""
-        body: Any = data  # h11 accepts any bytes-like object.
-        await self._send_event(h11.Data(data=body))
+        assert self._writer is not None
+        await self._send(self._writer.frame(data))
         return len(data)
 
     async def send_end(self) -> None:
         """Send the end of the request."""
-        await self._send_event(_END)
+        assert self._writer is not None
+        end = self._writer.end()
+        self._writer = None
+        await self._send(end)
         self.state = self.state.after_local_end()
 
-    async def _send_event(self, event: h11.Event) -> None:
-        data = _to_wire(self._h11, event, self._prepared)
+    async def _send(self, data: bytes | memoryview) -> None:
         if data:
             await self._connection.send(data, None)
 
@@ -361,50 +336,56 @@ class HTTP11Stream:
 
     def has_arrived(self) -> bool:
         """Return whether the next receive completes without waiting."""
-        if self._left is not None:
-            return not self._left or bool(self._buffered)
-        # Before the first bytes h11 has no event: a connection is reused only with an empty h11 buffer.
-        if self._event is None and self.answered:
-            self._event = self._take_event()
-        return self._event is not None and self._event is not h11.NEED_DATA
+        return self._head_has_arrived() if self._body is None else self._body.has_arrived()
 
     async def wait_until_answered(self, timeout: float | None) -> None:
         """Wait for the first bytes of the response."""
         while not self.answered:
-            self._feed(await self._receive(timeout))
+            await self._receive_of_head(timeout)
 
-    async def _receive(self, timeout: float | None) -> bytes:
+    async def _receive_of_head(self, timeout: float | None) -> None:
         try:
-            return await self._connection.receive(timeout)
+            data = await self._connection.receive(timeout)
         except ReadError as exc:
             if self.answered:
                 raise
             raise self._failure(exc) from None
+        self._feed_head(data)
 
-    async def _next_event(self, timeout: float | None) -> Any:
-        while not self.has_arrived():
-            self._feed(await self._receive(timeout))
-        event, self._event = self._event, None
-        return event
+    # -- The response's head.
 
-    def _feed(self, data: bytes) -> None:
-        if self._head is not None:
-            if not data:
-                raise self._failure(
-                    RemoteProtocolError(
-                        "the server closed the connection in the middle of the response's head"
-                        if self.answered
-                        else "the server closed the connection without sending a response"
-                    )
+    async def receive_head(self, timeout: float | None) -> Head:
+        """Receive the next head, interim or final."""
+        while not self._head_has_arrived():
+            await self._receive_of_head(timeout)
+        received = self._found
+        assert received is not None
+        head, framing, rest = received
+        if head.status < 200 and head.status != 101:
+            self._may_reuse = self._may_reuse and not announces_body(framing)
+            self._found = self._judge = None
+            self._received, self._arrived = 0, rest
+            self._check_beginning(rest)
+        return head
+
+    def _feed_head(self, data: bytes) -> None:
+        if not data:
+            raise self._failure(
+                RemoteProtocolError(
+                    "the server closed the connection in the middle of the response's head"
+                    if self.answered
+                    else "the server closed the connection without sending a response"
                 )
-            self._head.append(data)
+            )
         self.answered = True
-        self._count(data)
-        self._h11.receive_data(data)
-        self._event = None
+        self._check_beginning(data)
+        if self._judge is None:
+            self._arrived += data
+        else:
+            self._judge.feed(data)
 
-    def _count(self, data: bytes) -> None:
-        """Count received bytes of a head. Raise early if they are not HTTP, since no head might ever end."""
+    def _check_beginning(self, data: bytes) -> None:
+        """Raise early if the bytes of a head are not HTTP, since no head might ever end."""
         if not data.startswith(_RESPONSE_BEGINS[self._received : self._received + len(data)]):
             secure = with_tls(self._connection.origin)
             if secure is not None and TLS_ALERT.startswith(data[:2]):
@@ -414,40 +395,17 @@ class HTTP11Stream:
             raise RemoteProtocolError(said)
         self._received += len(data)
 
-    def _take_event(self) -> Any:
-        try:
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as exc:
-            if not self._violation:
-                limit = self._connection.settings.max_header_bytes
-                self._violation = explain_received(str(exc), b"".join(self._head or ()), limit)
-            # The frames of h11's traceback refer to the h11 connection.
-            raise RemoteProtocolError(self._violation) from without_frames(exc)
-
-    # -- The response's head.
-
-    async def receive_head(self, timeout: float | None) -> Head:
-        """Receive the next head, interim or final."""
-        event = await self._next_event(timeout)
-        self._check_head_size()
-        headers = event.headers.raw_items()
-        if event.status_code < 200 and event.status_code != 101:
-            self._frame_body(event.status_code, headers)
-            rest = self._h11.trailing_data[0]
-            self._received = 0
-            self._count(rest)
-            self._head = [rest]
-        else:
-            self._head = None
-        return Head(b"HTTP/" + event.http_version, event.status_code, event.reason, Headers(headers))
-
-    def _check_head_size(self) -> None:
-        """Enforce the limit exactly: h11 does not check a head that arrives complete in one piece."""
-        limit = self._connection.settings.max_header_bytes
-        if self._received > limit:
-            rest = len(self._h11.trailing_data[0])
-            if self._received - rest > limit:
-                raise RemoteProtocolError(f"the response's head is larger than {limit} bytes")
+    def _head_has_arrived(self) -> bool:
+        if self._found is None and self._arrived:
+            limit = self._connection.settings.max_header_bytes
+            if self._judge is None:
+                self._found = recognize(self._arrived, limit)
+                if self._found is not None:
+                    return True
+                self._judge = HeadJudge(self._prepared, limit)
+                self._judge.feed(self._arrived)
+            self._found = self._judge.next_head()
+        return self._found is not None
 
     def extensions(self, head: Head) -> dict[str, Any]:
         """Return the reason phrase, which HTTP/2 does not have."""
@@ -455,66 +413,33 @@ class HTTP11Stream:
 
     def hand_over(self, head: Head) -> NetworkStream:
         """Return the connection's stream, starting with the bytes that came after the head."""
-        if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
+        if self._writer is not None:
             # The rest of the request must not mix with the data that the stream's user sends.
             raise RemoteProtocolError(f"the server answered {head.status} before the request was sent whole")
-        return self._connection.raw_stream(self._h11.trailing_data[0])
+        assert self._found is not None
+        return self._connection.raw_stream(self._found.rest)
 
     def begin_body(self, head: Head) -> None:
-        """Determine the framing of the body."""
-        self._frame_body(head.status, head.headers)
-
-    def _frame_body(self, status: int, headers: HeaderList) -> None:
-        """Determine whether the body is of known length (RFC 9112, 6.3)."""
-        length, coded = None, False
-        for name, value in headers:
-            match name.lower():
-                case b"content-length":
-                    length = int(value)
-                case b"transfer-encoding":
-                    coded = True
-        if status < 200 or status == 204:
-            # These responses have no body and must not announce one (RFC 9110, 8.6; RFC 9112, 6.1). A
-            # server that announces one may also send it, and it must not be parsed as the next response.
-            self._may_reuse = self._may_reuse and not (length or coded)
-        elif coded:
-            # A Content-Length beside it may be an attempt at smuggling (RFC 9112, 6.3).
-            self._may_reuse = self._may_reuse and length is None
-        elif length is not None and self._prepared.method != b"HEAD" and status != 304:
-            self._left = length
-            self._buffered = self._h11.trailing_data[0]
+        """Determine the framing of the body, and whether the connection may persist."""
+        received, self._found, self._arrived = self._found, None, b""
+        assert received is not None
+        method = self._prepared.method
+        self._body = body_of(received, method, self._connection.settings.max_header_bytes)
+        if not may_persist(self._fields.closes, method, head, received.framing):
+            self._may_reuse = False
 
     # -- The response's body.
 
     async def receive_data(self, timeout: float | None) -> bytes | None:
         """Receive a chunk of the body, or None at its end."""
-        left = self._left
-        if left is not None:
-            if left:
-                return self._take(left, self._take_buffered() or await self._receive(timeout))
-            self._end_response([])
-            return None
-        event = await self._next_event(timeout)
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        self._end_response(event.headers.raw_items())
+        body = self._body
+        assert body is not None
+        while (data := body.take()) is None:
+            body.feed(await self._connection.receive(timeout))
+        if data:
+            return data
+        self._end_response(body.trailers)
         return None
-
-    def _take_buffered(self) -> bytes:
-        data, self._buffered = self._buffered, b""
-        return data
-
-    def _take(self, left: int, data: bytes) -> bytes:
-        """Count data as part of a body of which `left` bytes are still to come."""
-        if not data:
-            raise RemoteProtocolError(
-                f"the server closed the connection {left} bytes before the end of the body"
-            )
-        if len(data) > left:
-            self._may_reuse = False
-            data = data[:left]
-        self._left = left - len(data)
-        return data
 
     def _end_response(self, trailers: HeaderList) -> None:
         self.trailers = trailers
@@ -524,33 +449,17 @@ class HTTP11Stream:
 
     async def discard_rest(self) -> bool:
         """Discard the rest of the body if it has arrived and takes at most one more receive."""
-        with contextlib.suppress(WouldBlock, ReadError, RemoteProtocolError):
-            if self._left is None:
-                return await self._discard_parsed()
-            if self._left and self._buffered:
-                self._take(self._left, self._take_buffered())
-            if self._left:
-                self._take(self._left, await self._connection.receive_available())
-            if not self._left:
-                self._end_response([])
-                return True
-        return False
-
-    async def _discard_parsed(self) -> bool:
-        event = self._skip_data()
-        if event is h11.NEED_DATA:
-            self._feed(await self._connection.receive_available())
-            event = self._skip_data()
-        if not isinstance(event, h11.EndOfMessage):
+        body = self._body
+        if body is None:
             return False
-        self._end_response(event.headers.raw_items())
-        return True
-
-    def _skip_data(self) -> Any:
-        event, self._event = self._event, None
-        while event is None or isinstance(event, h11.Data):
-            event = self._take_event()
-        return event
+        with contextlib.suppress(WouldBlock, ReadError, RemoteProtocolError):
+            if not _discard_arrived(body):
+                body.feed(await self._connection.receive_available())
+                if not _discard_arrived(body):
+                    return False
+            self._end_response(body.trailers)
+            return True
+        return False
 
     def release(self, *, reusable: bool) -> bool:
         """Release the connection, for reuse if both sides finished cleanly."""
@@ -563,15 +472,13 @@ class HTTP11Stream:
         return True
 
     def _is_clean(self) -> bool:
-        if self.state is not CLOSED or not self._may_reuse or self._write_error is not None:
-            return False
-        # h11 is in MUST_CLOSE instead if the request asked for the connection's end.
-        if self._h11.our_state is not h11.DONE:
-            return False
-        if self._left is not None:
-            return not self._buffered
-        # h11 has seen neither bytes after the response nor the end of the stream.
-        return self._h11.their_state is h11.DONE and self._h11.trailing_data == (b"", False)
+        return (
+            self.state is CLOSED
+            and self._may_reuse
+            and self._write_error is None
+            and self._body is not None
+            and self._body.is_clean
+        )
 
     # -- Errors.
 
@@ -586,3 +493,10 @@ class HTTP11Stream:
         """Choose the error that best explains why no response began."""
         # A TLS alert explains more than the write error that followed it.
         return error if is_alert(error.__cause__) else write_error or self._write_error or error
+
+
+def _discard_arrived(body: Body) -> bool:
+    """Discard what has arrived of a body, and return whether that was all of it."""
+    while data := body.take():
+        pass
+    return data is not None

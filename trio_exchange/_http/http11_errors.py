@@ -11,8 +11,6 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from .._fields import HeaderList
-
 # The most bytes that an explanation shows of each received piece.
 _MOST_SHOWN = 100
 
@@ -56,11 +54,7 @@ _RECEIVED = {
     "peer closed connection": "the server closed the connection before the end of the body",
     "peer unexpectedly closed connection": "the server closed the connection before the end of the body",
 }
-
-_SENT = {
-    "Too much data": "the content is longer than its Content-Length, {length}",
-    "Too little data": "the content is shorter than its Content-Length, {length}",
-}
+_UNKNOWN = "the server broke HTTP/1.1: {text}"
 
 
 def explain_received(text: str, head: bytes, limit: int) -> str:
@@ -74,7 +68,8 @@ def explain_received(text: str, head: bytes, limit: int) -> str:
     lines = [line.removesuffix(b"\r") for line in head.split(b"\n")]
     lines = list(itertools.takewhile(bool, lines)) or [b""]
     quoted = [_shown(ast.literal_eval(literal)) for literal in _LITERAL.findall(text)]
-    return _sentence(_RECEIVED, text, "the server broke HTTP/1.1: {text}").format(
+    sentence = next((said for beginning, said in _RECEIVED.items() if text.startswith(beginning)), _UNKNOWN)
+    return sentence.format(
         text=text,
         # Another version of h11 may quote less.
         quoted=[*quoted, text, text],
@@ -85,21 +80,6 @@ def explain_received(text: str, head: bytes, limit: int) -> str:
         what="head is" if head else "trailers, or the size of a chunk in it, are",
         limit=limit,
     )
-
-
-def explain_sent(text: str, headers: HeaderList) -> str:
-    """Explain the error in a request.
-
-    Args:
-        text: The text of the error that h11 raised.
-        headers: The request's headers.
-    """
-    lengths = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-length"]
-    return _sentence(_SENT, text, "{text}").format(text=text, length=", ".join(lengths))
-
-
-def _sentence(sentences: dict[str, str], text: str, otherwise: str) -> str:
-    return next((said for beginning, said in sentences.items() if text.startswith(beginning)), otherwise)
 
 
 def _fields(lines: Sequence[bytes], name: bytes) -> str:

@@ -1,0 +1,277 @@
+"""HTTP/1.1: the bodies of responses, by their framing (RFC 9112, section 6.3).
+
+Theory of operation. A body takes bytes as they arrive, and yields data as soon as there is some. What has
+arrived together comes in one piece, since the boundaries of chunks mean nothing. A body does no I/O.
+
+*Chunks.* `ChunkedBody` recognizes chunks of the plain form: a short size, CRLF, data, CRLF, and at the end a
+size of 0 and an empty line. What precedes a chunk is always the same boundary, CRLF, size, CRLF, because the
+reader adds a CRLF before the first chunk. A boundary may arrive in parts; what could still become one is
+kept. At any other boundary (an extension, trailers, a malformed line), and when the stream ends, a
+`ChunkJudge` takes over for the rest of the body.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from .._exceptions import RemoteProtocolError
+from .._fields import HeaderList
+from .http11_heads import ReceivedHead
+from .http11_judge import ChunkJudge
+
+_NO_TRAILERS: HeaderList = []
+
+# Between two chunks, with the size of the next; and after the last. 15 digits are less than h11 accepts, and
+# more than any server needs.
+_BOUNDARY = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
+_END = re.compile(rb"\r\n0{1,15}\r\n\r\n")
+# The beginnings of both.
+_INCOMPLETE = re.compile(rb"(?:\r(?:\n(?:[0-9A-Fa-f]{1,15}\r?|0{1,15}\r\n\r?)?)?)?")
+
+
+class Body(Protocol):
+    """The body of a response.
+
+    Attributes:
+        trailers: The trailer fields, once the body has ended.
+    """
+
+    trailers: HeaderList
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the body has ended, nothing came after it, and more may follow on the connection."""
+        ...
+
+    def has_arrived(self) -> bool:
+        """Return whether `take` would return data or the end."""
+        ...
+
+    def take(self) -> bytes | None:
+        """Return the next data, `b""` at the body's end, or None if more has to arrive first.
+
+        Raises:
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
+        """
+        ...
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived, after `take` has returned None; `b""` for the end of the stream.
+
+        Raises:
+            RemoteProtocolError: The stream has ended too early.
+        """
+        ...
+
+
+def body_of(received: ReceivedHead, method: bytes, limit: int) -> Body:
+    """Return the body that follows a final head (RFC 9112, 6.3).
+
+    Args:
+        received: The head, and the bytes that came after it.
+        method: The request's method.
+        limit: The most bytes of a chunk's size line and of the trailers.
+    """
+    head, framing, rest = received
+    if method == b"HEAD" or head.status in (204, 304):
+        return SizedBody(0, rest)
+    if framing.coded:
+        return ChunkedBody(rest, limit)
+    if framing.length is not None:
+        return SizedBody(framing.length, rest)
+    return UnsizedBody(rest)
+
+
+class SizedBody:
+    """A body of known length.
+
+    Args:
+        left: The length.
+        arrived: The bytes that have arrived.
+    """
+
+    __slots__ = ("_arrived", "_left", "trailers")
+
+    def __init__(self, left: int, arrived: bytes) -> None:
+        self.trailers: HeaderList = _NO_TRAILERS
+        self._left = left
+        self._arrived = arrived
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the body has ended, and nothing came after it."""
+        return not (self._left or self._arrived)
+
+    def has_arrived(self) -> bool:
+        """Return whether `take` would return data or the end."""
+        return not self._left or bool(self._arrived)
+
+    def take(self) -> bytes | None:
+        """Return the next data, `b""` at the body's end, or None if more has to arrive first."""
+        left, data = self._left, self._arrived
+        if not left:
+            return b""
+        if not data:
+            return None
+        # What came after the body stays.
+        self._arrived = data[left:]
+        data = data[:left]
+        self._left = left - len(data)
+        return data
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived.
+
+        Raises:
+            RemoteProtocolError: The stream has ended too early.
+        """
+        if not data:
+            raise RemoteProtocolError(
+                f"the server closed the connection {self._left} bytes before the end of the body"
+            )
+        self._arrived = data
+
+
+class UnsizedBody:
+    """A body that ends with the connection.
+
+    Args:
+        arrived: The bytes that have arrived.
+    """
+
+    __slots__ = ("_arrived", "_ended", "trailers")
+
+    is_clean = False
+
+    def __init__(self, arrived: bytes) -> None:
+        self.trailers: HeaderList = _NO_TRAILERS
+        self._arrived = arrived
+        self._ended = False
+
+    def has_arrived(self) -> bool:
+        """Return whether `take` would return data or the end."""
+        return self._ended or bool(self._arrived)
+
+    def take(self) -> bytes | None:
+        """Return the next data, `b""` at the body's end, or None if more has to arrive first."""
+        data, self._arrived = self._arrived, b""
+        return data if data or self._ended else None
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived; `b""` ends the body."""
+        self._arrived = data
+        self._ended = not data
+
+
+class ChunkedBody:
+    """A chunked body.
+
+    Args:
+        arrived: The bytes that have arrived.
+        limit: The most bytes of a chunk's size line and of the trailers.
+    """
+
+    __slots__ = ("_arrived", "_at", "_before", "_judge", "_left", "_limit", "_next", "trailers")
+
+    def __init__(self, arrived: bytes, limit: int) -> None:
+        self.trailers: HeaderList = _NO_TRAILERS
+        self._limit = limit
+        self._judge: ChunkJudge | None = None
+        # The first `_before` bytes arrived earlier than the others, and `_at` of them all were taken.
+        self._arrived = b"\r\n" + arrived
+        self._before = 2
+        self._at = 0
+        # The number of bytes that are left of the current chunk.
+        self._left = 0
+        # The next piece, once `has_arrived` has found it.
+        self._next: bytes | None = None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing came after the body, which has ended."""
+        return self._at == len(self._arrived)
+
+    def has_arrived(self) -> bool:
+        """Return whether `take` would return data or the end.
+
+        Raises:
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
+        """
+        if self._next is None:
+            self._next = self._parse()
+        return self._next is not None
+
+    def take(self) -> bytes | None:
+        """Return the next data, `b""` at the body's end, or None if more has to arrive first.
+
+        Raises:
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
+        """
+        piece = self._next
+        if piece is None:
+            return self._parse()
+        self._next = None
+        return piece
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived; `b""` for the end of the stream."""
+        judge = self._judge
+        if judge is None:
+            kept = self._arrived[self._at :]
+            self._arrived = kept + data if kept else data
+            self._before = len(kept)
+            self._at = 0
+            if data:
+                return
+            judge = self._call_judge()
+        judge.feed(data)
+
+    def _parse(self) -> bytes | None:
+        if self._judge is not None:
+            return self._parse_judged(self._judge)
+        data, at, left = self._arrived, self._at, self._left
+        pieces: list[bytes] = []
+        while True:
+            if not left:
+                boundary = _BOUNDARY.match(data, at)
+                if boundary is None or not (left := int(boundary[1], 16)):
+                    break
+                at = boundary.end()
+            piece = data[at : at + left]
+            if not piece:
+                break
+            pieces.append(piece)
+            at += len(piece)
+            left -= len(piece)
+        self._at, self._left = at, left
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return None if left else self._parse_end()
+
+    def _parse_end(self) -> bytes | None:
+        end = _END.match(self._arrived, self._at)
+        if end is not None:
+            self._at = end.end()
+            return b""
+        if _INCOMPLETE.fullmatch(self._arrived, self._at):
+            return None
+        return self._parse_judged(self._call_judge())
+
+    def _call_judge(self) -> ChunkJudge:
+        judge = self._judge = ChunkJudge(self._limit)
+        # In the pieces in which they arrived, since h11's error shows only the last.
+        before, after = self._arrived[self._at : self._before], self._arrived[max(self._at, self._before) :]
+        if before:
+            judge.feed(before)
+            judge.take()
+        if after:
+            judge.feed(after)
+        return judge
+
+    def _parse_judged(self, judge: ChunkJudge) -> bytes | None:
+        data = judge.take()
+        if data == b"":
+            self.trailers = judge.trailers
+            self._arrived, self._at = judge.rest, 0
+        return data
