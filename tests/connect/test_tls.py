@@ -226,7 +226,7 @@ async def test_alpn(ca: trustme.CA, ours: tuple[str, ...], theirs: list[str], ch
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_handshake, server, server_context, seen)
         tls = await start_tls(transport, TLSSettings(client_context(ca), "example.com", ours, "example.com"))
-    assert tls.selected_alpn_protocol() == chosen
+    assert tls.trio_stream.selected_alpn_protocol() == chosen
 
 
 async def test_a_pool_offers_http_1(
