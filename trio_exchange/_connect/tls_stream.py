@@ -43,7 +43,17 @@ class TLSStream(Pollable):
         trio_stream: As given. A program may use it instead from any time on when neither task is busy.
     """
 
-    __slots__ = ("_failure", "_internals", "_resumption", "_transport", "_waits", "trio_stream")
+    __slots__ = (
+        "_failure",
+        "_internals",
+        "_received",
+        "_receiving",
+        "_resumption",
+        "_transport",
+        "_undecrypted",
+        "_waits",
+        "trio_stream",
+    )
 
     def __init__(self, stream: trio.SSLStream[Transport], resumption: Resumption | None = None) -> None:
         self.trio_stream: trio.SSLStream[Transport] = stream
@@ -53,6 +63,11 @@ class TLSStream(Pollable):
         self._resumption = resumption
         # Why nothing more can be received. It may have been found behind data, which is returned first.
         self._failure: ssl.SSLError | None = None
+        # Whether bytes from the transport may still contain data, or the reason of the end.
+        self._undecrypted = True
+        # Whether a task waits for records here, and an event for another task that waits for them too.
+        self._receiving = False
+        self._received: trio.Event | None = None
         self._waits = 0
 
     def __repr__(self) -> str:
@@ -68,9 +83,13 @@ class TLSStream(Pollable):
         if self._internals is None:
             return poll(self.trio_stream)
         readiness = self._transport.peek()
-        if readiness is Readiness.QUIET and self._has_undecrypted():
+        if readiness is Readiness.QUIET and self._undecrypted and self._has_undecrypted():
             return Readiness.READABLE
         return readiness
+
+    def _has_undecrypted(self) -> bool:
+        internals = self._internals
+        return bool(internals.incoming.pending or internals.ssl_object.pending() or self._failure)
 
     # -- Sending.
 
@@ -90,14 +109,20 @@ class TLSStream(Pollable):
         try:
             internals.ssl_object.write(data)
         except ssl.SSLWantReadError:
-            # Renegotiating; nothing was taken of `data`.
-            await self.trio_stream.send_all(data)
+            await self._send_after_renegotiation(data)
             return
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError from exc
         self._send_records()
         if internals.outgoing.pending:
             await internals.flush()
+
+    async def _send_after_renegotiation(self, data: bytes | bytearray | memoryview) -> None:
+        # The task that receives has the transport to itself. OpenSSL has taken nothing of `data`.
+        while self._receiving:
+            self._received = self._received or trio.Event()
+            await self._received.wait()
+        await self.trio_stream.send_all(data)
 
     def _send_records(self) -> None:
         """Send as many of the outgoing bytes as the kernel accepts at once."""
@@ -126,10 +151,11 @@ class TLSStream(Pollable):
         internals, transport = self._internals, self._transport
         size = max_bytes or RECEIVE_SIZE
         if internals is None or (transport.probing and self._failure is None):
+            self._undecrypted = True
             return bytes(await self.trio_stream.receive_some(size))
         # As without TLS: the data has often arrived once other tasks have run, and after a miss the next
         # receives wait directly.
-        if not self._waits or self._has_undecrypted():
+        if not self._waits or self._undecrypted:
             await trio.lowlevel.checkpoint()
             data = self._receive_nowait(size)
             if data is not None:
@@ -143,40 +169,39 @@ class TLSStream(Pollable):
                 await internals.flush()
             if internals.receive_lock.locked():
                 # A task that is sending waits for the records of a renegotiation.
+                self._undecrypted = True
                 return bytes(await self.trio_stream.receive_some(size))
-            internals.receive_lock.acquire_nowait()
-            try:
-                records = await transport.receive_later(RECEIVE_SIZE)
-            finally:
-                internals.receive_lock.release()
-            self._feed(records)
-            data = self._decrypt(size)
+            data = self._take(await self._wait_for_records(), size)
         return data
+
+    async def _wait_for_records(self) -> bytes:
+        self._receiving = True
+        try:
+            return await self._transport.receive_later(RECEIVE_SIZE)
+        finally:
+            self._receiving = False
+            if self._received is not None:
+                self._received.set()
+                self._received = None
 
     def _receive_nowait(self, size: int) -> bytes | None:
         """Receive what has arrived; None if it contains no data."""
-        if self._has_undecrypted():
+        if self._undecrypted:
             data = self._decrypt(size)
             if data is not None:
                 return data
         if self._internals.receive_lock.locked():
             return None
         records = self._transport.receive_nowait(RECEIVE_SIZE)
-        if records is None:
-            return None
-        self._feed(records)
-        return self._decrypt(size)
+        return None if records is None else self._take(records, size)
 
-    def _has_undecrypted(self) -> bool:
-        internals = self._internals
-        return bool(internals.incoming.pending or internals.ssl_object.pending() or self._failure)
-
-    def _feed(self, records: bytes) -> None:
+    def _take(self, records: bytes, size: int) -> bytes | None:
+        """Take bytes from the transport, and return the data that is complete; None if there is none."""
         if records:
             self._internals.incoming.write(records)
         else:
             self._internals.incoming.write_eof()
-        self._internals.note_received()
+        return self._decrypt(size)
 
     def _decrypt(self, size: int) -> bytes | None:
         """Return the content of the records that have arrived, up to `size` bytes; None if there is none."""
@@ -185,11 +210,16 @@ class TLSStream(Pollable):
         internals = self._internals
         read, incoming = internals.ssl_object.read, internals.incoming
         chunks = []
+        self._undecrypted = False
         try:
-            while chunk := read(size):
+            # One call reads at most one record. A larger buffer than that would be allocated in vain.
+            while chunk := read(_RECORD_SIZE if size > _RECORD_SIZE else size):
                 chunks.append(chunk)
                 size -= len(chunk)
-                if size < _RECORD_SIZE or not incoming.pending:
+                if size < _RECORD_SIZE:
+                    self._undecrypted = True
+                    break
+                if not incoming.pending:
                     break
             else:
                 self._failure = ssl.SSLZeroReturnError()
@@ -203,6 +233,8 @@ class TLSStream(Pollable):
             self._send_records()
         if not chunks:
             return None if self._failure is None else self._end(self._failure)
+        if self._failure is not None:
+            self._undecrypted = True
         if self._resumption is not None:
             self._resumption.succeeded(internals.ssl_object)
             self._resumption = None

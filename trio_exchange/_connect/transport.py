@@ -246,6 +246,9 @@ class Transport(Pollable):
         view = memoryview(data)
         try:
             rest = view[self.send_nowait(view) :]
+            while rest and self._socket is not None:
+                await trio.lowlevel.wait_writable(self._open_socket())
+                rest = rest[self.send_nowait(rest) :]
             if rest:
                 # Counted before, since a send that fails may have sent any part of it.
                 self.bytes_sent += len(rest)

@@ -41,7 +41,7 @@ class TLSInternals:
         ssl_object: The `ssl.SSLObject`.
         incoming: The `ssl.MemoryBIO` of received bytes that are not decrypted yet.
         outgoing: The `ssl.MemoryBIO` of encrypted bytes that are not sent yet.
-        receive_lock: Held by the task that receives from the transport.
+        receive_lock: Held by a task that receives from the transport in the stream's own methods.
     """
 
     __slots__ = ("_send_lock", "_state", "_stream", "incoming", "outgoing", "receive_lock", "ssl_object")
@@ -60,10 +60,6 @@ class TLSInternals:
         """Return whether no other task is sending, and no send has failed."""
         return not self._send_lock.locked() and self._stream._state is self._state
 
-    def note_received(self) -> None:
-        """Tell the stream that `incoming` has been written to, so that waiting tasks try again."""
-        self._stream._inner_recv_count += 1
-
     async def flush(self) -> None:
         """Send what is in `outgoing`. A cancelled or failed send leaves the stream unusable."""
         await self._stream._retry(_nothing)
@@ -78,7 +74,6 @@ _USED = (
     "_incoming",
     "_outgoing",
     "_inner_recv_lock",
-    "_inner_recv_count",
     "_inner_send_lock",
     "_state",
     "_retry",
