@@ -227,14 +227,14 @@ class TLSStream(Pollable):
             pass
         except ssl.SSLError as exc:
             self._failure = without_frames(exc)
-        if internals.outgoing.pending and self._transport.is_socket and internals.may_send():
+        if self._failure is not None:
+            self._undecrypted = True
+        elif internals.outgoing.pending and self._transport.is_socket and internals.may_send():
             # An answer of TLS itself, such as to a KeyUpdate. It need not be sent before the next data, but
             # a cancellation while waiting to send it would lose the data that was received.
             self._send_records()
         if not chunks:
             return None if self._failure is None else self._end(self._failure)
-        if self._failure is not None:
-            self._undecrypted = True
         if self._resumption is not None:
             self._resumption.succeeded(internals.ssl_object)
             self._resumption = None
