@@ -325,13 +325,14 @@ async def test_a_failed_handshake_forgets_the_session(nursery: trio.Nursery, ver
         assert [await resumed(pool, url) for _ in range(2)] == [False, True]
 
 
-async def test_a_failed_handshake_without_a_session(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("resumption", [True, False])
+async def test_a_failed_handshake_without_a_session(nursery: trio.Nursery, resumption: bool) -> None:
     server = with_tls(new_server())
     url = await serve_in_turn(nursery, hang_up, server, server)
-    async with ConnectionPool(new_client(), **ONE_REQUEST_EACH) as pool:
+    async with ConnectionPool(new_client(), tls_session_resumption=resumption, **ONE_REQUEST_EACH) as pool:
         with pytest.raises(ConnectError):
             await resumed(pool, url)
-        assert [await resumed(pool, url) for _ in range(2)] == [False, True]
+        assert [await resumed(pool, url) for _ in range(2)] == [False, resumption]
 
 
 async def test_a_connection_that_ends_without_data_forgets_the_session(nursery: trio.Nursery) -> None:

@@ -28,7 +28,7 @@ from .request import END_OF_BODY, RequestContext, next_chunk
 _SEND_SIZE = 256 * 1024
 # Other tasks run at least after so many bytes, where sending a piece costs as much as so many more bytes.
 _TURN_SIZE = 256 * 1024
-_COST_OF_PIECE = 16 * 1024
+_COST_OF_PIECE = 32 * 1024
 
 
 class _SendingFailed(Exception):
