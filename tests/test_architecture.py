@@ -37,6 +37,8 @@ FOLDERS = {
     "_connect": [
         "trio_internals",
         "transport",
+        "tls_sessions",
+        "tls_stream",
         "handshake",
         "network_stream",
         "attempt",

@@ -18,6 +18,7 @@ from ._connect.connector import Connector, SocketOption
 from ._connect.dialers import DirectDialer
 from ._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from ._connect.network_stream import NetworkStream
+from ._connect.tls_sessions import TLSSessions
 from ._connections.manager import Checkout, ConnectionManager
 from ._connections.nursery import PoolNursery, PoolState
 from ._connections.scheduler import Limits
@@ -119,6 +120,9 @@ class ConnectionPool:
             for never.
         http2_ping_timeout: Seconds for which to wait for any data after the PING before giving up the
             connection.
+        tls_session_resumption: Whether a new TLS connection may resume the session of an earlier one of
+            this pool, for the same host, port, SNI name and `ssl_context`. This saves most of the CPU time
+            of the handshake; neither side then sends or verifies a certificate again.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -148,10 +152,12 @@ class ConnectionPool:
         max_header_bytes: int = 100 * 1024,
         http2_ping_interval: float | None = None,
         http2_ping_timeout: float = 15.0,
+        tls_session_resumption: bool = True,
     ) -> None:
         check_ssl_context(ssl_context)
         check_bool("http1", http1)
         check_bool("http2", http2)
+        check_bool("tls_session_resumption", tls_session_resumption)
         if not (http1 or http2):
             raise ValueError("http1 or http2 must be True, else there is nothing to speak")
         check_seconds("keepalive_expiry", keepalive_expiry)
@@ -176,14 +182,16 @@ class ConnectionPool:
             expiry=keepalive_expiry,
         )
         self._pool_nursery = PoolNursery()
+        sessions = TLSSessions() if tls_session_resumption else None
         # Connections that carry tunnels need no limit on their number: the tunnels themselves are limited.
         tunnel_limits = Limits(idle=limits.idle, expiry=limits.expiry)
         proxies = chain(
             to_proxies(proxy),
             direct,
             lambda to: ConnectionManager(to, tunnel_limits, settings, self._pool_nursery),
+            sessions,
         )
-        self._origins = ConnectionFactory(proxies.dialer, ssl_context, http1, http2)
+        self._origins = ConnectionFactory(proxies.dialer, ssl_context, http1, http2, sessions=sessions)
         # A proxy that forwards requests may speak HTTP/1.1 only, so an HTTP/2-only pool uses tunnels.
         self._forwarding = proxies.forwarding if http1 else None
         self._manager = ConnectionManager(self._factory_for, limits, settings, self._pool_nursery)

@@ -204,7 +204,7 @@ async def test_alpn(
     tls = await start_tls(
         Transport(client), TLSSettings(make_tls().client, "example.com", ours, "example.com")
     )
-    assert tls.selected_alpn_protocol() == chosen
+    assert tls.trio_stream.selected_alpn_protocol() == chosen
 
 
 async def test_a_pool_offers_http_1(nursery: trio.Nursery) -> None:

@@ -249,7 +249,8 @@ async def encrypt(transport: Transport, far: trio.abc.Stream) -> tuple[trio.SSLS
     tls: list[trio.SSLStream[Transport]] = []
 
     async def client() -> None:
-        tls.append(await start_tls(transport, TLSSettings(a_client(), "example.com", ("x",), "example.com")))
+        settings = TLSSettings(a_client(), "example.com", ("x",), "example.com")
+        tls.append((await start_tls(transport, settings)).trio_stream)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client)

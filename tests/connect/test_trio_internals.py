@@ -19,7 +19,7 @@ async def test_trio_keeps_the_ssl_object_and_what_it_has_not_decrypted() -> None
     tls = make_tls()
     client = trio.SSLStream(near, tls.client, server_hostname="localhost")
     server = trio.SSLStream(far, tls.server, server_side=True)
-    for name in ("_ssl_object", "_incoming"):
+    for name in trio_internals._USED:
         assert hasattr(client, name), f"Trio {trio.__version__} has no SSLStream.{name} any more"
     assert isinstance(trio_internals.ssl_object(client), ssl.SSLObject)
     async with trio.open_nursery() as nursery:
@@ -27,10 +27,44 @@ async def test_trio_keeps_the_ssl_object_and_what_it_has_not_decrypted() -> None
         nursery.start_soon(server.do_handshake)
     for record in (b"one", b"two"):
         await server.send_all(record)
+    internals = trio_internals.tls_internals(client)
+    assert internals is not None
+    assert isinstance(internals.incoming, ssl.MemoryBIO)
+    assert isinstance(internals.outgoing, ssl.MemoryBIO)
+    assert internals.may_send()
+    assert not internals.receive_lock.locked()
     assert await client.receive_some() == b"one"
     assert trio_internals.has_undecrypted(client)
     assert await client.receive_some() == b"two"
     assert not trio_internals.has_undecrypted(client)
+
+
+async def test_trio_sends_what_is_in_its_bio_and_notes_a_failure() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    tls = make_tls()
+    client = trio.SSLStream(near, tls.client, server_hostname="localhost")
+    server = trio.SSLStream(far, tls.server, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    internals = trio_internals.tls_internals(client)
+    assert internals is not None
+    internals.ssl_object.write(b"abc")
+    await internals.flush()
+    assert not internals.outgoing.pending
+    assert await server.receive_some() == b"abc"
+    await far.aclose()
+    internals.ssl_object.write(b"abc")
+    with pytest.raises(trio.BrokenResourceError):
+        await internals.flush()
+    assert not internals.may_send()
+
+
+def test_trio_with_other_internals() -> None:
+    near, _ = trio.testing.memory_stream_pair()
+    stream: Any = trio.SSLStream(near, make_tls().client, server_hostname="localhost")
+    del stream._inner_send_lock
+    assert trio_internals.tls_internals(stream) is None
 
 
 def test_without_an_ssl_object_the_stream_stands_for_it() -> None:

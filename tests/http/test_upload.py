@@ -258,3 +258,30 @@ async def test_an_iterator_that_goes_on_after_its_last_byte_does_not_hold_the_po
             await pool.aclose()
     assert ended.is_set()
     await response.aclose()
+
+
+async def test_pieces_that_are_taken_at_once_share_a_turn(nursery: trio.Nursery) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async def content() -> AsyncIterator[bytes]:
+        for _ in range(160):
+            yield b"x" * 1024
+        measured.append(turns - before)
+
+    server = await serve_tcp(nursery, respond)
+    measured: list[int] = []
+    async with ConnectionPool() as pool:
+        await pool.request("GET", server.url)
+        nursery.start_soon(count)
+        before = turns
+        response = await pool.request("POST", server.url, content=content())
+        assert len(response.content) == 160 * 1024
+    # Each piece counts as 32 KiB more, and other tasks run after 256 KiB.
+    assert 16 <= measured[0] <= 30
+    nursery.cancel_scope.cancel()

@@ -628,3 +628,26 @@ async def test_upgrade(nginx: Nginx, via: Transport) -> None:
             assert (await pool.request("GET", f"{via.url}/1k", extensions=TIMEOUTS)).status == 200
     finally:
         path.unlink()
+
+
+# TLS sessions
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=str)
+@pytest.mark.parametrize("resumption", [True, False], ids=["on", "off"])
+async def test_tls_sessions_are_resumed(
+    nginx: Nginx, version: ssl.TLSVersion, resumption: bool, http2: bool
+) -> None:
+    context = nginx.client_ssl_context()
+    context.minimum_version = context.maximum_version = version
+    reused = []
+    async with ConnectionPool(
+        context, http2=http2, max_keepalive_connections=0, tls_session_resumption=resumption
+    ) as pool:
+        for _ in range(3):
+            response = await pool.request("GET", f"{nginx.https_url}/protocol", extensions=TIMEOUTS)
+            assert response.content == version.name.replace("_", ".").encode()
+            tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+            reused.append(tls.session_reused)
+    assert reused == [False, resumption, resumption]

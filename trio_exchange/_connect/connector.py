@@ -6,6 +6,7 @@ This module takes the group apart, so that callers get an ordinary `OSError`.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import socket
@@ -76,6 +77,7 @@ class Connector:
         return _with_options(await trio.open_unix_socket(path), socket_options)
 
 
+@functools.lru_cache(maxsize=256)
 def _family_of(host: str) -> socket.AddressFamily | None:
     """Return the address family of an IP address, None for a name."""
     try:

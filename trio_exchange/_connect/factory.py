@@ -11,14 +11,14 @@ import ssl
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import trio
-
 from .._exceptions import InvalidURL, UnsupportedProtocol
 from .._models import Proxy, Request
 from .._urls import DEFAULT_PORTS, Origin, scheme_hint, unless_secret, without_tls
 from .attempt import Attempt, Established
 from .dialers import Dialer
 from .tls import TLSSettings, default_context_for, establish_tls
+from .tls_sessions import TLSSessions
+from .tls_stream import TLSStream
 
 #: The scheme of the keys of connections that carry another protocol than HTTP.
 TCP = b"tcp"
@@ -102,6 +102,7 @@ class ConnectionFactory:
         http1: Whether HTTP/1.1 may be spoken.
         http2: Whether HTTP/2 may be spoken.
         tls_trace_point: The name of the TLS handshake in traces.
+        sessions: The TLS sessions to resume; None to resume none.
     """
 
     dialer: Dialer
@@ -109,6 +110,7 @@ class ConnectionFactory:
     http1: bool = True
     http2: bool = False
     tls_trace_point: str = "connection.start_tls"
+    sessions: TLSSessions | None = None
 
     @property
     def alpn(self) -> tuple[str, ...]:
@@ -124,7 +126,13 @@ class ConnectionFactory:
             ssl_context = default_context_for(self.alpn)
         peer_name = f"the proxy {key.origin}" if key.to_proxy else key.server_hostname
         return TLSSettings(
-            ssl_context, key.server_hostname, self.alpn, peer_name, plain_url=str(without_tls(key.origin))
+            ssl_context,
+            key.server_hostname,
+            self.alpn,
+            peer_name,
+            plain_url=str(without_tls(key.origin)),
+            peer=key,
+            sessions=self.sessions,
         )
 
     async def connect(self, key: ConnectionKey, attempt: Attempt) -> Established:
@@ -156,4 +164,4 @@ class ConnectionFactory:
         if not (self.http1 and self.http2):
             return self.http2
         tls = established.stream
-        return isinstance(tls, trio.SSLStream) and tls.selected_alpn_protocol() == "h2"
+        return isinstance(tls, TLSStream) and tls.trio_stream.selected_alpn_protocol() == "h2"

@@ -6,7 +6,7 @@ import functools
 import os
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -15,6 +15,8 @@ from .._exceptions import ConnectError
 from .attempt import Attempt, Established
 from .handshake import handshake
 from .network_stream import NOT_RAW, NetworkStream
+from .tls_sessions import Resumption, TLSSessions, verifies_alone
+from .tls_stream import TLSStream
 from .transport import Transport
 
 
@@ -75,6 +77,8 @@ class TLSSettings:
         alpn: The protocols to offer.
         peer_name: The name of the server or proxy, for error messages.
         plain_url: The URL of the same port without TLS, for error messages.
+        peer: Identifies the server or proxy, including `server_hostname`, to resume sessions with it.
+        sessions: The sessions to resume; None to resume none.
     """
 
     context: ssl.SSLContext
@@ -82,9 +86,17 @@ class TLSSettings:
     alpn: tuple[str, ...]
     peer_name: str
     plain_url: str | None = None
+    peer: Hashable = None
+    sessions: TLSSessions | None = None
+
+    def resumption(self) -> Resumption | None:
+        """Look for a session to resume; None if no sessions are used."""
+        if self.sessions is None or not verifies_alone(self.context):
+            return None
+        return Resumption(self.sessions, self.peer, self.context, self.alpn)
 
 
-async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStream[Transport]:
+async def start_tls(transport: Transport, settings: TLSSettings) -> TLSStream:
     """Do a TLS handshake as the client.
 
     Args:
@@ -109,8 +121,16 @@ async def start_tls(transport: Transport, settings: TLSSettings) -> trio.SSLStre
     except (TypeError, ValueError) as exc:
         # ssl raises TypeError for a NUL byte in the name.
         raise ConnectError(f"TLS can't be started for {settings.server_hostname!r}: {exc}") from exc
-    await handshake(tls, settings.peer_name, settings.plain_url)
-    return tls
+    resumption = settings.resumption()
+    if resumption is not None and resumption.offered is not None:
+        tls.session = resumption.offered
+    try:
+        await handshake(tls, settings.peer_name, settings.plain_url)
+    except BaseException:
+        if resumption is not None:
+            resumption.failed()
+        raise
+    return TLSStream(tls, resumption)
 
 
 async def establish_tls(
@@ -131,5 +151,5 @@ async def establish_tls(
     info = {"ssl_context": tls.context, "server_hostname": tls.server_hostname}
     async with attempt.step(f"in the TLS handshake with {tls.peer_name}", trace_point, info) as step:
         encrypted = await attempt.budget.spend(start_tls, transport, tls)
-        step.result = NetworkStream(encrypted, refusal=NOT_RAW)
+        step.result = NetworkStream(encrypted.trio_stream, refusal=NOT_RAW)
     return Established(transport, encrypted)

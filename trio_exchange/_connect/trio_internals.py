@@ -7,6 +7,7 @@ one of these.
 from __future__ import annotations
 
 import re
+import ssl
 from typing import Any
 
 import trio
@@ -31,3 +32,56 @@ def has_undecrypted(stream: trio.SSLStream[Any]) -> bool:
     would look quiet: the bytes are in the `ssl.MemoryBIO` and no longer in the socket.
     """
     return bool(stream._incoming.pending)
+
+
+class TLSInternals:
+    """The parts of a TLS stream that a `TLSStream` shares with it.
+
+    Attributes:
+        ssl_object: The `ssl.SSLObject`.
+        incoming: The `ssl.MemoryBIO` of received bytes that are not decrypted yet.
+        outgoing: The `ssl.MemoryBIO` of encrypted bytes that are not sent yet.
+        receive_lock: Held by a task that receives from the transport in the stream's own methods.
+    """
+
+    __slots__ = ("_send_lock", "_state", "_stream", "incoming", "outgoing", "receive_lock", "ssl_object")
+
+    def __init__(self, stream: Any) -> None:
+        self.ssl_object: Any = stream._ssl_object
+        self.incoming: ssl.MemoryBIO = stream._incoming
+        self.outgoing: ssl.MemoryBIO = stream._outgoing
+        self.receive_lock: trio.Lock = stream._inner_recv_lock
+        self._send_lock = stream._inner_send_lock
+        self._stream = stream
+        # The stream's state after the handshake. A failed or cancelled send changes it.
+        self._state = stream._state
+
+    def may_send(self) -> bool:
+        """Return whether no other task is sending, and no send has failed."""
+        return not self._send_lock.locked() and self._stream._state is self._state
+
+    async def flush(self) -> None:
+        """Send what is in `outgoing`. A cancelled or failed send leaves the stream unusable."""
+        await self._stream._retry(_nothing)
+
+
+def _nothing() -> None:
+    pass
+
+
+_USED = (
+    "_ssl_object",
+    "_incoming",
+    "_outgoing",
+    "_inner_recv_lock",
+    "_inner_send_lock",
+    "_state",
+    "_retry",
+)
+
+
+def tls_internals(stream: trio.SSLStream[Any]) -> TLSInternals | None:
+    """Return the parts of a TLS stream whose handshake is complete, None if this Trio has other ones."""
+    if all(hasattr(stream, name) for name in _USED):
+        return TLSInternals(stream)
+    return None

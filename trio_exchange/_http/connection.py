@@ -18,6 +18,7 @@ import trio
 
 from .._connect.attempt import Established
 from .._connect.network_stream import NOT_RAW, NetworkStream
+from .._connect.tls_stream import TLSStream
 from .._connect.transport import Readiness, Transport
 from .._models import Response
 from .._trace import span, tracer_for
@@ -104,7 +105,7 @@ class BaseConnection(abc.ABC):
         self.owner: Owner = owner
         self.transport: Transport = established.transport
         self.stream: trio.abc.Stream = established.stream
-        self.info: NetworkStream = NetworkStream(self.stream, refusal=NOT_RAW)
+        self.info: NetworkStream = NetworkStream(self._shown(), refusal=NOT_RAW)
         self.trio_token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         self._plain = self.stream is self.transport
         self._close_requested = trio.Event()
@@ -168,11 +169,15 @@ class BaseConnection(abc.ABC):
 
     def raw_stream(self, received: bytes = b"") -> NetworkStream:
         """Return the raw stream for the user. It starts with the bytes that were already received."""
-        if not self._plain:
-            return NetworkStream(self.stream, received=received, on_close=self.close_soon)
-        # Trio's own stream has the checks for misuse that the transport omits.
-        received += self.transport.take_unread()
-        return NetworkStream(self.transport.stream, received=received, on_close=self.close_soon)
+        if self._plain:
+            received += self.transport.take_unread()
+            # Trio's own stream has the checks for misuse that the transport omits.
+            return NetworkStream(self.transport.stream, received=received, on_close=self.close_soon)
+        return NetworkStream(self._shown(), received=received, on_close=self.close_soon)
+
+    def _shown(self) -> trio.abc.Stream:
+        """Return the stream for the user to see: with TLS Trio's own, which has the checks for misuse."""
+        return self.stream.trio_stream if isinstance(self.stream, TLSStream) else self.stream
 
     async def _live(self) -> None:
         """Serve the connection until it is marked for closing."""

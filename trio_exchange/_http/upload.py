@@ -26,6 +26,9 @@ from .request import END_OF_BODY, RequestContext, next_chunk
 
 # A large body is sent in pieces of this size, so that the write timeout measures progress.
 _SEND_SIZE = 256 * 1024
+# Other tasks run at least after so many bytes, where sending a piece costs as much as so many more bytes.
+_TURN_SIZE = 256 * 1024
+_COST_OF_PIECE = 32 * 1024
 
 
 class _SendingFailed(Exception):
@@ -63,6 +66,8 @@ class Upload:
         self._write_timeout = context.timeouts.write
         self._continue_timeout = continue_timeout
         self._send_scope = trio.CancelScope()
+        # How much of `_TURN_SIZE` is left.
+        self._turn = 0
         # Shielded, so that only `cancel` ends the task. Otherwise it could end without setting `done`.
         self._scope = trio.CancelScope(shield=True)
         # The content's iterator, which runs in this task, may close the response.
@@ -127,27 +132,35 @@ class Upload:
 
     async def _send_piece(self, piece: memoryview | None) -> None:
         # An iterator that never waits would otherwise keep other tasks from running.
-        await trio.lowlevel.checkpoint()
+        if self._turn > 0:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+            self._turn = _TURN_SIZE
+        self._turn -= _COST_OF_PIECE + (0 if piece is None else len(piece))
+        if self._write_timeout is None:
+            await self._send(piece)
+            return
         with trio.CancelScope() as self._send_scope:
             self._restart_timeout()
-            try:
-                if piece is None:
-                    await self._stream.send_end()
-                else:
-                    await self._send_all(piece)
-            except WriteError as exc:
-                self.failure = exc
-                raise _SendingFailed from exc
+            await self._send(piece)
         if self._send_scope.cancelled_caught:
             self.failure = WriteTimeout(f"the server accepted no data within {self._write_timeout} seconds")
             raise _SendingFailed
 
-    async def _send_all(self, piece: memoryview) -> None:
-        while True:
-            piece = piece[await self._stream.send_data(piece) :]
-            if not piece:
+    async def _send(self, piece: memoryview | None) -> None:
+        try:
+            if piece is None:
+                await self._stream.send_end()
                 return
-            self._restart_timeout()
+            while True:
+                piece = piece[await self._stream.send_data(piece) :]
+                if not piece:
+                    return
+                self._restart_timeout()
+        except WriteError as exc:
+            self.failure = exc
+            raise _SendingFailed from exc
 
     def _restart_timeout(self) -> None:
         """Restart the write timeout, since the server has accepted data."""

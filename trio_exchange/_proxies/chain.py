@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .._connect.dialers import Dialer
 from .._connect.factory import ConnectionFactory
+from .._connect.tls_sessions import TLSSessions
 from .._connections.manager import ConnectionManager
 from .._models import Proxy
 from .http import Forwarding, NewManager, TunnelDialer
@@ -31,29 +32,36 @@ class Chain:
     managers: list[ConnectionManager]
 
 
-def chain(proxies: Sequence[Proxy], direct_dialer: Dialer, new_manager: NewManager) -> Chain:
+def chain(
+    proxies: Sequence[Proxy], direct_dialer: Dialer, new_manager: NewManager, sessions: TLSSessions | None
+) -> Chain:
     """Build the dialer that connects through proxies.
 
     Args:
         proxies: The proxies, the first hop first.
         direct_dialer: Connects to the first proxy, or to origins if there is none.
         new_manager: Makes the manager of the connections to an HTTP proxy.
+        sessions: The TLS sessions to resume with proxies; None to resume none.
 
     Raises:
         ImportError: There is a SOCKS proxy, and socksio is not installed.
     """
     result = Chain(direct_dialer, None, [])
     for proxy in proxies:
-        result = _add_hop(result, proxy, new_manager)
+        result = _add_hop(result, proxy, new_manager, sessions)
     return result
 
 
-def _add_hop(before: Chain, proxy: Proxy, new_manager: NewManager) -> Chain:
+def _add_hop(before: Chain, proxy: Proxy, new_manager: NewManager, sessions: TLSSessions | None) -> Chain:
     before.dialer.proxy_name = f"the proxy {proxy.url.origin}"
     if proxy.url.scheme.startswith(b"socks"):
         return Chain(_socks_dialer(before.dialer, proxy), None, before.managers)
     factory = ConnectionFactory(
-        before.dialer, proxy.ssl_context, http2=proxy.http2, tls_trace_point="proxy.start_tls"
+        before.dialer,
+        proxy.ssl_context,
+        http2=proxy.http2,
+        tls_trace_point="proxy.start_tls",
+        sessions=sessions,
     )
     tunnels = TunnelDialer(proxy, factory, new_manager)
     return Chain(tunnels, Forwarding(proxy, factory), [tunnels.manager, *before.managers])
