@@ -67,13 +67,13 @@ from .frames import (
     window_update,
 )
 from .h2_internals import (
-    decode_headers,
     end_stream_remotely,
     forget_stream,
     highest_stream_id,
     limit_header_table,
     new_connection,
 )
+from .header_blocks import BlockDecoder, BlockEncoder, DecodedBlock
 from .outbound import OutboundQueue
 from .resets import ResetLedger
 from .stream import HTTP2Stream
@@ -103,6 +103,8 @@ class HTTP2Connection(HTTPConnection):
             connection_window=CONNECTION_WINDOW,
             max_header_bytes=settings.max_header_bytes,
         )
+        self._encoder = BlockEncoder(self._h2.encoder)
+        self._decoder = BlockDecoder(self._h2.decoder)
         self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
         # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
@@ -430,7 +432,7 @@ class HTTP2Connection(HTTPConnection):
         if frame.flags & END_HEADERS:
             data, self._block = b"".join(self._block), []
             # Decode it even for a stream that was released: later blocks depend on the dynamic table.
-            block: HeaderList = self._blaming_server(decode_headers, self._h2, data)
+            block: DecodedBlock = self._blaming_server(self._decoder.decode, data)
             # The request may have been cancelled between the fragments.
             stream = self._streams.get(frame.stream_id)
             if stream is not None and stream.state is not CLOSED:

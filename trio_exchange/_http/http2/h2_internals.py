@@ -6,15 +6,17 @@ name that is used here, `tests/test_private_names.py` fails and reports that nam
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections import deque
+from typing import TypeAlias
 
 import h2.config
 import h2.connection
 import h2.settings
 from h2.settings import SettingCodes
 from h2.stream import StreamClosedBy, StreamInputs
+from hpack.table import HeaderTable
 
-from ..._fields import HeaderList
+SavedTable: TypeAlias = tuple[deque[tuple[bytes, bytes]], int]
 
 
 def new_connection(
@@ -58,16 +60,14 @@ def highest_stream_id(connection: h2.connection.H2Connection) -> int:
     return connection.highest_outbound_stream_id
 
 
-def decode_headers(connection: h2.connection.H2Connection, block: bytes) -> HeaderList:
-    """Decode a header block with h2's decoder and its dynamic table, bypassing h2's state.
+def save_table(table: HeaderTable) -> SavedTable:
+    """Save the content of a dynamic table, which hpack has no method for."""
+    return table.dynamic_entries.copy(), table._current_size
 
-    A malformed response affects only its stream (RFC 9113, 8.1.1), but h2 ends the connection for some.
 
-    Raises:
-        hpack.HPACKError: The block can't be decoded or is too large.
-    """
-    fields: Any = connection.decoder.decode(block, raw=True)
-    return cast("HeaderList", fields)
+def restore_table(table: HeaderTable, saved: SavedTable) -> None:
+    """Give a dynamic table its saved content again."""
+    table.dynamic_entries, table._current_size = saved
 
 
 def end_stream_remotely(connection: h2.connection.H2Connection, stream_id: int) -> None:

@@ -43,7 +43,8 @@ from ..message_stream import (
 from ..request import RequestContext
 from .flow_control import ReceiveWindow
 from .frames import Violation, name_of, window_update
-from .headers import check_trailers, content_length, request_headers, response_head
+from .header_blocks import DecodedBlock
+from .headers import check_trailers, content_length, head_of, request_headers
 from .tunnel import Tunnel, TunnelState
 from .wakeup import Wakeup
 
@@ -244,11 +245,11 @@ class HTTP2Stream:
         """Whether heads, data and trailers may arrive."""
         return self.state in (OPEN, HALF_CLOSED_LOCAL)
 
-    def take_block(self, block: HeaderList, *, ends: bool) -> None:
+    def take_block(self, block: DecodedBlock, *, ends: bool) -> None:
         """Take an interim head, the final head or the trailers.
 
         Args:
-            block: The decoded header block.
+            block: The header block.
             ends: Whether the block ends the stream. `take_end` follows then.
         """
         if not self.receives:
@@ -258,10 +259,10 @@ class HTTP2Stream:
             return
         try:
             if self._has_head:
-                check_trailers(block, ends=ends)
-                self._put(list(block))
+                check_trailers(block.fields, ends=ends)
+                self._put(list(block.fields))
             else:
-                self._take_head(response_head(block), ends=ends)
+                self._take_head(head_of(block), ends=ends)
         except RemoteProtocolError as exc:
             self._malformed(exc)
 
