@@ -62,16 +62,20 @@ from .frames import (
     Violation,
     content_of,
     fragment_of,
+    header_frames,
     name_of,
     parse_goaway,
     window_update,
 )
 from .h2_internals import (
+    append_output,
+    drop_ended_streams,
     end_stream_remotely,
     forget_stream,
     highest_stream_id,
     limit_header_table,
     new_connection,
+    open_stream,
 )
 from .header_blocks import BlockDecoder, BlockEncoder, DecodedBlock
 from .outbound import OutboundQueue
@@ -110,6 +114,11 @@ class HTTP2Connection(HTTPConnection):
         # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
         self._streams: dict[int, HTTP2Stream] = {}
         self._places_taken = 0
+        # The ids of streams that have ended since the last one was opened.
+        self._ended: list[int] = []
+        # The server's limit of open streams, and the initial send window of each.
+        self._most_streams = self._h2.remote_settings.max_concurrent_streams
+        self._stream_window = self._h2.remote_settings.initial_window_size
         self._draining = False
         self._failure: ExchangeError | None = None
         # The reader's state.
@@ -256,11 +265,14 @@ class HTTP2Connection(HTTPConnection):
     # -- Sending.
 
     def flush(self, more: bytes = b"") -> None:
-        """Send h2's pending bytes and then `more`, at once if possible, else by the writer."""
+        """Send h2's pending bytes and then `more`, at once if possible, else by the writer.
+
+        Among several requests the writer sends, and so takes the bytes of all of them in one system call.
+        """
         if self.outbound.accepts:
             data = self._h2.data_to_send() + more
             if data:
-                self.outbound.add(data)
+                self.outbound.add(data, gather=self._places_taken > 1)
                 if self.outbound.failure is not None:
                     self._drain()
 
@@ -274,12 +286,18 @@ class HTTP2Connection(HTTPConnection):
         """
         if self.will_close or self._draining:
             return None
-        try:
-            stream_id = self._h2.get_next_available_stream_id()
-            self._h2.send_headers(stream_id, headers, end_stream=end_stream and not body)
-        except h2.exceptions.TooManyStreamsError:
+        drop_ended_streams(self._h2, self._ended)
+        self._ended.clear()
+        if len(self._h2.streams) >= self._most_streams:
             # The server has lowered its limit since the pool granted this request.
             return None
+        ended = end_stream and not body
+        stream_id = open_stream(
+            self._h2, receive_window=INITIAL_WINDOW, send_window=self._stream_window, ended=ended
+        )
+        most = self._h2.max_outbound_frame_size
+        block = self._encoder.encode(headers)
+        append_output(self._h2, header_frames(stream_id, block, most, end_stream=ended))
         self._streams[stream_id] = stream
         if body:
             self._h2.send_data(stream_id, body, end_stream=end_stream)
@@ -296,10 +314,8 @@ class HTTP2Connection(HTTPConnection):
 
     def fits(self, size: int) -> bool:
         """Return whether a new stream can send `size` bytes of data at once."""
-        return size <= min(
-            self._h2.outbound_flow_control_window,
-            self._h2.remote_settings.initial_window_size,
-            self._h2.max_outbound_frame_size,
+        return not size or size <= min(
+            self._h2.outbound_flow_control_window, self._stream_window, self._h2.max_outbound_frame_size
         )
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
@@ -324,7 +340,9 @@ class HTTP2Connection(HTTPConnection):
         # Marking the connection for closing has already removed all streams.
         if stream_id is not None and not self.will_close:
             del self._streams[stream_id]
-            if reset is not None:
+            if reset is None:
+                self._ended.append(stream_id)
+            else:
                 self._reset(stream_id, reset, stream.window.receivable)
                 self.flush()
         self._places_taken -= 1
@@ -360,7 +378,7 @@ class HTTP2Connection(HTTPConnection):
     def _tell_capacity(self) -> None:
         # Until the server's SETTINGS arrive, the connection carries one request at a time.
         if self.settings_received.is_set() and not self._draining:
-            limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
+            limit = min(self._most_streams, _MOST_STREAMS)
             # At least one place stays available, even if the server never answers the PING.
             unread = min(self._resets.unread_beyond_limit, max(0, limit - 1))
             self.owner.capacity_changed(self, limit - unread)
@@ -514,7 +532,9 @@ class HTTP2Connection(HTTPConnection):
 
     def _take_reset(self, event: h2.events.StreamReset) -> None:
         # h2 reports only streams that it knows, and it forgets a stream when this connection does.
-        stream = self._streams[event.stream_id or 0]
+        stream_id = event.stream_id or 0
+        stream = self._streams[stream_id]
+        self._ended.append(stream_id)
         stream.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
@@ -524,6 +544,8 @@ class HTTP2Connection(HTTPConnection):
                 del self._h2.remote_settings[code]
         if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
             limit_header_table(self._h2, _HEADER_TABLE_SIZE)
+        self._most_streams = self._h2.remote_settings.max_concurrent_streams
+        self._stream_window = self._h2.remote_settings.initial_window_size
         first = not self.settings_received.is_set()
         self.settings_received.set()
         if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:

@@ -40,6 +40,7 @@ MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _PRIORITY_SIZE = 5
 _GOAWAY = struct.Struct(">LL")
+_HEADER = struct.Struct(">HBBBL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
 
 
@@ -248,6 +249,31 @@ def fragment_of(frame: Frame) -> bytes:
     if len(content) < _PRIORITY_SIZE:
         raise Violation(ErrorCodes.FRAME_SIZE_ERROR, "the server sent HEADERS without their priority")
     return content[_PRIORITY_SIZE:]
+
+
+def header_frames(stream_id: int, block: bytes, most: int, *, end_stream: bool) -> bytes:
+    """Make the HEADERS frame of a header block, and CONTINUATION frames if it needs them (RFC 9113, 6.2).
+
+    Args:
+        stream_id: The id of the stream.
+        block: The encoded header block.
+        most: The most bytes in a frame.
+        end_stream: Whether the block ends this side of the stream.
+    """
+    flags = END_STREAM if end_stream else 0
+    if len(block) <= most:
+        return frame_header(len(block), HEADERS, flags | END_HEADERS, stream_id) + block
+    frames = [frame_header(most, HEADERS, flags, stream_id), block[:most]]
+    for start in range(most, len(block), most):
+        part = block[start : start + most]
+        ends = END_HEADERS if start + most >= len(block) else 0
+        frames += (frame_header(len(part), CONTINUATION, ends, stream_id), part)
+    return b"".join(frames)
+
+
+def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
+    """Make the header of a frame (RFC 9113, 4.1)."""
+    return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
 
 
 def window_update(stream_id: int, increment: int) -> bytes:

@@ -12,8 +12,9 @@ from typing import TypeAlias
 import h2.config
 import h2.connection
 import h2.settings
+from h2.connection import ConnectionInputs
 from h2.settings import SettingCodes
-from h2.stream import StreamClosedBy, StreamInputs
+from h2.stream import H2Stream, StreamClosedBy, StreamInputs
 from hpack.table import HeaderTable
 
 SavedTable: TypeAlias = tuple[deque[tuple[bytes, bytes]], int]
@@ -58,6 +59,51 @@ def new_connection(
 def highest_stream_id(connection: h2.connection.H2Connection) -> int:
     """Return the highest id of the opened streams, 0 before the first."""
     return connection.highest_outbound_stream_id
+
+
+def open_stream(
+    connection: h2.connection.H2Connection, *, receive_window: int, send_window: int, ended: bool
+) -> int:
+    """Open the next stream in h2's state, as `send_headers` does, and return its id.
+
+    `send_headers` counts all open streams one by one, looks for fields that only a server needs, and passes
+    the header block through several objects. All that costs as much as the rest of a request.
+
+    Args:
+        connection: h2's state of the connection.
+        receive_window: The initial receive window of the stream.
+        send_window: The initial send window of the stream.
+        ended: Whether the header block ends this side of the stream.
+    """
+    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+    highest = connection.highest_outbound_stream_id
+    stream_id = highest + 2 if highest else 1
+    stream = H2Stream(stream_id, connection.config, receive_window, send_window)
+    stream.max_outbound_frame_size = connection.max_outbound_frame_size
+    connection.streams[stream_id] = stream
+    connection.highest_outbound_stream_id = stream_id
+    stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
+    if ended:
+        stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+    return stream_id
+
+
+def drop_ended_streams(connection: h2.connection.H2Connection, ended: list[int]) -> None:
+    """Make h2 drop the streams that have ended, as `send_headers` does before it opens a stream.
+
+    Args:
+        connection: h2's state of the connection.
+        ended: The ids of the streams. Those that h2 has dropped before are ignored.
+    """
+    for stream_id in ended:
+        stream = connection.streams.pop(stream_id, None)
+        if stream is not None:
+            connection._closed_streams[stream_id] = stream.closed_by
+
+
+def append_output(connection: h2.connection.H2Connection, frames: bytes) -> None:
+    """Append frames that were made outside of h2 to those that h2 has made and that were not yet sent."""
+    connection._data_to_send += frames
 
 
 def save_table(table: HeaderTable) -> SavedTable:
