@@ -62,6 +62,7 @@ from .frames import (
     Violation,
     content_of,
     fragment_of,
+    frame_header,
     header_frames,
     name_of,
     parse_goaway,
@@ -69,6 +70,7 @@ from .frames import (
 )
 from .h2_internals import (
     append_output,
+    count_data,
     drop_ended_streams,
     end_stream_remotely,
     forget_stream,
@@ -90,6 +92,8 @@ _LAST_STREAM_ID = 2**31 - 1
 # The most bytes of the encoder's dynamic table (RFC 7541, 4.2).
 _HEADER_TABLE_SIZE = 4096
 _RESETS_READ = b"resets?!"
+# The most times to receive again after a full buffer, before other tasks run.
+_MOST_TURNS = 3
 # Seconds for which reading continues after sending has failed.
 _LAST_WORDS = 1.0
 
@@ -207,6 +211,7 @@ class HTTP2Connection(HTTPConnection):
                     # A further violation would replace the error code of the pending GOAWAY.
                     return
                 self._receive(bytes(data))
+                self._receive_more(len(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             failure = ReadError(explain(exc))
             failure.__cause__ = exc
@@ -264,13 +269,13 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Sending.
 
-    def flush(self, more: bytes = b"") -> None:
+    def flush(self, *more: bytes | memoryview) -> None:
         """Send h2's pending bytes and then `more`, at once if possible, else by the writer.
 
         Among several requests the writer sends, and so takes the bytes of all of them in one system call.
         """
         if self.outbound.accepts:
-            data = self._h2.data_to_send() + more
+            data = b"".join((self._h2.data_to_send(), *more))
             if data:
                 self.outbound.add(data, gather=self._places_taken > 1)
                 if self.outbound.failure is not None:
@@ -300,7 +305,7 @@ class HTTP2Connection(HTTPConnection):
         append_output(self._h2, header_frames(stream_id, block, most, end_stream=ended))
         self._streams[stream_id] = stream
         if body:
-            self._h2.send_data(stream_id, body, end_stream=end_stream)
+            append_output(self._h2, self._data_header(stream_id, body, end_stream=end_stream) + body)
         if stream_id + 2 > _LAST_STREAM_ID:
             self._drain()
         return stream_id
@@ -320,9 +325,13 @@ class HTTP2Connection(HTTPConnection):
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
         """Send data that fits into the stream's `room`."""
-        self._h2.send_data(stream_id, data, end_stream=end_stream)
+        header = self._data_header(stream_id, data, end_stream=end_stream)
         self._flood_guard.earn()
-        self.flush()
+        self.flush(header, data)
+
+    def _data_header(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> bytes:
+        count_data(self._h2, stream_id, data, ended=end_stream)
+        return frame_header(len(data), DATA, END_STREAM if end_stream else 0, stream_id)
 
     @property
     def extended_connect_enabled(self) -> bool:
@@ -391,12 +400,27 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Receiving.
 
+    def _receive_more(self, size: int) -> None:
+        """Receive what else has arrived, if `size` bytes filled the buffer, before other tasks wake.
+
+        Other tasks have to run too, so the number of turns is limited.
+        """
+        turns = _MOST_TURNS
+        while size == RECEIVE_SIZE and turns and not self.will_close:
+            data = self.transport.receive_nowait(RECEIVE_SIZE) if self._plain else None
+            if not data:
+                # The end of the stream is found again by the next receive.
+                return
+            self._receive(data)
+            size, turns = len(data), turns - 1
+
     def _receive(self, data: bytes) -> None:
         self._last_received = trio.current_time()
+        closing = self._close_requested.is_set
         try:
             for frame in self._splitter.split(data, highest_stream_id(self._h2)):
                 self._take_frame(frame)
-                if self.will_close:
+                if closing():
                     return
             self._grant_credit()
             before = self.outbound.size
@@ -471,23 +495,24 @@ class HTTP2Connection(HTTPConnection):
         Returns:
             Whether the frame was taken. h2 checks the others.
         """
-        stream = self._receiver(frame.stream_id)
-        if stream is None:
+        length = frame.length
+        stream = self._streams.get(frame.stream_id)
+        if stream is None or not stream.receives:
             if frame.stream_id not in self._resets:
                 return False
             # Dropped data still counts for the connection's window (RFC 9113, 5.1). Data that the server
             # sent before it saw the reset does not count as a flood.
-            self._window.use(frame.length)
-            if not self._resets.use(frame.stream_id, frame.length):
+            self._window.use(length)
+            if not self._resets.use(frame.stream_id, length):
                 self._flood_guard.spend(self._last_received)
             return True
-        self._window.use(frame.length)
+        self._window.use(length)
         ends = frame.flags & END_STREAM
-        if frame.length or ends:
+        if length or ends:
             self._flood_guard.earn()
         else:
             self._flood_guard.spend(self._last_received)
-        stream.take_data(content_of(frame), frame.length)
+        stream.take_data(content_of(frame), length)
         if ends:
             self._take_end(frame.stream_id, stream)
         return True

@@ -113,21 +113,26 @@ class FrameSplitter:
         start, size = 0, len(buffer)
         try:
             while size - start >= _HEADER_SIZE:
-                end = start + _HEADER_SIZE + int.from_bytes(buffer[start : start + 3], "big")
-                kind, flags = buffer[start + 3], buffer[start + 4]
-                stream_id = int.from_bytes(buffer[start + 5 : start + 9], "big") & 0x7FFFFFFF
+                high, low, kind, flags, stream_id = _HEADER.unpack_from(buffer, start)
+                length = high << 8 | low
+                end = start + _HEADER_SIZE + length
+                stream_id &= 0x7FFFFFFF
                 if not self._preface_seen:
                     self._check_preface(buffer, kind, flags)
-                if end - start - _HEADER_SIZE > MAX_FRAME_SIZE:
-                    raise Violation(
-                        ErrorCodes.FRAME_SIZE_ERROR,
-                        f"the server sent a frame of {end - start - _HEADER_SIZE} bytes",
-                    )
+                if length > MAX_FRAME_SIZE:
+                    raise Violation(ErrorCodes.FRAME_SIZE_ERROR, f"the server sent a frame of {length} bytes")
                 if end > size:
                     break
                 frame = Frame(kind, flags, stream_id, buffer[start:end])
                 start = end
-                self._check_order(frame, highest_stream_id)
+                if (
+                    kind
+                    or self._block_stream is not None
+                    or stream_id > highest_stream_id
+                    or not stream_id & 1
+                ):
+                    # A DATA frame on a client's stream is in order outside of a header block.
+                    self._check_order(frame, highest_stream_id)
                 yield frame
         finally:
             self._buffer = buffer[start:]
@@ -306,7 +311,8 @@ class FloodGuard:
 
     def earn(self) -> None:
         """Count a frame that served a request."""
-        self._left = min(self.LIMIT, self._left + self.EARNED)
+        if self._left < self.LIMIT:
+            self._left = min(self.LIMIT, self._left + self.EARNED)
 
     def spend(self, now: float, cost: int = 1) -> None:
         """Count a frame that served no request, at the cost of the work that it caused.

@@ -5,9 +5,9 @@ representations itself. If it meets anything else, it restores the dynamic table
 block from its start, which decodes it or raises the error. So this module never accepts what hpack refuses.
 
 *Memos.* Most blocks repeat: a server answers like requests with the same bytes, and a program sends the same
-fields again. The outcome of a block depends on its bytes and, if it refers to the dynamic table, on the table.
-The table is a queue of entries that only grows at one end and shrinks at the other, so its newest entry and
-its length identify its content (`TableState`).
+fields again. The outcome of a block depends on its bytes and, if it refers to the dynamic table, on that
+table too. The table is a queue of entries that only grows at one end and shrinks at the other, so its newest
+entry and its length identify its content (`TableState`).
 
 - A decoded block is kept if it does not refer to the dynamic table, or does not change it.
 - An encoded block is kept if it does not change the dynamic table. The second of two like requests is so.

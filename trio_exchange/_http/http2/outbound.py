@@ -1,9 +1,9 @@
 """The output queue of an HTTP/2 connection.
 
 Theory of operation. Any task adds bytes, in synchronous steps, so that they leave in the order in which they
-were made. Without TLS, the bytes of a lone request that the socket accepts are sent at once. The writer's task
-sends all others: it runs after the tasks that are about to run now, so one system call sends what all of them
-have added.
+were made. Without TLS, the bytes of a lone request that the socket accepts are sent at once. The writer sends
+all others in its own task. That task runs after the tasks that are about to run now, so one system call sends
+what all of them have added.
 It is not cancelled while it sends, since a torn frame would make all later bytes useless.
 """
 
@@ -89,7 +89,7 @@ class OutboundQueue:
         self._waiting += data
         self._writable.set()
 
-    def _send_nowait(self, data: bytes | bytearray) -> int:
+    def _send_nowait(self, data: bytes | memoryview) -> int:
         """Send what the kernel accepts at once, and return how many bytes. A failure sets `failure`."""
         try:
             return self._transport.send_nowait(data)
@@ -138,9 +138,7 @@ class OutboundQueue:
             if self._closing.is_set():
                 return
             data, self._waiting = self._waiting, bytearray()
-            if self._plain:
-                del data[: self._send_nowait(data)]
-            if data and self.failure is None and not await self._send(data):
+            if not await self._send(data):
                 return
             if not self._waiting:
                 self._answers = 0
@@ -148,6 +146,12 @@ class OutboundQueue:
 
     async def _send(self, data: bytearray) -> bool:
         """Send `data`, and return whether that has ended, with or without success."""
+        if self._plain:
+            with memoryview(data) as view:
+                sent = self._send_nowait(view)
+            if sent == len(data) or self.failure is not None:
+                return True
+            del data[:sent]
         self._in_flight = len(data)
         try:
             # Cancelling the send would tear a frame, and no GOAWAY could follow it.
