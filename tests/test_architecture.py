@@ -61,6 +61,7 @@ FOLDERS = {
         "h2_internals",
         "header_blocks",
         "frames",
+        "framer",
         "resets",
         "outbound",
         "headers",
@@ -185,6 +186,7 @@ def test_the_scheduler_is_pure() -> None:
             {
                 "_http.http2.connection",
                 "_http.http2.stream",
+                "_http.http2.framer",
                 "_http.http2.frames",
                 "_http.http2.h2_internals",
             },

@@ -3,7 +3,8 @@
 Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
 
 - the *reader* passes received frames to h2 or to the streams, and never waits for a stream;
-- the *writer* sends the bytes that could not be sent at once, and all bytes over TLS (`outbound`);
+- the *writer* sends the bytes that are not sent at once: those of several requests, all bytes over TLS, and
+  what the kernel did not accept (`outbound`);
 - the *requesters'* tasks run the exchanges and their uploads.
 
 All of them change the state of h2 only in synchronous steps, and then call `flush`. Only a trace handler is
@@ -48,6 +49,7 @@ from ..exchange import Exchange
 from ..message_stream import CLOSED
 from ..request import RequestContext
 from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
+from .framer import RequestFramer
 from .frames import (
     CONTINUATION,
     DATA,
@@ -62,31 +64,23 @@ from .frames import (
     Violation,
     content_of,
     fragment_of,
-    frame_header,
-    header_frames,
     name_of,
     parse_goaway,
     window_update,
 )
 from .h2_internals import (
-    append_output,
-    count_data,
-    drop_ended_streams,
     end_stream_remotely,
     forget_stream,
     highest_stream_id,
     limit_header_table,
     new_connection,
-    open_stream,
 )
-from .header_blocks import BlockDecoder, BlockEncoder, DecodedBlock
+from .header_blocks import BlockDecoder, DecodedBlock
 from .outbound import OutboundQueue
 from .resets import ResetLedger
 from .stream import HTTP2Stream
 
-# The largest DATA frame to send, even if the server allows more. Larger frames would delay other streams.
-_MOST_IN_FRAME = 64 * 1024
-# The most streams open at once, even if the server allows more: h2 counts its open streams one by one.
+# The most streams open at once, even if the server allows more: each may fill its receive window.
 _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
 # The most bytes of the encoder's dynamic table (RFC 7541, 4.2).
@@ -111,18 +105,13 @@ class HTTP2Connection(HTTPConnection):
             connection_window=CONNECTION_WINDOW,
             max_header_bytes=settings.max_header_bytes,
         )
-        self._encoder = BlockEncoder(self._h2.encoder)
+        self._framer = RequestFramer(self._h2)
         self._decoder = BlockDecoder(self._h2.decoder)
         self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
         # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
         self._streams: dict[int, HTTP2Stream] = {}
         self._places_taken = 0
-        # The ids of streams that have ended since the last one was opened.
-        self._ended: list[int] = []
-        # The server's limit of open streams, and the initial send window of each.
-        self._most_streams = self._h2.remote_settings.max_concurrent_streams
-        self._stream_window = self._h2.remote_settings.initial_window_size
         self._draining = False
         self._failure: ExchangeError | None = None
         # The reader's state.
@@ -291,47 +280,28 @@ class HTTP2Connection(HTTPConnection):
         """
         if self.will_close or self._draining:
             return None
-        drop_ended_streams(self._h2, self._ended)
-        self._ended.clear()
-        if len(self._h2.streams) >= self._most_streams:
+        stream_id = self._framer.open(headers, body, end_stream=end_stream)
+        if stream_id is None:
             # The server has lowered its limit since the pool granted this request.
             return None
-        ended = end_stream and not body
-        stream_id = open_stream(
-            self._h2, receive_window=INITIAL_WINDOW, send_window=self._stream_window, ended=ended
-        )
-        most = self._h2.max_outbound_frame_size
-        block = self._encoder.encode(headers)
-        append_output(self._h2, header_frames(stream_id, block, most, end_stream=ended))
         self._streams[stream_id] = stream
-        if body:
-            append_output(self._h2, self._data_header(stream_id, body, end_stream=end_stream) + body)
         if stream_id + 2 > _LAST_STREAM_ID:
             self._drain()
         return stream_id
 
     def room(self, stream_id: int) -> int:
         """Return how many bytes of data a stream can send now, in one frame."""
-        if self.outbound.is_full:
-            return 0
-        window = self._h2.local_flow_control_window(stream_id)
-        return max(0, min(window, self._h2.max_outbound_frame_size, _MOST_IN_FRAME))
+        return 0 if self.outbound.is_full else self._framer.room(stream_id)
 
     def fits(self, size: int) -> bool:
         """Return whether a new stream can send `size` bytes of data at once."""
-        return not size or size <= min(
-            self._h2.outbound_flow_control_window, self._stream_window, self._h2.max_outbound_frame_size
-        )
+        return self._framer.fits(size)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
         """Send data that fits into the stream's `room`."""
-        header = self._data_header(stream_id, data, end_stream=end_stream)
+        header = self._framer.data_header(stream_id, data, end_stream=end_stream)
         self._flood_guard.earn()
         self.flush(header, data)
-
-    def _data_header(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> bytes:
-        count_data(self._h2, stream_id, data, ended=end_stream)
-        return frame_header(len(data), DATA, END_STREAM if end_stream else 0, stream_id)
 
     @property
     def extended_connect_enabled(self) -> bool:
@@ -350,7 +320,7 @@ class HTTP2Connection(HTTPConnection):
         if stream_id is not None and not self.will_close:
             del self._streams[stream_id]
             if reset is None:
-                self._ended.append(stream_id)
+                self._framer.end(stream_id)
             else:
                 self._reset(stream_id, reset, stream.window.receivable)
                 self.flush()
@@ -387,7 +357,7 @@ class HTTP2Connection(HTTPConnection):
     def _tell_capacity(self) -> None:
         # Until the server's SETTINGS arrive, the connection carries one request at a time.
         if self.settings_received.is_set() and not self._draining:
-            limit = min(self._most_streams, _MOST_STREAMS)
+            limit = min(self._framer.most_streams, _MOST_STREAMS)
             # At least one place stays available, even if the server never answers the PING.
             unread = min(self._resets.unread_beyond_limit, max(0, limit - 1))
             self.owner.capacity_changed(self, limit - unread)
@@ -559,7 +529,7 @@ class HTTP2Connection(HTTPConnection):
         # h2 reports only streams that it knows, and it forgets a stream when this connection does.
         stream_id = event.stream_id or 0
         stream = self._streams[stream_id]
-        self._ended.append(stream_id)
+        self._framer.end(stream_id)
         stream.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
@@ -569,8 +539,7 @@ class HTTP2Connection(HTTPConnection):
                 del self._h2.remote_settings[code]
         if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
             limit_header_table(self._h2, _HEADER_TABLE_SIZE)
-        self._most_streams = self._h2.remote_settings.max_concurrent_streams
-        self._stream_window = self._h2.remote_settings.initial_window_size
+        self._framer.take_settings()
         first = not self.settings_received.is_set()
         self.settings_received.set()
         if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:

@@ -1,7 +1,7 @@
-"""The only module that uses h2 and hpack beyond their documented interfaces.
+"""The only module that uses h2 beyond its documented interface; for hpack `header_blocks` does so too.
 
 Checked with h2 4.4.1 and hpack 4.2.0. Each function documents why it is needed. If another version lacks a
-name that is used here, `tests/test_private_names.py` fails and reports that name.
+name that is used here, `tests/http/http2/test_h2_internals.py` fails and reports that name.
 """
 
 from __future__ import annotations
