@@ -36,7 +36,7 @@ from hyperframe.frame import (
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from tests.harness.certificates import TLS, alpn_server, client_context, make_tls
-from tests.harness.checks import assert_unharmed, internals
+from tests.harness.checks import assert_settles, assert_unharmed, internals
 from tests.harness.h2peer import H2Peer, Headers, h2_pool
 from tests.harness.peers import DELIVERIES, reset
 from tests.harness.servers import serve_tcp
@@ -2192,6 +2192,28 @@ async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery
         with pytest.raises((NetworkError, RemoteProtocolError), match="in the middle of the response"):
             await response.aread()
         await response.aclose()
+
+
+async def test_a_socket_that_is_found_broken_while_a_lone_request_is_sent(nursery: trio.Nursery) -> None:
+    peers = []
+
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start()
+        await trio.sleep_forever()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while not peers:
+            await trio.lowlevel.checkpoint()
+        # The piece is sent before the reader runs.
+        reset(ScriptedPeer(peers[0].stream))
+        yield b"piece"
+
+    pool, url = await serve_h2(nursery, serve, secure=False)
+    async with pool:
+        with pytest.raises((NetworkError, RemoteProtocolError), match="without a response"):
+            await pool.request("POST", url, content=pieces())
+        await assert_settles(pool)
 
 
 async def test_frames_on_a_stream_that_was_refused_do_no_harm(

@@ -171,6 +171,17 @@ def test_a_block_of_references_is_decoded_again_once_the_table_has_changed() -> 
     assert decoder.decode(newest).fields == [(b"b", b"2")]
 
 
+def test_a_table_that_the_server_did_not_shrink_is_refused() -> None:
+    ours = hpack.Decoder()
+    decoder = BlockDecoder(ours)
+    block = integer(2, 7, 0x80)
+    decoder.decode(block)
+    ours.max_allowed_table_size = 100
+    with pytest.raises(hpack.InvalidTableSizeError):
+        decoder.decode(block)
+    assert decoder.decode(integer(100, 5, 0x20) + block).fields == [(b":method", b"GET")]
+
+
 def test_repeated_lists_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = BlockEncoder(hpack.Encoder())
     fields: Fields = [(b":method", b"GET"), (b":path", b"/a"), (b"x", b"y")]
