@@ -35,7 +35,7 @@ from hyperframe.frame import (
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from tests.harness.certificates import TLS, alpn_server, client_context, make_tls
-from tests.harness.checks import assert_unharmed
+from tests.harness.checks import assert_settles, assert_unharmed, internals
 from tests.harness.h2peer import H2Peer, Headers, h2_pool
 from tests.harness.peers import DELIVERIES, reset
 from tests.harness.servers import serve_tcp
@@ -54,6 +54,7 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
+from trio_exchange._connect.transport import RECEIVE_SIZE, Transport
 from trio_exchange._http.http2 import resets as http2_resets
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
@@ -1916,6 +1917,28 @@ async def test_a_socket_that_is_found_broken_while_sending(nursery: trio.Nursery
         await response.aclose()
 
 
+async def test_a_socket_that_is_found_broken_while_a_lone_request_is_sent(nursery: trio.Nursery) -> None:
+    peers = []
+
+    async def serve(peer: H2Peer) -> None:
+        peers.append(peer)
+        await peer.start()
+        await trio.sleep_forever()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while not peers:
+            await trio.lowlevel.checkpoint()
+        # The piece is sent before the reader runs.
+        reset(ScriptedPeer(peers[0].stream))
+        yield b"piece"
+
+    pool, url = await serve_h2(nursery, serve, secure=False)
+    async with pool:
+        with pytest.raises((NetworkError, RemoteProtocolError), match="without a response"):
+            await pool.request("POST", url, content=pieces())
+        await assert_settles(pool)
+
+
 async def test_frames_on_a_stream_that_was_refused_do_no_harm(client: Client, clock: MockClock) -> None:
     kept = client.request()
     first = await client.peer()
@@ -2221,3 +2244,179 @@ async def test_where_nobody_looks_nothing_is_reported(
     pool, _ = h2_pool(nursery, serve_all)
     async with pool:
         assert (await pool.request("POST", URL, content=[b"a"])).content == b"a"
+
+
+# -- What is gathered, and what is remembered.
+
+
+class Sends:
+    """The bytes that each call of `Transport.send_nowait` got, and the task that called it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[trio.lowlevel.Task, bytes]] = []
+        send_nowait = Transport.send_nowait
+
+        def record(transport: Transport, data: bytes | memoryview) -> int:
+            self.made.append((trio.lowlevel.current_task(), bytes(data)))
+            return send_nowait(transport, data)
+
+        monkeypatch.setattr(Transport, "send_nowait", record)
+
+
+def count_frames(sent: bytes) -> int:
+    count = 0
+    while sent:
+        sent = sent[9 + int.from_bytes(sent[:3], "big") :]
+        count += 1
+    return count
+
+
+async def answer_all_at_once(peer: H2Peer, size: int) -> None:
+    """Answer the first request, and then `size` requests once all of them have arrived."""
+    await peer.start()
+    await peer.respond((await peer.head())[0])
+    while True:
+        for stream_id in [(await peer.head())[0] for _ in range(size)]:
+            peer.h2.send_headers(stream_id, OK, end_stream=True)
+        await peer.flush()
+
+
+async def test_requests_of_one_turn_leave_in_one_system_call(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, url = await serve_h2(nursery, functools.partial(answer_all_at_once, size=20), secure=False)
+    async with pool:
+        await pool.request("GET", url)
+        await wait_all_tasks_blocked()
+        sends = Sends(monkeypatch)
+        for _ in range(3):
+            async with trio.open_nursery() as requests:
+                for _ in range(20):
+                    requests.start_soon(pool.request, "GET", url)
+        # The first head does not wait for others. The peer of h2 does not send by `send_nowait`.
+        assert [count_frames(data) for _, data in sends.made] == [1, 19] * 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lone_request_is_sent_in_its_own_task(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, url = await serve_h2(nursery, functools.partial(answer_all_at_once, size=1), secure=False)
+    async with pool:
+        await pool.request("GET", url)
+        await wait_all_tasks_blocked()
+        sends = Sends(monkeypatch)
+        await pool.request("GET", url)
+        assert [task for task, _ in sends.made] == [trio.lowlevel.current_task()]
+        nursery.cancel_scope.cancel()
+
+
+def full_buffer(stream_id: int) -> bytes:
+    """As many bytes of DATA frames as one receive takes."""
+    frames = data(stream_id, bytes(16384 - 9)).serialize() * 4
+    assert len(frames) == RECEIVE_SIZE
+    return frames
+
+
+async def test_what_has_arrived_is_received_before_the_user_wakes(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        more = [full_buffer(stream_id)] * 4
+        monkeypatch.setattr(Transport, "receive_nowait", lambda *_: more.pop() if more else None)
+        chunks = aiter(response.aiter_stream())
+        nursery.start_soon(peer.send, full_buffer(stream_id))
+        # Other tasks run after three more.
+        assert len(await anext(chunks)) == 4 * 4 * (16384 - 9)
+        assert len(more) == 1
+        nursery.start_soon(peer.send, full_buffer(stream_id))
+        assert len(await anext(chunks)) == 2 * 4 * (16384 - 9)
+        nursery.start_soon(peer.send_frame, data(stream_id, b"end", "END_STREAM"))
+        assert await anext(chunks) == b"end"
+        with pytest.raises(StopAsyncIteration):
+            await anext(chunks)
+
+
+async def test_a_connection_that_breaks_while_more_is_received(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise trio.BrokenResourceError("it broke")
+
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        monkeypatch.setattr(Transport, "receive_nowait", fail)
+        await peer.send(full_buffer(stream_id))
+        chunks = aiter(response.aiter_stream())
+        assert len(await anext(chunks)) == 4 * (16384 - 9)
+        with pytest.raises(ReadError, match="it broke, in the middle of the response"):
+            await anext(chunks)
+
+
+async def test_unread_data_is_neither_many_objects_nor_many_copies(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    pieces = [b"a", b"b" * 5000, b"c", b"d" * 5000, b"e" * 1024, *[b"f"] * 3000, b"g" * 2000]
+    async with Client(nursery) as client:
+        opened = client.open()
+        peer = await client.peer()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, end=False)
+        response = await opened.result()
+        await peer.send_frame(*[data(stream_id, piece) for piece in pieces])
+        await wait_all_tasks_blocked()
+        (connection,) = internals(client.pool)
+        inbox = connection._streams[stream_id]._inbox
+        assert len(inbox) == 5
+        await peer.send_frame(data(stream_id, b"", "END_STREAM"))
+        assert [chunk async for chunk in response.aiter_stream()] == [b"".join(pieces)]
+
+
+async def test_a_head_that_repeats_gives_each_response_headers_of_its_own(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    # `:status: 200` and a field that is not indexed, so that each block has the same bytes.
+    block = b"\x88\x00\x01a\x01b"
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        for number in range(3):
+            stream_id, _ = await peer.head()
+            await peer.send_frame(HeadersFrame(stream_id, block, flags=["END_HEADERS", "END_STREAM"]))
+            response = await request.result()
+            assert response.headers == [(b"a", b"b")]
+            response.headers.append((b"changed", b"%d" % number))
+            request = client.request()
+        # As trailers the same block is malformed, whatever it was before.
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id, body=b"body", end=False)
+        await peer.send_frame(HeadersFrame(stream_id, block, flags=["END_HEADERS", "END_STREAM"]))
+        with pytest.raises(RemoteProtocolError, match="invalid header name: b':status'"):
+            await request.result()
+
+
+async def test_a_malformed_head_that_repeats_is_refused_each_time(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with Client(nursery) as client:
+        request = client.request()
+        peer = await client.peer()
+        for _ in range(3):
+            stream_id, _ = await peer.head()
+            await peer.send_frame(HeadersFrame(stream_id, b"\x88\x00\x01A\x01b", flags=["END_HEADERS"]))
+            with pytest.raises(RemoteProtocolError, match="invalid header name: b'A'"):
+                await request.result()
+            assert await reset_of(peer, stream_id) == ErrorCodes.PROTOCOL_ERROR
+            request = client.request()
+        stream_id, _ = await peer.head()
+        await peer.respond(stream_id)
+        assert (await request.result()).status == 200

@@ -3,7 +3,8 @@
 Theory of operation. Three kinds of tasks meet in an `HTTP2Connection`:
 
 - the *reader* passes received frames to h2 or to the streams, and never waits for a stream;
-- the *writer* sends the bytes that could not be sent at once, and all bytes over TLS (`outbound`);
+- the *writer* sends the bytes that are not sent at once: those of several requests, all bytes over TLS, and
+  what the kernel did not accept (`outbound`);
 - the *requesters'* tasks run the exchanges and their uploads.
 
 All of them change the state of h2 only in synchronous steps, and then call `flush`. Only a trace handler is
@@ -48,6 +49,7 @@ from ..exchange import Exchange
 from ..message_stream import CLOSED
 from ..request import RequestContext
 from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
+from .framer import RequestFramer
 from .frames import (
     CONTINUATION,
     DATA,
@@ -67,25 +69,25 @@ from .frames import (
     window_update,
 )
 from .h2_internals import (
-    decode_headers,
     end_stream_remotely,
     forget_stream,
     highest_stream_id,
     limit_header_table,
     new_connection,
 )
+from .header_blocks import BlockDecoder, DecodedBlock
 from .outbound import OutboundQueue
 from .resets import ResetLedger
 from .stream import HTTP2Stream
 
-# The largest DATA frame to send, even if the server allows more. Larger frames would delay other streams.
-_MOST_IN_FRAME = 64 * 1024
-# The most streams open at once, even if the server allows more: h2 counts its open streams one by one.
+# The most streams open at once, even if the server allows more: each may fill its receive window.
 _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
 # The most bytes of the encoder's dynamic table (RFC 7541, 4.2).
 _HEADER_TABLE_SIZE = 4096
 _RESETS_READ = b"resets?!"
+# The most times to receive again after a full buffer, before other tasks run.
+_MOST_TURNS = 3
 # Seconds for which reading continues after sending has failed.
 _LAST_WORDS = 1.0
 
@@ -103,6 +105,8 @@ class HTTP2Connection(HTTPConnection):
             connection_window=CONNECTION_WINDOW,
             max_header_bytes=settings.max_header_bytes,
         )
+        self._framer = RequestFramer(self._h2)
+        self._decoder = BlockDecoder(self._h2.decoder)
         self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
         # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
@@ -196,6 +200,7 @@ class HTTP2Connection(HTTPConnection):
                     # A further violation would replace the error code of the pending GOAWAY.
                     return
                 self._receive(bytes(data))
+                self._receive_more(len(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             failure = ReadError(explain(exc))
             failure.__cause__ = exc
@@ -253,12 +258,15 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Sending.
 
-    def flush(self, more: bytes = b"") -> None:
-        """Send h2's pending bytes and then `more`, at once if possible, else by the writer."""
+    def flush(self, *more: bytes | memoryview) -> None:
+        """Send h2's pending bytes and then `more`, at once if possible, else by the writer.
+
+        Among several requests the writer sends, and so takes the bytes of all of them in one system call.
+        """
         if self.outbound.accepts:
-            data = self._h2.data_to_send() + more
+            data = b"".join((self._h2.data_to_send(), *more))
             if data:
-                self.outbound.add(data)
+                self.outbound.add(data, gather=self._places_taken > 1)
                 if self.outbound.failure is not None:
                     self._drain()
 
@@ -272,39 +280,28 @@ class HTTP2Connection(HTTPConnection):
         """
         if self.will_close or self._draining:
             return None
-        try:
-            stream_id = self._h2.get_next_available_stream_id()
-            self._h2.send_headers(stream_id, headers, end_stream=end_stream and not body)
-        except h2.exceptions.TooManyStreamsError:
+        stream_id = self._framer.open(headers, body, end_stream=end_stream)
+        if stream_id is None:
             # The server has lowered its limit since the pool granted this request.
             return None
         self._streams[stream_id] = stream
-        if body:
-            self._h2.send_data(stream_id, body, end_stream=end_stream)
         if stream_id + 2 > _LAST_STREAM_ID:
             self._drain()
         return stream_id
 
     def room(self, stream_id: int) -> int:
         """Return how many bytes of data a stream can send now, in one frame."""
-        if self.outbound.is_full:
-            return 0
-        window = self._h2.local_flow_control_window(stream_id)
-        return max(0, min(window, self._h2.max_outbound_frame_size, _MOST_IN_FRAME))
+        return 0 if self.outbound.is_full else self._framer.room(stream_id)
 
     def fits(self, size: int) -> bool:
         """Return whether a new stream can send `size` bytes of data at once."""
-        return size <= min(
-            self._h2.outbound_flow_control_window,
-            self._h2.remote_settings.initial_window_size,
-            self._h2.max_outbound_frame_size,
-        )
+        return self._framer.fits(size)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool) -> None:
         """Send data that fits into the stream's `room`."""
-        self._h2.send_data(stream_id, data, end_stream=end_stream)
+        header = self._framer.data_header(stream_id, data, end_stream=end_stream)
         self._flood_guard.earn()
-        self.flush()
+        self.flush(header, data)
 
     @property
     def extended_connect_enabled(self) -> bool:
@@ -322,7 +319,9 @@ class HTTP2Connection(HTTPConnection):
         # Marking the connection for closing has already removed all streams.
         if stream_id is not None and not self.will_close:
             del self._streams[stream_id]
-            if reset is not None:
+            if reset is None:
+                self._framer.end(stream_id)
+            else:
                 self._reset(stream_id, reset, stream.window.receivable)
                 self.flush()
         self._places_taken -= 1
@@ -358,7 +357,7 @@ class HTTP2Connection(HTTPConnection):
     def _tell_capacity(self) -> None:
         # Until the server's SETTINGS arrive, the connection carries one request at a time.
         if self.settings_received.is_set() and not self._draining:
-            limit = min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS)
+            limit = min(self._framer.most_streams, _MOST_STREAMS)
             # At least one place stays available, even if the server never answers the PING.
             unread = min(self._resets.unread_beyond_limit, max(0, limit - 1))
             self.owner.capacity_changed(self, limit - unread)
@@ -371,12 +370,27 @@ class HTTP2Connection(HTTPConnection):
 
     # -- Receiving.
 
+    def _receive_more(self, size: int) -> None:
+        """Receive what else has arrived, if `size` bytes filled the buffer, before other tasks wake.
+
+        Other tasks have to run too, so the number of turns is limited.
+        """
+        turns = _MOST_TURNS
+        while size == RECEIVE_SIZE and turns and not self.will_close:
+            data = self.transport.receive_nowait(RECEIVE_SIZE) if self._plain else None
+            if not data:
+                # The end of the stream is found again by the next receive.
+                return
+            self._receive(data)
+            size, turns = len(data), turns - 1
+
     def _receive(self, data: bytes) -> None:
         self._last_received = trio.current_time()
+        closing = self._close_requested.is_set
         try:
             for frame in self._splitter.split(data, highest_stream_id(self._h2)):
                 self._take_frame(frame)
-                if self.will_close:
+                if closing():
                     return
             self._grant_credit()
             before = self.outbound.size
@@ -430,7 +444,7 @@ class HTTP2Connection(HTTPConnection):
         if frame.flags & END_HEADERS:
             data, self._block = b"".join(self._block), []
             # Decode it even for a stream that was released: later blocks depend on the dynamic table.
-            block: HeaderList = self._blaming_server(decode_headers, self._h2, data)
+            block: DecodedBlock = self._blaming_server(self._decoder.decode, data)
             # The request may have been cancelled between the fragments.
             stream = self._streams.get(frame.stream_id)
             if stream is not None and stream.state is not CLOSED:
@@ -451,23 +465,24 @@ class HTTP2Connection(HTTPConnection):
         Returns:
             Whether the frame was taken. h2 checks the others.
         """
-        stream = self._receiver(frame.stream_id)
-        if stream is None:
+        length = frame.length
+        stream = self._streams.get(frame.stream_id)
+        if stream is None or not stream.receives:
             if frame.stream_id not in self._resets:
                 return False
             # Dropped data still counts for the connection's window (RFC 9113, 5.1). Data that the server
             # sent before it saw the reset does not count as a flood.
-            self._window.use(frame.length)
-            if not self._resets.use(frame.stream_id, frame.length):
+            self._window.use(length)
+            if not self._resets.use(frame.stream_id, length):
                 self._flood_guard.spend(self._last_received)
             return True
-        self._window.use(frame.length)
+        self._window.use(length)
         ends = frame.flags & END_STREAM
-        if frame.length or ends:
+        if length or ends:
             self._flood_guard.earn()
         else:
             self._flood_guard.spend(self._last_received)
-        stream.take_data(content_of(frame), frame.length)
+        stream.take_data(content_of(frame), length)
         if ends:
             self._take_end(frame.stream_id, stream)
         return True
@@ -512,7 +527,9 @@ class HTTP2Connection(HTTPConnection):
 
     def _take_reset(self, event: h2.events.StreamReset) -> None:
         # h2 reports only streams that it knows, and it forgets a stream when this connection does.
-        stream = self._streams[event.stream_id or 0]
+        stream_id = event.stream_id or 0
+        stream = self._streams[stream_id]
+        self._framer.end(stream_id)
         stream.take_reset(event.error_code or 0, by_server=event.remote_reset)
 
     def _take_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
@@ -522,6 +539,7 @@ class HTTP2Connection(HTTPConnection):
                 del self._h2.remote_settings[code]
         if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
             limit_header_table(self._h2, _HEADER_TABLE_SIZE)
+        self._framer.take_settings()
         first = not self.settings_received.is_set()
         self.settings_received.set()
         if first or SettingCodes.MAX_CONCURRENT_STREAMS in event.changed_settings:

@@ -40,6 +40,7 @@ MOST_FRAMES_IN_BLOCK = 64
 _HEADER_SIZE = 9
 _PRIORITY_SIZE = 5
 _GOAWAY = struct.Struct(">LL")
+_HEADER = struct.Struct(">HBBBL")
 _WINDOW_UPDATE = struct.Struct(">HBBBLL")
 
 
@@ -112,21 +113,26 @@ class FrameSplitter:
         start, size = 0, len(buffer)
         try:
             while size - start >= _HEADER_SIZE:
-                end = start + _HEADER_SIZE + int.from_bytes(buffer[start : start + 3], "big")
-                kind, flags = buffer[start + 3], buffer[start + 4]
-                stream_id = int.from_bytes(buffer[start + 5 : start + 9], "big") & 0x7FFFFFFF
+                high, low, kind, flags, stream_id = _HEADER.unpack_from(buffer, start)
+                length = high << 8 | low
+                end = start + _HEADER_SIZE + length
+                stream_id &= 0x7FFFFFFF
                 if not self._preface_seen:
                     self._check_preface(buffer, kind, flags)
-                if end - start - _HEADER_SIZE > MAX_FRAME_SIZE:
-                    raise Violation(
-                        ErrorCodes.FRAME_SIZE_ERROR,
-                        f"the server sent a frame of {end - start - _HEADER_SIZE} bytes",
-                    )
+                if length > MAX_FRAME_SIZE:
+                    raise Violation(ErrorCodes.FRAME_SIZE_ERROR, f"the server sent a frame of {length} bytes")
                 if end > size:
                     break
                 frame = Frame(kind, flags, stream_id, buffer[start:end])
                 start = end
-                self._check_order(frame, highest_stream_id)
+                if (
+                    kind
+                    or self._block_stream is not None
+                    or stream_id > highest_stream_id
+                    or not stream_id & 1
+                ):
+                    # A DATA frame on a client's stream is in order outside of a header block.
+                    self._check_order(frame, highest_stream_id)
                 yield frame
         finally:
             self._buffer = buffer[start:]
@@ -250,6 +256,31 @@ def fragment_of(frame: Frame) -> bytes:
     return content[_PRIORITY_SIZE:]
 
 
+def header_frames(stream_id: int, block: bytes, most: int, *, end_stream: bool) -> bytes:
+    """Make the HEADERS frame of a header block, and CONTINUATION frames if it needs them (RFC 9113, 6.2).
+
+    Args:
+        stream_id: The id of the stream.
+        block: The encoded header block.
+        most: The most bytes in a frame.
+        end_stream: Whether the block ends this side of the stream.
+    """
+    flags = END_STREAM if end_stream else 0
+    if len(block) <= most:
+        return frame_header(len(block), HEADERS, flags | END_HEADERS, stream_id) + block
+    frames = [frame_header(most, HEADERS, flags, stream_id), block[:most]]
+    for start in range(most, len(block), most):
+        part = block[start : start + most]
+        ends = END_HEADERS if start + most >= len(block) else 0
+        frames += (frame_header(len(part), CONTINUATION, ends, stream_id), part)
+    return b"".join(frames)
+
+
+def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
+    """Make the header of a frame (RFC 9113, 4.1)."""
+    return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
+
+
 def window_update(stream_id: int, increment: int) -> bytes:
     """Make a WINDOW_UPDATE frame (RFC 9113, 6.9), for the connection if `stream_id` is 0."""
     return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
@@ -280,7 +311,8 @@ class FloodGuard:
 
     def earn(self) -> None:
         """Count a frame that served a request."""
-        self._left = min(self.LIMIT, self._left + self.EARNED)
+        if self._left < self.LIMIT:
+            self._left = min(self.LIMIT, self._left + self.EARNED)
 
     def spend(self, now: float, cost: int = 1) -> None:
         """Count a frame that served no request, at the cost of the work that it caused.

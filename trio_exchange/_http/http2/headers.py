@@ -8,7 +8,7 @@ affects only its stream (RFC 9113, 8.1.1), but h2 would end the connection.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hpack import NeverIndexedHeaderTuple
 
@@ -17,6 +17,7 @@ from ..._fields import HeaderList, Headers
 from ..._urls import split_absolute, unless_secret
 from ..message_stream import Head
 from ..request import PreparedRequest
+from .header_blocks import DecodedBlock
 
 # RFC 9113, 8.2.2: connection-specific fields. Host is sent as :authority.
 _OF_THE_CONNECTION = frozenset(
@@ -78,7 +79,20 @@ def _pseudo_headers(prepared: PreparedRequest, authority: bytes) -> HeaderList:
     return [*block, (b":scheme", _SCHEMES.get(scheme, scheme)), (b":path", target)]
 
 
-def response_head(block: list[tuple[bytes, bytes]]) -> Head:
+def head_of(block: DecodedBlock) -> Head:
+    """Return the head of a response. A block that repeats is checked once.
+
+    Raises:
+        RemoteProtocolError: The head is malformed (RFC 9113, 8.1.1).
+    """
+    checked: Head | None = block.checked
+    if checked is None:
+        checked = block.checked = response_head(block.fields)
+    # The headers belong to the user, who may change them.
+    return Head(b"HTTP/2", checked.status, b"", Headers(checked.headers))
+
+
+def response_head(block: Sequence[tuple[bytes, bytes]]) -> Head:
     """Return the head of a response.
 
     Raises:
@@ -94,7 +108,7 @@ def response_head(block: list[tuple[bytes, bytes]]) -> Head:
     return Head(b"HTTP/2", int(status), b"", headers)
 
 
-def check_trailers(block: HeaderList, *, ends: bool) -> None:
+def check_trailers(block: Sequence[tuple[bytes, bytes]], *, ends: bool) -> None:
     """Check a header block after the final head, which can only be trailers (RFC 9113, 8.1).
 
     Args:

@@ -1,7 +1,9 @@
 """The output queue of an HTTP/2 connection.
 
 Theory of operation. Any task adds bytes, in synchronous steps, so that they leave in the order in which they
-were made. Without TLS, bytes that the socket accepts are sent at once. The writer's task sends all others.
+were made. Without TLS, the bytes of a lone request that the socket accepts are sent at once. The writer sends
+all others in its own task. That task runs after the tasks that are about to run now, so one system call sends
+what all of them have added.
 It is not cancelled while it sends, since a torn frame would make all later bytes useless.
 """
 
@@ -39,6 +41,7 @@ class OutboundQueue:
         self._transport = transport
         self._stream = stream
         self._closing = closing
+        self._plain = stream is transport
         self._waiting = bytearray()
         # The number of bytes in answer to the server alone, since the queue was last empty.
         self._answers = 0
@@ -71,19 +74,28 @@ class OutboundQueue:
         """Whether other tasks wait to send."""
         return bool(self._progress)
 
-    def add(self, data: bytes | memoryview) -> None:
-        """Send `data` at once if possible, else queue it for the writer. A failed send sets `failure`."""
-        if self._stream is self._transport and not self.size:
-            try:
-                sent = self._transport.send_nowait(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                self._fail(exc)
+    def add(self, data: bytes, *, gather: bool) -> None:
+        """Send `data` at once if possible, else queue it for the writer. A failed send sets `failure`.
+
+        Args:
+            data: The bytes to send.
+            gather: Whether to queue `data` anyway, since other tasks are about to add more.
+        """
+        if not gather and self._plain and not self.size:
+            sent = self._send_nowait(data)
+            if sent == len(data) or self.failure is not None:
                 return
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
+            data = data[sent:]
         self._waiting += data
         self._writable.set()
+
+    def _send_nowait(self, data: bytes | memoryview) -> int:
+        """Send what the kernel accepts at once, and return how many bytes. A failure sets `failure`."""
+        try:
+            return self._transport.send_nowait(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(exc)
+            return 0
 
     def add_answers(self, size: int) -> bool:
         """Count bytes that were added in answer to the server.
@@ -126,21 +138,33 @@ class OutboundQueue:
             if self._closing.is_set():
                 return
             data, self._waiting = self._waiting, bytearray()
-            self._in_flight = len(data)
-            try:
-                # Cancelling the send would tear a frame, and no GOAWAY could follow it.
-                with trio.CancelScope(shield=True) as self._sending:
-                    await self._stream.send_all(data)
-                if self._transport.send_error is not None:
-                    raise copied(self._transport.send_error)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                self._fail(exc)
-            if self._sending.cancelled_caught:
+            if not await self._send(data):
                 return
-            self._in_flight = 0
             if not self._waiting:
                 self._answers = 0
             self._progress.unpark_all()
+
+    async def _send(self, data: bytearray) -> bool:
+        """Send `data`, and return whether that has ended, with or without success."""
+        if self._plain:
+            with memoryview(data) as view:
+                sent = self._send_nowait(view)
+            if sent == len(data) or self.failure is not None:
+                return True
+            del data[:sent]
+        self._in_flight = len(data)
+        try:
+            # Cancelling the send would tear a frame, and no GOAWAY could follow it.
+            with trio.CancelScope(shield=True) as self._sending:
+                await self._stream.send_all(data)
+            if self._transport.send_error is not None:
+                raise copied(self._transport.send_error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(exc)
+        if self._sending.cancelled_caught:
+            return False
+        self._in_flight = 0
+        return True
 
     def _fail(self, exc: trio.BrokenResourceError | trio.ClosedResourceError) -> None:
         self.failure = WriteError(explain(exc))

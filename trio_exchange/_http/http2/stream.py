@@ -43,12 +43,17 @@ from ..message_stream import (
 from ..request import RequestContext
 from .flow_control import ReceiveWindow
 from .frames import Violation, name_of, window_update
-from .headers import check_trailers, content_length, request_headers, response_head
+from .header_blocks import DecodedBlock
+from .headers import check_trailers, content_length, head_of, request_headers
 from .tunnel import Tunnel, TunnelState
 from .wakeup import Wakeup
 
 if TYPE_CHECKING:
     from .connection import HTTP2Connection
+
+
+# Bytes below which received data is appended to unread data.
+_TINY = 1024
 
 
 class HTTP2Stream:
@@ -242,13 +247,14 @@ class HTTP2Stream:
     @property
     def receives(self) -> bool:
         """Whether heads, data and trailers may arrive."""
-        return self.state in (OPEN, HALF_CLOSED_LOCAL)
+        state = self.state
+        return state is HALF_CLOSED_LOCAL or state is OPEN
 
-    def take_block(self, block: HeaderList, *, ends: bool) -> None:
+    def take_block(self, block: DecodedBlock, *, ends: bool) -> None:
         """Take an interim head, the final head or the trailers.
 
         Args:
-            block: The decoded header block.
+            block: The header block.
             ends: Whether the block ends the stream. `take_end` follows then.
         """
         if not self.receives:
@@ -258,10 +264,10 @@ class HTTP2Stream:
             return
         try:
             if self._has_head:
-                check_trailers(block, ends=ends)
-                self._put(list(block))
+                check_trailers(block.fields, ends=ends)
+                self._put(list(block.fields))
             else:
-                self._take_head(response_head(block), ends=ends)
+                self._take_head(head_of(block), ends=ends)
         except RemoteProtocolError as exc:
             self._malformed(exc)
 
@@ -294,17 +300,21 @@ class HTTP2Stream:
         """Take a piece of the body, which has used `size` bytes of the stream's window."""
         if not self.window.use(size):
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
-        if size > len(data):
+        received = len(data)
+        if size > received:
             # The user never takes the padding, so its credit is returned here.
-            self._open_window(self.window.credit(size - len(data)))
+            self._open_window(self.window.credit(size - received))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
-        elif self._left is not None and len(data) > self._left:
+        elif self._left is not None and received > self._left:
             self._malformed(RemoteProtocolError("the response's body is longer than its content-length"))
-        elif data:
+        elif received:
             if self._left is not None:
-                self._left -= len(data)
-            self._put_data(data)
+                self._left -= received
+            if received < _TINY and self._inbox:
+                self._put_tiny(data)
+            else:
+                self._put(data)
 
     def take_end(self) -> None:
         """Take the end of the response."""
@@ -371,9 +381,9 @@ class HTTP2Stream:
         self._inbox.append(item)
         self._arrived.set()
 
-    def _put_data(self, data: bytes) -> None:
+    def _put_tiny(self, data: bytes) -> None:
         """Append data to unread data, since many tiny objects would take many times their size in memory."""
-        last = self._inbox[-1] if self._inbox else None
+        last = self._inbox[-1]
         if isinstance(last, bytearray):
             last += data
         elif isinstance(last, bytes):
@@ -432,8 +442,21 @@ class HTTP2Stream:
             item = await self._next(timeout)
         if item is None:
             return None
-        self._consumed(len(item))
-        return bytes(item)
+        data = self._join(item, None)
+        self._consumed(len(data))
+        return data
+
+    def _join(self, data: bytes | bytearray, most: int | None) -> bytes:
+        """Return `data` and the data that follows it in the inbox, if both have at most `most` bytes."""
+        inbox = self._inbox
+        pieces, size = [data], len(data)
+        while inbox and isinstance(following := inbox[0], (bytes, bytearray)):
+            size += len(following)
+            if most is not None and size > most:
+                break
+            pieces.append(following)
+            inbox.popleft()
+        return b"".join(pieces)
 
     def _consumed(self, size: int) -> None:
         """Return credit to the server. The window grows if the user reads faster than the server sends."""
@@ -461,10 +484,12 @@ class HTTP2Stream:
                 return b""
             item = self._inbox.popleft()
             if isinstance(item, (bytes, bytearray)):
-                data = bytes(item[:max_bytes])
-                if len(data) < len(item):
+                if max_bytes is None or len(item) <= max_bytes:
+                    data = self._join(item, max_bytes)
+                else:
+                    data = bytes(item[:max_bytes])
                     rest = bytearray(item) if isinstance(item, bytes) else item
-                    del rest[: len(data)]
+                    del rest[:max_bytes]
                     self._inbox.appendleft(rest)
                 self._consumed(len(data))
                 return data
