@@ -390,7 +390,8 @@ class HTTP2Connection(HTTPConnection):
         closing = self._close_requested.is_set
         try:
             for frame in self._splitter.split(data, highest_stream_id(self._h2)):
-                self._take_frame(frame)
+                if frame.kind != DATA or not self._take_data(frame):
+                    self._take_frame(frame)
                 if closing():
                     return
             self._grant_credit()
@@ -413,8 +414,6 @@ class HTTP2Connection(HTTPConnection):
             self.flush(window_update(0, increment))
 
     def _take_frame(self, frame: Frame) -> None:
-        if frame.kind == DATA and self._take_data(frame):
-            return
         if frame.kind == GOAWAY:
             self._take_goaway(frame)
             return
