@@ -54,8 +54,9 @@ from trio_exchange import (
     WriteError,
     WriteTimeout,
 )
-from trio_exchange._connect.transport import RECEIVE_SIZE, Transport
+from trio_exchange._connect.transport import Transport
 from trio_exchange._http.http2 import resets as http2_resets
+from trio_exchange._http.http2.connection import RECEIVE_SIZE
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
 from trio_exchange.testing._http2 import StreamReset
@@ -1921,8 +1922,8 @@ async def test_a_socket_that_is_found_broken_while_a_lone_request_is_sent(nurser
     peers = []
 
     async def serve(peer: H2Peer) -> None:
-        peers.append(peer)
         await peer.start()
+        peers.append(peer)
         await trio.sleep_forever()
 
     async def pieces() -> AsyncIterator[bytes]:

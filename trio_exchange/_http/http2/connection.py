@@ -39,7 +39,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from ..._connect.attempt import Established
-from ..._connect.transport import RECEIVE_SIZE, Readiness, explain
+from ..._connect.transport import Readiness, explain
 from ..._exceptions import ExchangeError, ReadError, RemoteProtocolError, without_frames
 from ..._fields import HeaderList
 from ..._models import Response
@@ -80,6 +80,8 @@ from .outbound import OutboundQueue
 from .resets import ResetLedger
 from .stream import HTTP2Stream
 
+# The most bytes of one receive. Larger receives do not make downloads faster.
+RECEIVE_SIZE = 64 * 1024
 # The most streams open at once, even if the server allows more: each may fill its receive window.
 _MOST_STREAMS = 1000
 _LAST_STREAM_ID = 2**31 - 1
