@@ -212,7 +212,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
                 - `"is_readable"`: whether data has arrived at the socket, or the peer has closed it.
 
         Returns:
-            The information; None if the connection has none of this name, and for any other name.
+            The information; None if the name is unknown, or does not apply to this connection.
         """
         match name:
             case "ssl_object":

@@ -40,7 +40,7 @@ class SessionKey(NamedTuple):
         peer: The server or proxy that is connected to, with the name for SNI.
         context: The TLS settings.
         alpn: The protocols that are offered.
-        verification: The settings of the context that say what is verified, which can be changed.
+        verification: The context's settings for verification, since a program can change them at any time.
     """
 
     peer: Hashable

@@ -40,7 +40,7 @@ class TLSStream(Pollable):
         resumption: Is told whether any data was received; None to tell nothing.
 
     Attributes:
-        trio_stream: As given. A program may use it instead from any time on when neither task is busy.
+        trio_stream: The argument `stream`. While no task is sending or receiving, a program may switch to it.
     """
 
     __slots__ = (

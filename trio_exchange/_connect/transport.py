@@ -50,7 +50,7 @@ class WouldBlock(Exception):
 _ALERT = re.compile(r"(?:SSLV3_ALERT|TLSV1_ALERT|TLSV13_ALERT|TLSV1)_(\w+)")
 
 
-# Trio's words for what was closed on this side, which speak of sockets.
+# The messages of Trio's `ClosedResourceError`, which are replaced because they speak of sockets.
 _CLOSED_SAYS_TRIO = ("", "another task closed this fd", "this socket was already closed")
 
 

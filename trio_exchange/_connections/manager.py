@@ -3,9 +3,9 @@
 Theory of operation.
 
 *Decisions* are the scheduler's. This module carries them out: it waits for grants, establishes connections,
-runs exchanges, and closes what the scheduler returns to be closed. A request can't be granted a connection
-and be cancelled at once: the grant itself reschedules the waiting task, and Trio then no longer calls the
-task's abort function.
+runs exchanges, and closes the connections that the scheduler tells it to close. A waiting request is either
+granted a connection or cancelled, never both: the grant itself reschedules the waiting task, and Trio then no
+longer calls the task's abort function.
 
 *Ownership.* Each connection has a task, which alone closes it; requests only mark it for closing. The task
 is started, in the pool's context, in the same synchronous step that creates the connection. While a
@@ -56,10 +56,10 @@ from .scheduler import DIAL, Limits, Scheduler, Waiter
 _IDLE_CHECK_INTERVAL = 1.0
 # Seconds for which closing waits for cancelled dialling to end.
 _DIALLING_GRACE = 1.0
-# How many times a refused request is sent again, and how many seconds the first pause before that takes.
+# The most times that a refused request is sent again, and the length of the first pause in seconds.
 _MOST_REFUSALS = 5
 _FIRST_PAUSE = 0.1
-# After this many refusals by connections that were going away, a request is only sent on a new connection.
+# After this many refusals by connections that had received GOAWAY, a request needs a new connection.
 _SHARED_REFUSALS = 2
 
 
@@ -71,8 +71,8 @@ class Checkout(Waiter[BaseConnection]):
         tracer: The tracer of the request, if it has one.
         timeouts: How long the request may wait for grants, and each attempt to connect may take.
         retries: How many further attempts to connect are made after failures.
-        within: The attempt that needs the connection, for a tunnel. Its budget replaces `timeouts` and
-            `retries`, since the tunnel is a part of that attempt.
+        within: For a CONNECT request, the attempt to connect to an origin that the tunnel is a part of. Its
+            budget replaces `timeouts` and `retries`.
     """
 
     __slots__ = (
@@ -105,8 +105,8 @@ class Checkout(Waiter[BaseConnection]):
         self._waiting: TimeBudget | None = None if within is None else within.budget
         # Whether the request has asked the scheduler for a connection before.
         self.asked_before = False
-        # How many times the request was sent again or waited again. How many times the server refused it.
-        # Whether it was sent again although the server may have acted on it.
+        # How many times the request was tried again. How many of these tries followed a refusal, or a new
+        # connection that took no request. Whether it was sent again although the server may have acted on it.
         self.resends = 0
         self.refusals = 0
         self.resent_unanswered = False
@@ -128,17 +128,18 @@ class Checkout(Waiter[BaseConnection]):
     def pause_before(
         self, reason: Resend | None, connection: HTTPConnection, *, reused: bool
     ) -> float | None:
-        """How many seconds to wait before the request is sent again, None if it is not.
-
-        It also settles what connections the request can be sent on.
+        """Count a failure, and decide when the request is sent again, and whether on a new connection.
 
         Args:
-            reason: Why it may be sent again.
-            connection: What it failed on.
-            reused: Whether that had carried a request before.
+            reason: Why the request may be sent again, None if it may not.
+            connection: The connection that it failed on.
+            reused: Whether the connection had carried a request before.
+
+        Returns:
+            How many seconds to wait before it is sent again, None if it is not.
         """
         pause = 0.0
-        # A shared connection is read all the time, so that no other one can be dead and idle.
+        # Another idle HTTP/1.1 connection may be dead too. The reader of HTTP/2 would have noticed that.
         self.fresh = isinstance(connection, HTTP11Connection)
         match reason:
             case None:
@@ -150,15 +151,16 @@ class Checkout(Waiter[BaseConnection]):
             case Resend.REFUSED:
                 self.refusals += 1
                 goes_away = connection.readiness() is Readiness.CLOSED
-                # Else those before it might always be as many as such connections take.
+                # A server may end each connection after a few requests. On a shared connection these might
+                # be other requests each time; on a new one, this request is the first.
                 self.fresh = goes_away and self.refusals > _SHARED_REFUSALS
                 if self.refusals > 1 or not goes_away:
-                    # Random, lest those that were refused together come back together.
+                    # Random, so that requests that were refused together are not sent again together.
                     pause = _FIRST_PAUSE * 2 ** (self.refusals - 1) * random.uniform(0.5, 1.5)
                     if pause >= self.waiting.remaining:
                         return None
             case Resend.UNSENT if not reused:
-                # Else a server that takes no request at all would be dialled for ever.
+                # Counted, since a server that accepts only connections would be dialled for ever.
                 self.refusals += 1
         if self.refusals > _MOST_REFUSALS:
             return None
@@ -177,7 +179,7 @@ class ConnectionManager:
     """A set of connections with common limits, and the requests that wait for one of them.
 
     Args:
-        factory_for: Gives for a key the factory of its connections.
+        factory_for: Returns the factory that makes the connections with a key.
         limits: The limits of this set.
         settings: The settings of each connection.
         pool_nursery: Runs the tasks of the connections.
@@ -249,14 +251,15 @@ class ConnectionManager:
     ) -> Response:
         """Send a request on a connection, and again where that can do no harm.
 
-        A request of which nothing was sent has given its grant back when `begin` raises, and waits again at
-        the head of the queue. One that the server refused is sent again a few times, one that it did not
-        answer once.
+        When `begin` raises, the failed request no longer counts as using its connection. If it may be sent
+        again, it waits for a connection ahead of new requests. A request that the server refused is sent
+        again a few times. A request that may have reached the server, which did not answer, is sent again
+        once.
 
         Args:
             context: The request.
-            checkout: Its way to a connection.
-            begin: Makes the exchange on a connection.
+            checkout: The search for a connection.
+            begin: Sends the request on a connection and returns the response.
         """
         while True:
             connection: Any = await self.obtain(checkout)
@@ -265,20 +268,20 @@ class ConnectionManager:
                 return await begin(connection, context)
             except ExchangeFailed as exc:
                 failed = exc
-            # Not in the `except` clause: the error would have `failed` as its context, which refers to it.
+            # After the `except` clause: in it, `failed` would be the context of its own `error` (a cycle).
             try:
                 pause = self._pause_after(failed, context, checkout, connection, reused=reused)
                 if pause is None:
                     raise failed.error
                 info = {"attempt": checkout.resends, "delay": pause, "exception": failed.error}
             finally:
-                # The traceback of the error leads back to this frame.
+                # Avoid a reference cycle: the traceback of `failed.error` refers to this frame.
                 del failed
             try:
                 async with span(checkout.tracer, "connection.retry", info):
                     await checkout.pause(pause)
             finally:
-                # What a handler raises may have the exception as its cause.
+                # Avoid a reference cycle: the handler may raise an error from `info["exception"]`.
                 del info
 
     def _pause_after(
@@ -297,7 +300,7 @@ class ConnectionManager:
         return checkout.pause_before(reason, connection, reused=reused)
 
     async def obtain(self, checkout: Checkout) -> BaseConnection:
-        """Get a connection for an exchange, which must begin without a checkpoint in between.
+        """Get a connection for an exchange. The caller must begin the exchange without a checkpoint before.
 
         Raises:
             ConnectionNotAvailable: The pool is closed, or was closed meanwhile.
@@ -489,7 +492,7 @@ class ConnectionManager:
             return
         self.scheduler.reserve(connection)
         if readiness is Readiness.READABLE and await connection.still_open():
-            # What arrived does not count as use and does not put off the connection's expiry.
+            # Received data is not a use of the connection, and does not delay its expiry.
             self._close_all(self.scheduler.released(connection, since))
         else:
             connection.decline()

@@ -50,7 +50,7 @@ class Service(Protocol):
         """Refuse waiting work, and begin to end the work that is under way."""
 
     async def wait_stopped(self) -> None:
-        """Wait until the work that `stop` has begun to end has ended."""
+        """Wait until all work has ended. Called after `stop`."""
 
 
 class PoolState(enum.Enum):

@@ -70,7 +70,7 @@ class Waiter(Generic[C]):
         key: The key of the group.
         fresh: Whether the request needs a new connection.
         grant: A connection, `DIAL`, an error, or None while the request waits.
-        granted: Called when the grant is made after the request had to wait. None before the request does.
+        granted: Called when a waiting request gets its grant. None until the request has to wait.
     """
 
     __slots__ = ("fresh", "grant", "granted", "key")
@@ -107,12 +107,12 @@ class _Group(Generic[C]):
     def __init__(self, *, exclusive: bool) -> None:
         # Whether its connections carry one request at a time, as far as is known.
         self.exclusive = exclusive
-        # How many slots it has. How many of these have no connection yet, or one of unknown capacity. How
-        # many have a connection that is closing.
+        # The number of the group's slots. The number of those whose connection is being dialled or has an
+        # unknown capacity, and of those whose connection is closing.
         self.slots = 0
         self.pending = 0
         self.closing = 0
-        # The connections that can take another request: those that carry none, and those that carry some.
+        # The connections with a free place: those without requests, and those with some.
         self.idle: OrderedDict[C, None] = OrderedDict()
         self.partly_used: OrderedDict[C, None] = OrderedDict()
         self.waiters: OrderedDict[Waiter[C], None] = OrderedDict()

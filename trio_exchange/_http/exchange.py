@@ -3,19 +3,21 @@
 Theory of operation. An `Exchange` runs in the requester's task. It sends the request, waits for the
 response's head, and stays in use while the response's body is read. It owns everything that the caller can
 observe: the upload of a large body, trace events, callbacks and timeouts. The `MessageStream` owns the bytes
-on the wire. It also decides whether the connection can be reused.
+on the wire, and decides whether the connection can be reused.
 
-*Errors.* The stream raises `ExchangeFailed` for failures before the response begins. Exceptions from trace
-handlers, from the `informational` callback and from the content's iterator propagate unchanged.
+*Errors.* The `MessageStream` raises `ExchangeFailed` if the network or the server fails before the response
+begins. Exceptions from trace handlers, from the `informational` callback and from the content's iterator
+propagate unchanged.
 
 *Leaks.* The response's body, a `ResponseBody`, refers to the exchange; no object of the library refers to
 the body. So the body is garbage collected once the user has dropped the response. If the response is still
-open then, the body emits a `ResourceWarning` and schedules the exchange's end on the Trio thread. A finished
+open then, the body emits a `ResourceWarning` and ends the exchange by `TrioToken.run_sync_soon`. A finished
 exchange is not part of a reference cycle: it does not keep an error whose traceback refers to the exchange.
 
-*Cancellation.* Every await is inside a `try` that ends in `_abandon` or `_release`. Only one wait is
-shielded: the wait for the upload's task after its cancellation. It ends as soon as the user's iterator
-honours the cancellation.
+*Cancellation.* A request that is cancelled before its response has been returned ends in `_abandon`. A read
+of the body that is cancelled can be repeated; the exchange then ends when the response is closed or dropped.
+Only one wait is shielded: after the upload has been cancelled, `Upload.join` waits until the user's iterator
+has reacted to that.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from .upload import Upload
 SMALL_BODY = 16 * 1024
 # The most informational responses for one request. A server that sends more is treated as an attacker.
 MAX_INFORMATIONAL = 100
-# Seconds that an upload may still take once the response is complete. It is often about to end.
+# Seconds to wait for the upload once the response is complete: often the upload is about to end.
 _UPLOAD_GRACE = 0.05
 
 T = TypeVar("T")
@@ -174,7 +176,7 @@ class Exchange:
         return head
 
     async def _wait_for_upload_or_answer(self, upload: Upload) -> None:
-        """Wait so that an upload that ends before the response begins is also traced before it."""
+        """Wait for the response's first bytes. Trace the upload's end if it comes before them."""
         while not upload.reported and not self._stream.answered:
             if upload.done.is_set():
                 await self._report_upload(upload)
@@ -206,7 +208,7 @@ class Exchange:
         network_stream = self._connection.info
         if status == 101 or (self._context.prepared.method == b"CONNECT" and status < 300):
             if self._upload is not None:
-                # The last bytes may be on the wire although the call that sent them has not returned.
+                # The server may have the whole body although the task that sent it has not run on yet.
                 await self._let_end(self._upload)
             network_stream = stream.hand_over(head)
             self._state = _HANDED_OVER
@@ -226,13 +228,13 @@ class Exchange:
     # -- Waiting for the server and for the upload.
 
     def _receive(self, receive: Callable[[float | None], Awaitable[T]]) -> Awaitable[T]:
-        """Call `receive` with the read timeout. During an upload, report its end when it comes."""
+        """Call `receive` with the read timeout. If the upload ends meanwhile, report it and go on."""
         if self._upload is None:
             return receive(self._context.timeouts.read)
         return self._receive_during(self._upload, receive)
 
     async def _receive_during(self, upload: Upload, receive: Callable[[float | None], Awaitable[T]]) -> T:
-        """Await `receive`, and call it again after the upload has ended and been reported."""
+        """Await `receive`. If the upload ends meanwhile, interrupt it, report the end, and call it again."""
         timeout = self._context.timeouts.read
         while not upload.reported:
             if upload.done.is_set() and not self._stream.has_arrived():
@@ -244,7 +246,7 @@ class Exchange:
         return await receive(timeout)
 
     async def _report_upload(self, upload: Upload) -> None:
-        """Trace an upload's end, and raise its error if that ends the exchange."""
+        """Trace an upload's end. Raise the content's error, or a write timeout before the response begins."""
         error, failure = upload.take_outcome()
         tracer = self._context.tracer
         try:
@@ -280,9 +282,9 @@ class Exchange:
 
     @property
     def is_open(self) -> bool:
-        """Whether the response must still be read or closed, on a connection that has not ended.
+        """Whether the response still uses its connection: it must be read to its end or closed.
 
-        A response that was read to its end stays open until its request was sent completely.
+        A response that was read to its end uses it until its request has been sent completely.
         """
         if self._state is _COMPLETE:
             if self._stream.released:
@@ -402,7 +404,7 @@ class Exchange:
         await self._trace_closing()
 
     async def _settle(self, before: ExchangeState) -> None:
-        """Finish both sides of the exchange if that takes almost no time."""
+        """Discard what has arrived, or wait a moment for the upload, so that the connection can be reused."""
         upload = self._upload
         if before is _HANDED_OVER:
             await self._stream.discard_rest()
@@ -425,7 +427,7 @@ class Exchange:
         if upload is not None:
             await upload.join()
             if not upload.done.is_set():
-                # The content's iterator itself is closing the response.
+                # The content's iterator closes the response, so this is the task of the upload itself.
                 upload.give_up()
             elif not upload.reported:
                 await self._report_upload(upload)
@@ -448,7 +450,7 @@ class Exchange:
 
     async def _trace_closing(self) -> None:
         """Trace the closing of the connection if the exchange ended it."""
-        # The connection's own task logs these events.
+        # Without the log: the connection's own task logs these events.
         tracer = self._context.tracer and self._context.tracer.without_log()
         if tracer is not None and self._stream.ends_connection:
             async with span(tracer, "connection.close", {"connection": self._connection}):

@@ -299,7 +299,7 @@ class HTTP11Stream:
         readiness = connection.readiness()
         if readiness is Readiness.READABLE and await connection.still_open():
             readiness = Readiness.QUIET
-        # TLS may have sent records in answer to what was read (RFC 8446, 4.6).
+        # `still_open` may have sent TLS records, such as an answer to a KeyUpdate (RFC 8446, 4.6).
         self._sent_before = connection.transport.bytes_sent
         if readiness is not Readiness.QUIET:
             raise self._failure(

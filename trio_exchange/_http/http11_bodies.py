@@ -4,9 +4,8 @@ Theory of operation. A body takes bytes as they arrive, and yields data as soon 
 arrived together comes in one piece, since the boundaries of chunks mean nothing. A body does no I/O.
 
 *Chunks.* `ChunkedBody` recognizes chunks of the plain form: a short size, CRLF, data, CRLF, and at the end a
-size of 0 and an empty line. What precedes a chunk is always the same boundary, CRLF, size, CRLF, because the
-reader adds a CRLF before the first chunk. A boundary may arrive in parts; what could still become one is
-kept. At any other boundary (an extension, trailers, a malformed line), and when the stream ends, a
+size of 0 and an empty line. Before each chunk it expects a *boundary*: CRLF, size, CRLF. The first size has no
+CRLF before it, so one is added. A boundary may arrive in parts: bytes that may begin one are kept. At any other boundary (an extension, trailers, a malformed line), and when the stream ends, a
 `ChunkJudge` takes over for the rest of the body.
 """
 
@@ -114,7 +113,7 @@ class SizedBody:
             return b""
         if not data:
             return None
-        # What came after the body stays.
+        # Keep the bytes after the body.
         self._arrived = data[left:]
         data = data[:left]
         self._left = left - len(data)

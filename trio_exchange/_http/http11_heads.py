@@ -6,8 +6,8 @@ values but the usual space after the colon, and at most one framing field, of it
 each such head too, with the same result; the tests compare the two. So the fast path can't be more lenient
 than h11, which judges all other heads, the malformed ones included (`http11_judge`).
 
-The expressions are linear: each repetition is possessive, and what follows it can't begin with what it
-repeats. A head costs one pass, whether it matches or not.
+The regular expressions take linear time: each repetition is possessive, and the part after it can't begin
+with a character that the repetition matches. So there is one pass over a head, whether it matches or not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_DIGITS = 20
 
 
 class Framing(NamedTuple):
-    """What a response's fields say about the body's length, and about the connection's.
+    """The header fields of a response that decide how its body ends, and whether the connection persists.
 
     Attributes:
         length: The value of Content-Length, None without it.
@@ -81,7 +81,7 @@ def recognize(data: bytes, limit: int) -> ReceivedHead | None:
 
 
 def framing_of(headers: HeaderList) -> Framing:
-    """Find what the fields of a head say about the body's length, and about the connection's."""
+    """Find the fields that decide how the body ends, and whether the connection persists."""
     length, fields = None, 0
     coded = closes = malformed = False
     for name, value in headers:

@@ -1,4 +1,4 @@
-"""HTTP/1.1: h11 as the judge of what is not of the common form.
+"""HTTP/1.1: heads and chunked bodies that are not of the common form, which h11 parses.
 
 Theory of operation. `http11_heads` and `http11_bodies` recognize the common forms. Anything else goes to a
 `Judge`: an h11 connection that is made only then, for one head or for the rest of one chunked body. It sees
@@ -6,8 +6,8 @@ the bytes in the pieces in which they arrive, and accepts them or refuses them w
 h11 is in use: requests, bodies of known length, and the reuse of connections don't need it.
 
 A judge of heads must know the request: it decides whether the server may switch protocols. A judge of a
-chunked body has to begin where its bytes begin, at the CRLF after some chunk. So it is first told of a
-response that has come as far: a head, and a chunk of one byte without its CRLF.
+chunked body begins at the CRLF after some chunk. So its h11 connection is first fed a made-up response that
+ends at the same position: a head, and a chunk of one byte without its CRLF.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HTTP/1.1: how a request is written, its header fields and the framing of its content (RFC 9112, 6 and 7).
 
-Preparing the request has checked all that is written here, and that content in memory has its Content-Length.
-Only the content of an upload is counted.
+`PreparedRequest` has checked the header fields, and that the Content-Length is right if the content is in
+memory. Only the length of other content, which an upload sends, is checked here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .http11_heads import asks_to_close
 
 
 class EncodedFields:
-    """The header fields of requests, as they are written, and what they say.
+    """The header fields of a request: encoded, and what they mean for the body and the connection.
 
     Args:
         headers: The fields, with the framing field that the content needs.

@@ -114,7 +114,7 @@ class TunnelDialer(Dialer):
 
 
 class _TunnelRequest:
-    """A tunnel that is asked for, and its stream once it is there."""
+    """A CONNECT request, and the tunnel's stream once the proxy has opened it."""
 
     transport: Transport
 
@@ -122,7 +122,7 @@ class _TunnelRequest:
         self, proxy: Proxy, key: ConnectionKey, target: bytes, peer_name: str, attempt: Attempt
     ) -> None:
         request = Request("CONNECT", proxy.url, headers=proxy.headers, extensions={"target": target})
-        # Nothing was sent through a tunnel that failed to open, so asking for another does no harm.
+        # CONNECT can be repeated like an idempotent request: nothing was sent through the failed tunnel.
         prepared = PreparedRequest(request).replace(idempotent=True)
         # The whole request is one step for the handler, which must not be awaited while the time runs.
         self.context = RequestContext(

@@ -124,7 +124,7 @@ class HTTP2Connection(HTTPConnection):
         # The fragments of an incomplete header block, and whether the block ends its stream.
         self._block: list[bytes] = []
         self._block_ends_stream = False
-        # The server's GOAWAY, in words, for the error that its closing the connection causes.
+        # A description of the server's GOAWAY, for the error message when the server closes the connection.
         self._farewell = ""
         # Set by the reader for the connection's task: h2 already holds the GOAWAY for a violation.
         self._goaway_made = False
@@ -261,7 +261,8 @@ class HTTP2Connection(HTTPConnection):
     def flush(self, *more: bytes | memoryview) -> None:
         """Send h2's pending bytes and then `more`, at once if possible, else by the writer.
 
-        Among several requests the writer sends, and so takes the bytes of all of them in one system call.
+        While the connection carries several requests, it leaves the bytes of all of them to the writer, which
+        sends them in one system call.
         """
         if self.outbound.accepts:
             data = b"".join((self._h2.data_to_send(), *more))

@@ -59,7 +59,7 @@ TableState: TypeAlias = tuple[object, int]
 
 
 def state_of(table: HeaderTable) -> TableState:
-    """Return what identifies the content of a dynamic table among all that it has had."""
+    """Return the newest entry and the length of a dynamic table, which identify its present content."""
     entries = table.dynamic_entries
     return (entries[0], len(entries)) if entries else (None, 0)
 
@@ -69,7 +69,7 @@ class DecodedBlock:
 
     Attributes:
         fields: The decoded fields.
-        checked: What `headers` found in the fields when it first checked them, None before that.
+        checked: The result of the checks in `headers.py`, None before they were made.
     """
 
     __slots__ = ("_added", "_size", "_state", "checked", "fields")
@@ -257,7 +257,7 @@ class BlockEncoder:
         """Encode the header fields of a request as hpack does."""
         encoder = self._encoder
         table = encoder.header_table
-        # A field that is never indexed equals one that may be, but is of another type.
+        # hpack's `NeverIndexedHeaderTuple` equals an ordinary tuple, so the key includes the types.
         key = (*headers, *map(type, headers))
         known = self._blocks.get(key)
         if known is not None and not table.resized and _is_in(table, known[1]):

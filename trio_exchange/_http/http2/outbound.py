@@ -3,8 +3,8 @@
 Theory of operation. Any task adds bytes, in synchronous steps, so that they leave in the order in which they
 were made. Without TLS, the bytes of a lone request that the socket accepts are sent at once. The writer sends
 all others in its own task. That task runs after the tasks that are about to run now, so one system call sends
-what all of them have added.
-It is not cancelled while it sends, since a torn frame would make all later bytes useless.
+all that they have added. It is not cancelled while it sends, since a torn frame would make all later bytes
+useless.
 """
 
 from __future__ import annotations

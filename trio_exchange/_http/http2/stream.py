@@ -79,22 +79,22 @@ class HTTP2Stream:
         self._connection = connection
         self._context = context
         self._prepared = context.prepared
-        # The reason why nothing more will arrive, and whether the server promised that it did not act on
-        # the request.
+        # The error that ended the stream, and whether the server promised that it did not act on the
+        # request.
         self._failure: ExchangeError | None = None
         self._refused = False
         # The error code of the reset if the stream is released before both sides have ended.
         self._reset_code = ErrorCodes.CANCEL
-        # Sending: the number of bytes that remain of content with a declared length.
+        # Sending: the number of bytes still to send, if the request has a Content-Length.
         self._to_send: int | None = None
-        # Set by the reader: the items that the requester's task has not taken (heads, data, trailers, and
-        # None for the end), and the number of bytes that remain of a body with a declared length.
+        # Receiving, set by the reader. The inbox holds heads, data, trailers, and None for the end. `_left`
+        # is the number of bytes still to arrive, if the response has a content-length.
         self._inbox: deque[Head | bytes | bytearray | HeaderList | None] = deque()
         self._arrived = Wakeup()
         self._has_head = False
         self._informational = 0
         self._left: int | None = None
-        # Set by the tunnel. A reference from the stream to the tunnel would make a cycle.
+        # The tunnel's state, kept here by the tunnel, since a reference to the tunnel would make a cycle.
         self.tunnel: TunnelState = TunnelState.NONE
 
     @property
@@ -105,7 +105,7 @@ class HTTP2Stream:
 
     @property
     def failed(self) -> bool:
-        """Whether the next receive that has to wait will fail."""
+        """Whether receiving will fail once all items in the inbox have been taken."""
         return self._failure is not None
 
     @property
@@ -170,7 +170,8 @@ class HTTP2Stream:
     async def send_data(self, data: memoryview) -> int:
         """Send as much of `data` as there is room for.
 
-        This is a checkpoint if it has to wait, or if other tasks wait to send what did not fit.
+        It executes a checkpoint only if it has to wait, or if there is not room for all of `data` and other
+        tasks are waiting to send too.
         """
         size = len(data)
         if self._to_send is not None and size > self._to_send:
@@ -187,7 +188,7 @@ class HTTP2Stream:
         return size
 
     async def _wait_for_room(self, most: int) -> int:
-        """Wait until some data can be sent, and return how many bytes, `most` at most."""
+        """Wait until data can be sent, and return how many bytes of it: from 1 to `most`."""
         while True:
             self._check_sendable()
             size = min(most, self._connection.room(self.id_on_wire))
@@ -255,7 +256,7 @@ class HTTP2Stream:
 
         Args:
             block: The header block.
-            ends: Whether the block ends the stream. `take_end` follows then.
+            ends: Whether the block ends the stream. If so, the reader calls `take_end` next.
         """
         if not self.receives:
             # RFC 9113, 5.1, half-closed (remote): the response ended while the request is still being sent.
@@ -302,7 +303,7 @@ class HTTP2Stream:
             raise Violation(ErrorCodes.FLOW_CONTROL_ERROR, "the server sent more data than it may")
         received = len(data)
         if size > received:
-            # The user never takes the padding, so its credit is returned here.
+            # Padding is never read by the user, so it is credited to the server at once.
             self._open_window(self.window.credit(size - received))
         if not self._has_head:
             self._malformed(RemoteProtocolError("the server sent a body before the response's head"))
@@ -330,7 +331,7 @@ class HTTP2Stream:
         """Take a reset of the stream."""
         complete = self.state is HALF_CLOSED_REMOTE
         self.state = CLOSED
-        # A task that writes to a tunnel would otherwise wait for a window forever.
+        # A task that writes to a tunnel would otherwise wait for a window for ever.
         self._connection.outbound.wake_senders()
         if complete:
             # The response is complete, and the server does not need the rest of the request (RFC 9113, 8.1).
@@ -355,7 +356,7 @@ class HTTP2Stream:
         complete = self.state is HALF_CLOSED_REMOTE
         self.state = CLOSED
         if complete:
-            # The response is whole, but the request never will be: no END_STREAM was sent.
+            # The response is complete and can be read, but END_STREAM was not sent and never will be.
             self._fail(ReadError("the stream was closed"))
         elif not self.answered:
             self._fail(_own(failure, "without a response"))
@@ -382,7 +383,7 @@ class HTTP2Stream:
         self._arrived.set()
 
     def _put_tiny(self, data: bytes) -> None:
-        """Append data to unread data, since many tiny objects would take many times their size in memory."""
+        """Append data to the last unread data: an object for each tiny frame would take far more memory."""
         last = self._inbox[-1]
         if isinstance(last, bytearray):
             last += data
@@ -539,11 +540,11 @@ class HTTP2Stream:
         clean = reset is None and self._failure is None
         self.state = CLOSED
         if not clean:
-            # Nothing more will arrive for a task that waits now or receives later.
+            # A task that is receiving, or receives later, gets this error once the inbox is empty.
             self._fail(ReadError("the stream was closed"))
         self._connection.leave(self, reset)
         if not clean:
-            # A task that writes to a tunnel would otherwise wait for a window forever.
+            # A task that writes to a tunnel would otherwise wait for a window for ever.
             self._connection.outbound.wake_senders()
         return clean
 
@@ -558,12 +559,12 @@ class HTTP2Stream:
         )
 
     def explain(self, error: ExchangeError, write_error: WriteError | WriteTimeout | None) -> ExchangeError:
-        """Choose `error`: it explains why the stream ended, and sending failed because of that end."""
+        """Return `error`, not `write_error`: sending failed only because the stream had ended."""
         return error
 
 
 def _own(failure: ExchangeError, when: str, kind: type[ExchangeError] | None = None) -> ExchangeError:
-    """Return a failure of the connection as an error of one exchange's own."""
+    """Return a new error for one exchange, about the failure that all of the connection's exchanges share."""
     own = (kind or type(failure))(f"{failure}, {when}")
     own.__cause__ = failure.__cause__
     return own
