@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,8 @@ from tests.harness.contents import Pieces
 from tests.harness.peers import respond, transcript
 from trio_exchange import ConnectionPool, LocalProtocolError, RemoteProtocolError, Request
 from trio_exchange._http.http11_bodies import ChunkedBody
-from trio_exchange._http.http11_heads import framing_of, may_persist, recognize
+from trio_exchange._http.http11_heads import ReceivedHead, framing_of, may_persist, recognize
+from trio_exchange._http.http11_judge import HeadJudge
 from trio_exchange._http.http11_sending import ContentWriter, EncodedFields, frame_content
 from trio_exchange._http.request import PreparedRequest
 from trio_exchange.testing import MemoryConnector, ScriptedPeer
@@ -222,6 +224,21 @@ def test_the_limit_is_that_of_the_head_alone() -> None:
     assert recognize(data + b"x" * 100, len(data) - 1) is None
 
 
+def _judge_head(pieces: list[bytes]) -> ReceivedHead | None:
+    judge = HeadJudge(PREPARED, KIB * KIB)
+    head = None
+    for piece in pieces:
+        assert head is None
+        judge.feed(piece)
+        try:
+            head = judge.next_head()
+        except RemoteProtocolError as exc:
+            with pytest.raises(RemoteProtocolError, match=re.escape(str(exc))):
+                judge.next_head()
+            raise
+    return head
+
+
 def _cpu(function: Callable[[], object]) -> float:
     def once() -> float:
         start = time.thread_time()
@@ -242,6 +259,7 @@ SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
     "white space after a value": (b"A: x", b" ", b"\r\n\r\n"),
     "white space only": (b"A:", b" \t", b"\r\n\r\n"),
     "white space before a control character": (b"A:", b" ", b"\0\r\n\r\n"),
+    "a folded value with a control character": (b"A:", b"\r\n ", b"\0\r\n\r\n"),
     "a long name": (b"", b"a", b": b\r\n\r\n"),
     "a long name without a colon": (b"", b"a", b"\r\n\r\n"),
     "colons": (b"A", b":", b"\r\n\r\n"),
@@ -251,28 +269,23 @@ SHAPES: dict[str, tuple[bytes, bytes, bytes]] = {
     "a head without an end": (b"", b"A:b\r\n", b""),
     "carriage returns": (b"A: ", b"\r", b"\r\n\r\n"),
 }
-SLOW_IN_H11 = {"white space before a control character"}
+PREPARED = PreparedRequest(Request("GET", URL))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_large_head_costs_no_more_than_with_h11(shape: str) -> None:
+def test_a_large_head_costs_no_more_than_with_the_judge(shape: str) -> None:
     first, repeated, last = SHAPES[shape]
 
     def head(size: int) -> bytes:
         return OK + first + repeated * (size // len(repeated)) + last
 
     def judge(data: bytes) -> None:
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=KIB * KIB)
-        connection.send(h11.Request(method="GET", target="/", headers=[("Host", "")]))
-        connection.receive_data(data)
-        with contextlib.suppress(h11.RemoteProtocolError):
-            connection.next_event()
+        with contextlib.suppress(RemoteProtocolError):
+            _judge_head([data])
 
     small, large = head(25 * KIB), head(100 * KIB)
     cost = _cpu(lambda: recognize(large, KIB * KIB))
-    # h11's own expression is not linear, and takes minutes for the large head of one shape.
-    judged = head(KIB) if shape in SLOW_IN_H11 else large
-    assert cost <= _cpu(lambda: judge(judged)) + 0.0005
+    assert cost <= _cpu(lambda: judge(large)) + 0.0005
     # Linear: a quadratic cost would be 16 times as high.
     assert cost <= 8 * _cpu(lambda: recognize(small, KIB * KIB)) + 0.0005
 
@@ -417,6 +430,200 @@ def test_the_judge_of_a_body_is_called_once() -> None:
         with pytest.raises(RemoteProtocolError, match="before the end of the body"):
             body.take()
     assert body._judge is judge
+
+
+# -- Long runs of white space, for which h11 would take quadratic time.
+
+
+TOO_MUCH_SPACE = "1024 characters of white space in a row"
+SIZES = pytest.mark.parametrize("size", [1, 7, 1023, 1024, 1025, 100_000])
+
+
+def _split(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> bytearray:
+    """What the h11 connections receive."""
+    received = bytearray()
+    receive = h11.Connection.receive_data
+
+    def note(connection: h11.Connection, data: bytes) -> None:
+        received.extend(data)
+        receive(connection, data)
+
+    monkeypatch.setattr(h11.Connection, "receive_data", note)
+    return received
+
+
+def _longest_run(data: bytes | bytearray) -> int:
+    return max(map(len, re.findall(rb"[ \t\r\n]+", data)))
+
+
+LONG_LINES = pytest.mark.parametrize(
+    "line",
+    [
+        b"A:" + b" " * 3000 + b"\0\r\n",
+        b"A:" + b"\t " * 1500 + b"b\x0bc\r\n",
+        b"A: b" + b" " * 3000 + b"\x0c\r\n",
+        b"A:" + b"\r" * 3000 + b"\r\n",
+        b"A:" + b"\r\n " * 3000 + b"\0\r\n",
+        b"A:" + b"\n\t" * 3000 + b"\0\r\n",
+        b"A:" + b" " * 1024 + b"b\r\n",
+        b"B: c\r\nA: b" + b" " * 1022 + b"\r\nB: c\r\n",
+    ],
+    ids=["NUL", "VT", "FF", "CR", "folded", "folded with LF", "before a value", "after a value"],
+)
+
+
+@LONG_LINES
+@SIZES
+def test_a_long_run_of_white_space_in_a_head_is_refused(parsed: bytearray, line: bytes, size: int) -> None:
+    with pytest.raises(RemoteProtocolError, match=TOO_MUCH_SPACE):
+        _judge_head(_split(OK + line + b"\r\n", size))
+    assert _longest_run(parsed) == 1024
+
+
+@LONG_LINES
+@SIZES
+def test_a_long_run_of_white_space_in_trailers_is_refused(parsed: bytearray, line: bytes, size: int) -> None:
+    seen = chunks(_split(b"1\r\nx\r\n0\r\n" + line + b"\r\n", size))
+    assert TOO_MUCH_SPACE in seen[-1]
+    assert _longest_run(parsed) == 1024
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b";" + b" " * 3000 + b"\n\r\n", b" " * 1024 + b"\r\n", b"\n" * 3000],
+    ids=["extension", "spaces", "LF"],
+)
+@SIZES
+def test_a_long_run_of_white_space_in_the_size_of_a_chunk_is_refused(
+    parsed: bytearray, line: bytes, size: int
+) -> None:
+    seen = chunks(_split(b"1" + line + b"x\r\n0\r\n\r\n", size))
+    assert TOO_MUCH_SPACE in seen[-1]
+    assert _longest_run(parsed) == 1024
+
+
+def test_the_error_of_a_body_is_the_same_again() -> None:
+    body = ChunkedBody(b"0\r\nA:" + b" " * 3000 + b"\0\r\n\r\n", LIMIT)
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError, match=TOO_MUCH_SPACE):
+            body.take()
+
+
+SPACED_LINES = pytest.mark.parametrize(
+    "line",
+    [
+        b"A:" + b" " * 1000 + b"b\r\n",
+        b"A:" + b"\t" * 1023 + b"b\r\n",
+        b"A: b" + b" \t" * 500 + b"c" + b" " * 1000 + b"d\r\n",
+        b"A: b" + b" " * 1019 + b"\r\n",
+        b"A: b" + b"\r\n " * 300 + b"c\r\n",
+        b"A:" + b" " * 1000 + b"\0\r\n",
+    ],
+    ids=["before a value", "tabs", "in a value", "after a value", "folded", "NUL"],
+)
+
+
+@SPACED_LINES
+@SIZES
+def test_less_white_space_in_a_head_is_what_it_is_to_h11(line: bytes, size: int) -> None:
+    data = OK + line + b"\r\n"
+    expected = head_by_h11(data)
+    if expected is None:
+        with pytest.raises(RemoteProtocolError, match="header line"):
+            _judge_head(_split(data, size))
+    else:
+        assert _judge_head(_split(data, size)) == expected
+
+
+@SPACED_LINES
+@SIZES
+def test_less_white_space_in_trailers_is_what_it_is_to_h11(line: bytes, size: int) -> None:
+    pieces = _split(b"1;" + b" " * 1000 + b"\r\nx\r\n0\r\n" + line + b"\r\n", size)
+    assert chunks(pieces) == chunks_by_h11(pieces)
+
+
+def test_what_follows_a_judged_head_may_be_white_space() -> None:
+    rest = b" " * 3000
+    head = _judge_head([b"HTTP/1.1 100 \r\n\r\n" + rest])
+    assert head is not None
+    assert head.rest == rest
+
+
+SPACE = st.builds(
+    lambda space, count, more: (space * count)[:3000] + more,
+    st.sampled_from([b" ", b"\t", b"\r\n", b"\n ", b"\r\n\r\n", b"0\r\n"]),
+    st.sampled_from([1, 500, 1022, 1023, 1024, 1025, 2048, 3000]),
+    st.sampled_from([b"", b" ", b"x", b"\r"]),
+)
+
+
+@given(
+    st.lists(SPACE, min_size=1, max_size=3),
+    st.sampled_from([b"", b";x"]),
+    st.sampled_from([b"0\r\n\r\n", b"0\r\nA: b\r\n\r\n", b"", b" "]),
+    st.sampled_from([b"", b" " * 3000]),
+    st.lists(st.integers(0, 9000), max_size=8),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_chunks_of_white_space_are_what_they_are_to_h11(
+    parts: list[bytes], extension: bytes, last: bytes, after: bytes, cuts: list[int], ends: bool
+) -> None:
+    data = b"".join(b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts) + last
+    if last.startswith(b"0"):
+        data += after
+    places = (0, *sorted(cut for cut in cuts if cut < len(data)), len(data))
+    pieces = [data[start:end] for start, end in itertools.pairwise(places) if start < end]
+    for sent in (pieces, _split(data, 7)):
+        if ends:
+            sent = [*sent, b""]
+        assert chunks(sent) == chunks_by_h11(sent)
+
+
+@given(
+    st.integers(1, 150),
+    st.lists(st.sampled_from([b" " * 511, b" " * 512, b"\r\n ", b"\t", b"b"]), max_size=8),
+    st.lists(st.integers(0, 4000), max_size=8),
+)
+@examples
+def test_white_space_is_refused_however_it_arrives(name: int, parts: list[bytes], cuts: list[int]) -> None:
+    def verdict(pieces: list[bytes]) -> ReceivedHead | str | None:
+        try:
+            return _judge_head(pieces)
+        except RemoteProtocolError as exc:
+            return str(exc)
+
+    data = OK + b"A" * name + b":" + b"".join(parts) + b"\0\r\n\r\n"
+    places = (0, *sorted(cut for cut in cuts if cut < len(data)), len(data))
+    pieces = [data[start:end] for start, end in itertools.pairwise(places) if start < end]
+    seen = verdict([data])
+    assert verdict(pieces) == seen
+    assert isinstance(seen, str)
+    assert (TOO_MUCH_SPACE in seen) is (_longest_run(data) >= 1024)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"A:" + b" " * 100_000 + b"\0\r\n\r\n",
+        OK + b"A:" + b"\r\n " * 30_000 + b"\0\r\n\r\n",
+        CHUNKED + b"0\r\nA:" + b" " * 90_000 + b"\0\r\n\r\n",
+        CHUNKED + b"1;" + b" " * 90_000 + b"\n\r\n",
+    ],
+    ids=["head", "folded head", "trailers", "size of a chunk"],
+)
+async def test_a_client_refuses_long_runs_of_white_space(
+    nursery: trio.Nursery, parsed: bytearray, data: bytes
+) -> None:
+    async with ConnectionPool(connector=MemoryConnector(nursery, transcript(data))) as pool:
+        with pytest.raises(RemoteProtocolError, match=TOO_MUCH_SPACE):
+            await pool.request("GET", URL)
+    assert _longest_run(parsed) == 1024
 
 
 # -- The client with the recognizers, and without them.

@@ -8,10 +8,18 @@ h11 is in use: requests, bodies of known length, and the reuse of connections do
 A judge of heads must know the request: it decides whether the server may switch protocols. A judge of a
 chunked body begins at the CRLF after some chunk. So its h11 connection is first fed a made-up response that
 ends at the same position: a head, and a chunk of one byte without its CRLF.
+
+*White space.* A line that h11 refuses costs it quadratic time if much white space follows the colon, or is in
+a chunk's extension: its regular expressions try each division of the white space. So a judge cuts what
+arrives behind each long run of white space, and gives h11 one piece at a time. If h11 has used all of the
+piece, the run was in the data of a chunk, and may be of any length. If h11 still holds the run, it waits for
+the rest of a line, and the judge refuses the response.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +31,12 @@ from .http11_errors import explain_received
 from .http11_heads import ReceivedHead, framing_of
 from .message_stream import Head
 from .request import PreparedRequest
+
+# The length of the shortest run of white space that is refused. Line ends count too: each line that continues
+# a folded value (RFC 9112, 5.2) adds white space to the line that h11 parses.
+_LONG = 1024
+_LONG_RUN = b" " * _LONG
+_TO_SPACES = bytes.maketrans(b"\t\r\n", b"   ")
 
 
 class Judge:
@@ -39,15 +53,49 @@ class Judge:
         self._limit = limit
         # The explanation of h11's error, kept because h11 gives the reason only once.
         self._violation = ""
+        # The pieces that h11 has not received yet. While there are any, what it has received ends with a long
+        # run of white space.
+        self._pending: deque[bytes] = deque()
+        # The length of the white space at the end of what has arrived, since the last cut.
+        self._run = 0
 
     @property
     def rest(self) -> bytes:
         """The bytes that h11 has not used."""
-        return self._h11.trailing_data[0]
+        return self._h11.trailing_data[0] + b"".join(self._pending)
 
     def feed(self, data: bytes) -> None:
-        """Take what has arrived; `b""` for the end of the stream."""
-        self._h11.receive_data(data)
+        """Take what has arrived, once h11 needs more data; `b""` for the end of the stream."""
+        first, *others = self._cut(data)
+        self._h11.receive_data(first)
+        self._pending.extend(others)
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        """Cut data behind each long run of white space. The last piece is empty if the data ends there."""
+        run = self._run
+        # Most data has no long run, and a sample shows it: each long run covers eight of these bytes.
+        if not run and b" " * 8 not in data[:: _LONG // 8].translate(_TO_SPACES):
+            end = data[-_LONG:]
+            self._run = len(end) - len(end.rstrip(b" \t\r\n"))
+            return [data]
+        *before, last = (b" " * run + data.translate(_TO_SPACES)).split(_LONG_RUN)
+        self._run = len(last) - len(last.rstrip(b" "))
+        ends = itertools.accumulate(len(part) + _LONG for part in before)
+        cuts = [0, *(end - run for end in ends), len(data)]
+        return [data[start:end] for start, end in itertools.pairwise(cuts)]
+
+    def _receive(self) -> Any:
+        """Return h11's next event, or NEED_DATA if it needs more than what has arrived."""
+        while (event := self._h11.next_event()) is h11.NEED_DATA and self._pending:
+            # h11 returns the data of a chunk at once, so what it holds belongs to a line.
+            if self._h11.trailing_data[0].translate(_TO_SPACES).endswith(_LONG_RUN):
+                raise RemoteProtocolError(
+                    f"the server sent {_LONG} characters of white space in a row "
+                    "in a head, in the size line of a chunk or in trailers; expected are fewer"
+                )
+            if piece := self._pending.popleft():
+                self._h11.receive_data(piece)
+        return event
 
     def _next_event(self, head: Sequence[bytes]) -> Any:
         """Return h11's next event, None if it needs more data.
@@ -56,7 +104,7 @@ class Judge:
             head: The pieces of the head so far, for the explanation of an error; empty in a body.
         """
         try:
-            event = self._h11.next_event()
+            event = self._receive()
         except h11.RemoteProtocolError as exc:
             if not self._violation:
                 self._violation = explain_received(str(exc), b"".join(head), self._limit)
