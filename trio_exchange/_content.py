@@ -44,6 +44,9 @@ class ByteStream:
         return f"<ByteStream [{len(self.data)} bytes]>"
 
 
+_NO_CONTENT = ByteStream(b"")
+
+
 class IterableStream:
     """Content from an ordinary iterable of bytes, as an asynchronous iterable."""
 
@@ -81,7 +84,7 @@ def to_stream(content: ContentTypes | None) -> AsyncIterable[bytes]:
         TypeError: The content is neither bytes-like nor an iterable, or is a str or a mapping.
     """
     if content is None:
-        return ByteStream(b"")
+        return _NO_CONTENT
     if isinstance(content, (bytes, bytearray, memoryview)):
         return ByteStream(bytes(content))
     iterable: Any = content

@@ -430,6 +430,11 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes] | None:
 
 def authority_of(url: URL) -> bytes:
     """Return the host, and the port unless it is the scheme's default (RFC 9110, section 4.2.3)."""
-    if url.port is None or url.port == DEFAULT_PORTS.get(url.scheme):
-        return bracketed(url.host)
-    return b"%b:%d" % (bracketed(url.host), url.port)
+    return _authority(url.scheme, url.host, url.port)
+
+
+@functools.lru_cache(maxsize=512)
+def _authority(scheme: bytes, host: bytes, port: int | None) -> bytes:
+    if port is None or port == DEFAULT_PORTS.get(scheme):
+        return bracketed(host)
+    return b"%b:%d" % (bracketed(host), port)

@@ -310,28 +310,36 @@ class ConnectionManager:
         When it is cancelled, a grant is given back and a connection being established is closed.
         """
         while True:
-            grant = await self._grant(checkout)
+            self._ask(checkout)
+            if checkout.grant is None:
+                await self._wait(checkout)
+            grant: Any = checkout.grant
             if grant is DIAL:
                 return await self._connect(checkout)
+            if isinstance(grant, ConnectionNotAvailable):
+                # Raise a copy. The checkout keeps the original, whose traceback would refer to the checkout.
+                raise copied(grant)
             connection: HTTPConnection = grant
-            if await self._is_usable(connection):
+            readiness = connection.readiness()
+            if readiness is Readiness.QUIET:
+                return connection
+            if readiness is Readiness.READABLE and await self._still_open(connection):
                 return connection
             connection.decline()
 
-    async def _grant(self, checkout: Checkout) -> Any:
+    def _ask(self, checkout: Checkout) -> None:
+        """Ask the scheduler for a grant."""
         if self._pool_nursery.stopping:
             raise pool_closed()
         self._close_all(self.scheduler.request(checkout, trio.current_time(), first=checkout.asked_before))
         checkout.asked_before = True
-        if checkout.grant is None:
-            try:
-                await checkout.waiting.spend(self._wait_for_grant, checkout)
-            except PoolTimeout as exc:
-                raise PoolTimeout(f"{exc}; {self._describe(checkout.key)}") from None
-        if isinstance(checkout.grant, ConnectionNotAvailable):
-            # Raise a copy. The checkout keeps the original, whose traceback would refer to the checkout.
-            raise copied(checkout.grant)
-        return checkout.grant
+
+    async def _wait(self, checkout: Checkout) -> None:
+        """Wait for the grant, for as long as the request may wait."""
+        try:
+            await checkout.waiting.spend(self._wait_for_grant, checkout)
+        except PoolTimeout as exc:
+            raise PoolTimeout(f"{exc}; {self._describe(checkout.key)}") from None
 
     async def _wait_for_grant(self, checkout: Checkout) -> None:
         checkout.granted = functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
@@ -370,12 +378,7 @@ class ConnectionManager:
         earliest = min((since for since in times if since is not None), default=None)
         return None if earliest is None else trio.current_time() - earliest
 
-    async def _is_usable(self, connection: HTTPConnection) -> bool:
-        match connection.readiness():
-            case Readiness.QUIET:
-                return True
-            case Readiness.CLOSED:
-                return False
+    async def _still_open(self, connection: HTTPConnection) -> bool:
         try:
             return await connection.still_open()
         except BaseException:

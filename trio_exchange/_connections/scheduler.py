@@ -554,7 +554,7 @@ class Scheduler(Generic[C]):
             group.idle[connection] = None
 
     def _keep_idle(self, connection: C, now: float) -> None:
-        out_of_order = self._idle and now < next(reversed(self._idle.values()))
+        out_of_order = bool(self._idle) and now < next(reversed(self._idle.values()))
         self._idle[connection] = now
         if out_of_order:
             # It was reserved. This is rare, so the cost of sorting does not matter.

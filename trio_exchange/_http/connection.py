@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -215,7 +215,7 @@ class HTTPConnection(BaseConnection):
         return ("1 request" if self.requests == 1 else f"{self.requests} requests",)
 
     @abc.abstractmethod
-    async def exchange(self, context: RequestContext) -> Response:
+    def exchange(self, context: RequestContext) -> Awaitable[Response]:
         """Send a request and receive the head of its response.
 
         The pool has granted a place for the request. The end of the exchange always returns the grant.

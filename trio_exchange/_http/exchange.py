@@ -42,7 +42,7 @@ from .._exceptions import (
     WriteTimeout,
 )
 from .._fields import Headers
-from .._models import Request, Response
+from .._models import Request, Response, received_response
 from .._trace import Span, call_async, span
 from .connection import HTTPConnection
 from .message_stream import Head, MessageStream
@@ -214,16 +214,13 @@ class Exchange:
             self._state = _HANDED_OVER
         else:
             stream.begin_body(head)
-        response = Response(status)
-        response.headers = head.headers
-        response.stream = ResponseBody(self)
-        response.extensions = {
+        extensions = {
             "http_version": head.version,
             "network_stream": network_stream,
             "trailing_headers": self._trailers,
             **stream.extensions(head),
         }
-        return response
+        return received_response(status, head.headers, ResponseBody(self), extensions)
 
     # -- Waiting for the server and for the upload.
 
@@ -360,6 +357,9 @@ class Exchange:
 
     async def collect(self) -> bytes:
         """Read the rest of the body, and close the response unless its stream was handed over."""
+        whole = self._take_whole()
+        if whole is not None:
+            return whole
         chunks = []
         try:
             while (chunk := await self.read(checkpoint=False)) is not None:
@@ -368,6 +368,24 @@ class Exchange:
             if self._state is not _HANDED_OVER:
                 await self._close()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _take_whole(self) -> bytes | None:
+        """Read the rest of the body and close the response, if all of the body has arrived; else None.
+
+        Most small responses arrive whole. They need none of the steps for waiting.
+        """
+        if self._state is not _READING or self._context.tracer is not None or self._upload is not None:
+            return None
+        with self._reader:
+            try:
+                data = self._stream.take_whole()
+            except ExchangeError:
+                self._release(reusable=False)
+                raise
+        if data is not None:
+            self._end_response()
+            self._state = _CLOSED
+        return data
 
     # -- The end.
 

@@ -15,7 +15,7 @@ takes part only in exchanges that need it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -83,7 +83,7 @@ class HTTP11Connection(HTTPConnection):
         if stream is not None and stream.stop_sending is not None:
             stream.stop_sending()
 
-    async def exchange(self, context: RequestContext) -> Response:
+    def exchange(self, context: RequestContext) -> Awaitable[Response]:
         """Send a request and receive the head of its response.
 
         An error or a cancellation marks the connection for closing, unless HTTP/1.1 can't express the
@@ -94,7 +94,7 @@ class HTTP11Connection(HTTPConnection):
             raise LocalProtocolError("the protocol extension needs HTTP/2, but the connection is HTTP/1.1")
         self.requests += 1
         stream = self._stream = HTTP11Stream(self, context)
-        return await Exchange(self, stream, context).start()
+        return Exchange(self, stream, context).start()
 
     def stream_done(self, *, reusable: bool) -> None:
         """Take note that the stream has ended. The stream calls this once."""
@@ -108,7 +108,7 @@ class HTTP11Connection(HTTPConnection):
 
     def readiness(self) -> Readiness:
         """Check the idle connection without waiting."""
-        readiness = poll(self.stream)
+        readiness = self.transport.peek() if self._plain else poll(self.stream)
         if readiness is Readiness.READABLE and self._plain and self.transport.below is None:
             # A server may send nothing before a request. With TLS below, it may be TLS records only.
             return Readiness.CLOSED
@@ -378,6 +378,11 @@ class HTTP11Stream:
                 )
             )
         self.answered = True
+        if not self._received:
+            # The usual case: the first piece has the whole head.
+            self._found = recognize(data, self._connection.settings.max_header_bytes)
+            if self._found is not None:
+                return
         self._check_beginning(data)
         if self._judge is None:
             self._arrived += data
@@ -440,6 +445,14 @@ class HTTP11Stream:
             return data
         self._end_response(body.trailers)
         return None
+
+    def take_whole(self) -> bytes | None:
+        """Take the rest of the body if all of it has arrived, else nothing."""
+        assert self._body is not None
+        data = self._body.take_whole()
+        if data is not None:
+            self._end_response(self._body.trailers)
+        return data
 
     def _end_response(self, trailers: HeaderList) -> None:
         self.trailers = trailers

@@ -56,6 +56,14 @@ class Body(Protocol):
         """
         ...
 
+    def take_whole(self) -> bytes | None:
+        """Return the rest of the body, b"" included, if all of it has arrived; else None, and take nothing.
+
+        Raises:
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
+        """
+        ...
+
     def feed(self, data: bytes) -> None:
         """Add what has arrived, after `take` has returned None; `b""` for the end of the stream.
 
@@ -120,6 +128,12 @@ class SizedBody:
         self._left = left - len(data)
         return data
 
+    def take_whole(self) -> bytes | None:
+        """Return the rest of the body if all of it has arrived; else None."""
+        if len(self._arrived) < self._left:
+            return None
+        return self.take()
+
     def feed(self, data: bytes) -> None:
         """Add what has arrived.
 
@@ -157,6 +171,10 @@ class UnsizedBody:
         """Return the next data, `b""` at the body's end, or None if more has to arrive first."""
         data, self._arrived = self._arrived, b""
         return data if data or self._ended else None
+
+    def take_whole(self) -> bytes | None:
+        """Return None: the end comes later than the data."""
+        return None
 
     def feed(self, data: bytes) -> None:
         """Add what has arrived; `b""` ends the body."""
@@ -213,6 +231,21 @@ class ChunkedBody:
             return self._parse()
         self._next = None
         return piece
+
+    def take_whole(self) -> bytes | None:
+        """Return the rest of the body if all of it has arrived; else None, and keep the data.
+
+        Raises:
+            RemoteProtocolError: The body is malformed, or the stream has ended too early.
+        """
+        piece = self.take()
+        if not piece:
+            return piece
+        following = self._parse()
+        if following == b"":
+            return piece
+        self._next = piece if following is None else piece + following
+        return None
 
     def feed(self, data: bytes) -> None:
         """Add what has arrived; `b""` for the end of the stream."""

@@ -26,7 +26,11 @@ _HEAD = re.compile(
 )
 # Applies to the lines that `_HEAD` has matched.
 _FIELD = re.compile(rb"([^:]++): ?+([^\r]*+)\r\n")
-_FRAMING_FIELDS = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+# The lines among them that `framing_of` looks at.
+_FRAMING_FIELD = re.compile(
+    rb"(?<=\n)(content-length|transfer-encoding|connection): ?+([^\r]*+)\r\n", re.IGNORECASE
+)
+_FRAMING_NAMES = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 # The number of digits that h11 accepts.
 _MOST_DIGITS = 20
 
@@ -73,8 +77,9 @@ def recognize(data: bytes, limit: int) -> ReceivedHead | None:
     if match is None:
         return None
     end = match.end()
-    headers = Headers(_FIELD.findall(data, *match.span(3)))
-    framing = framing_of(headers)
+    start, stop = match.span(3)
+    headers = Headers(_FIELD.findall(data, start, stop))
+    framing = framing_of(_FRAMING_FIELD.findall(data, start, stop))
     if framing.ambiguous or end > limit:
         return None
     return ReceivedHead(Head(b"HTTP/1.1", int(match[1]), match[2], headers), framing, data[end:])
@@ -86,7 +91,7 @@ def framing_of(headers: HeaderList) -> Framing:
     coded = closes = malformed = False
     for name, value in headers:
         name = name.lower()
-        if name not in _FRAMING_FIELDS:
+        if name not in _FRAMING_NAMES:
             continue
         match name:
             case b"content-length":
@@ -106,7 +111,9 @@ def framing_of(headers: HeaderList) -> Framing:
 
 def asks_to_close(value: bytes) -> bool:
     """Return whether a Connection field has the option `close`."""
-    return any(option.strip() == b"close" for option in value.lower().split(b","))
+    options = value.lower()
+    # Few fields have the option, and looking at each option takes longer.
+    return b"close" in options and any(option.strip() == b"close" for option in options.split(b","))
 
 
 def may_persist(request_closes: bool, method: bytes, head: Head, framing: Framing) -> bool:

@@ -193,6 +193,13 @@ class MessageStream(Protocol):
         """Receive a chunk of the body, or None at its end. Each wait takes at most `timeout` seconds."""
         ...
 
+    def take_whole(self) -> bytes | None:
+        """Take the rest of the body if all of it has arrived, its end included; else None, and take nothing.
+
+        It is what calls of `receive_data` would do, in one synchronous step.
+        """
+        ...
+
     async def discard_rest(self) -> bool:
         """Discard the rest of the response if it has arrived and is small.
 

@@ -28,7 +28,7 @@ are sent in answer to the server alone. `FloodGuard` limits the frames that serv
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import h2.events
@@ -159,11 +159,11 @@ class HTTP2Connection(HTTPConnection):
         """Return a grant: the connection takes no more requests, but it may still carry earlier ones."""
         self.owner.released(self)
 
-    async def exchange(self, context: RequestContext) -> Response:
+    def exchange(self, context: RequestContext) -> Awaitable[Response]:
         """Send a request and receive the head of its response. Its end does not affect other requests."""
         self.requests += 1
         self._places_taken += 1
-        return await Exchange(self, HTTP2Stream(self, context), context).start()
+        return Exchange(self, HTTP2Stream(self, context), context).start()
 
     def _is_active(self) -> bool:
         return self._places_taken > 0

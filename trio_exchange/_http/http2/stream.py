@@ -447,6 +447,17 @@ class HTTP2Stream:
         self._consumed(len(data))
         return data
 
+    def take_whole(self) -> bytes | None:
+        """Take the rest of the body if all of it has arrived, else nothing."""
+        inbox = self._inbox
+        if not inbox or inbox[-1] is not None:
+            return None
+        data = self._join(b"", None)
+        if isinstance(inbox[0], list):
+            self.trailers = inbox[0]
+        inbox.clear()
+        return data
+
     def _join(self, data: bytes | bytearray, most: int | None) -> bytes:
         """Return `data` and the data that follows it in the inbox, if both have at most `most` bytes."""
         inbox = self._inbox
