@@ -1,8 +1,9 @@
-"""Dialers: objects that open a byte stream to a host and port, directly or through proxies.
+"""The interface `Dialer`, which opens a byte stream to a host and port, and the direct one.
 
 Theory of operation. A `Dialer` connects to any host and port. `DirectDialer` uses the pool's connector. A
-dialer for a proxy is made with the dialer that connects to the proxy itself, so that a chain of proxies is a
-chain of dialers. Each step runs in an `Attempt`, which closes what was opened when a later step fails.
+dialer for a proxy (in `_proxies`) is made with the dialer that connects to the proxy itself, so that a chain
+of proxies is a chain of dialers. Each step runs in an `Attempt`, which closes what was opened when a later
+step fails.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A `ConnectionKey` identifies a set of interchangeable connections. A `ConnectionFactory` holds the settings
 that all keys of one kind have in common, to origins or to one proxy: the dialer, the TLS settings and the
-versions of HTTP.
+versions of HTTP. It makes the byte stream; the manager makes the connection that speaks HTTP on it.
 """
 
 from __future__ import annotations
