@@ -364,6 +364,24 @@ async def test_a_connection_established_too_late_is_closed(
     assert await server.receive_some() == b""
 
 
+async def test_dialling_that_fails_because_the_pool_is_closed_says_so(autojump_clock: MockClock) -> None:
+    class Failing(Connector):
+        async def connect_tcp(self, *_: Any, **__: Any) -> trio.abc.Stream:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.5)
+            raise OSError("given up")
+
+    async def ask() -> None:
+        with pytest.raises(ConnectionNotAvailable, match="closed") as info:
+            await pool.request("GET", URL)
+        assert isinstance(info.value.__cause__, ConnectError)
+
+    async with trio.open_nursery() as tasks, ConnectionPool(connector=Failing()) as pool:
+        tasks.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+    assert_unharmed(pool)
+
+
 @pytest.mark.parametrize("event", ["headers.complete", "body.started"])
 async def test_an_upload_that_begins_too_late_ends(
     network: Network, autojump_clock: MockClock, event: str

@@ -1396,3 +1396,13 @@ def test_a_reserved_connection_keeps_its_place_in_the_order_of_expiry() -> None:
     pool.release(first, since)
     assert pool.scheduler.idle == [first, second, third]
     assert pool.scheduler.expired(10) == [first]
+
+
+def test_a_waiter_that_is_not_waiting_yet_gets_its_grant_without_being_woken() -> None:
+    pool = Pool(1)
+    connection = pool.connect()
+    waiter: FakeWaiter = Waiter("a")
+    assert pool.scheduler.request(waiter, pool.now) == []
+    pool.release(connection)
+    assert waiter.grant is connection
+    assert pool.woken == []
