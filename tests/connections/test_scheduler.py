@@ -1396,3 +1396,22 @@ def test_a_reserved_connection_keeps_its_place_in_the_order_of_expiry() -> None:
     pool.release(first, since)
     assert pool.scheduler.idle == [first, second, third]
     assert pool.scheduler.expired(10) == [first]
+
+
+def test_a_clock_that_steps_back_does_not_disorder_the_idle_connections() -> None:
+    pool = Pool(expiry=10)
+    first, second, third, reserved = (pool.connect() for _ in range(4))
+    pool.release(reserved, 99)
+    assert pool.scheduler.reserve(reserved)
+    pool.release(first, 100)
+    kept = pool.scheduler._idle
+    pool.release(second, 40)
+    pool.release(third, 41)
+    assert pool.scheduler._idle is kept, "it was sorted"
+    assert pool.scheduler.idle == [first, second, third]
+    assert [pool.scheduler.idle_since(each) for each in (first, second, third)] == [100, 100, 100]
+    # A reservation ends with a time of the past whatever the clock does.
+    pool.release(reserved, 99)
+    assert pool.scheduler.idle == [reserved, first, second, third]
+    assert pool.scheduler.expired(109) == [reserved]
+    assert pool.scheduler.expired(110) == [reserved, first, second, third]
