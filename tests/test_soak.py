@@ -12,6 +12,8 @@ import trio
 import trio.testing
 
 from trio_exchange import Response
+from trio_exchange._connect import tls_sessions
+from trio_exchange._connect.factory import ConnectionKey
 
 from .soak import client, measures
 from .soak.plans import KINDS, Fault, Plan, content, make_plan
@@ -118,3 +120,28 @@ async def test_what_is_left_is_found() -> None:
     assert len(found) == 4
     for more, expected in zip(found, ("descriptors", "sleep_forever", "Request", "memory"), strict=True):
         assert expected in more
+
+
+async def test_cached_tls_sessions_are_no_growth_up_to_the_bound_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls_sessions, "_MOST_SESSIONS", 10)
+    cache = tls_sessions.TLSSessions()
+    before = measures.take()
+    kept: Any = None
+    keys = [
+        tls_sessions.SessionKey(ConnectionKey(b"https", b"host", port, "host"), kept, (), None)
+        for port in range(20)
+    ]
+    cache._kept.update((key, tls_sessions._KeptSession(kept, 0.0)) for key in keys[:10])
+    del keys[:10]
+    found = list(measures.growth(before, measures.take(), rss=False))
+    assert len(found) == 1
+    for name in ("ConnectionKey", "SessionKey"):
+        assert f"{name}': 10" in found[0]
+    assert "_KeptSession" not in found[0]
+    cache._kept.update((key, tls_sessions._KeptSession(kept, 0.0)) for key in keys)
+    del keys
+    (more,) = measures.growth(before, measures.take(), rss=False)
+    for name in ("ConnectionKey", "SessionKey", "_KeptSession"):
+        assert f"{name}': 10" in more
