@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
+import h11
 import pytest
 import trio
+import trio.testing
 
 from trio_exchange import Response
+from trio_exchange._connect import tls_sessions
+from trio_exchange._connect.factory import ConnectionKey
 
 from .soak import client, measures
-from .soak.plans import KINDS, Fault, content, make_plan
+from .soak.plans import KINDS, Fault, Plan, content, make_plan
 from .soak.run import soak
+from .soak.servers import Origin, Server
 
 
 def test_a_short_soak_has_no_problems() -> None:
@@ -37,6 +43,42 @@ def test_plans_are_made_from_the_seed() -> None:
     assert plans[0] != make_plan(8, 0)
     assert {plan.fault for plan in plans} == set(Fault)
     assert {plan.pool for plan in plans} == set(KINDS)
+
+
+async def test_a_cut_never_closes_a_connection_after_a_complete_response(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plans = [make_plan(1, index) for index in range(3000)]
+    plans = [plan for plan in plans if plan.fault is Fault.CUT and not (plan.rough or plan.http2)]
+    ends = Counter([await _end_of_response(plan) for plan in plans])
+    assert set(ends) == {"cut", "complete"}
+
+
+async def _end_of_response(plan: Plan) -> str:
+    """Send the request of a plan to an origin over HTTP/1.1, and return how the response ended."""
+    reports: list[str] = []
+    stream, peer = trio.testing.memory_stream_pair()
+    server_side: Any = peer
+    wire = h11.Connection(h11.CLIENT)
+    body = b"" if plan.upload is None else content(f"{plan.index}-0", plan.upload.size)
+    headers = [("Host", "calm"), ("X-Nonce", f"{plan.index}-0"), ("Content-Length", str(len(body)))]
+    request = h11.Request(method=plan.method, target="/", headers=headers)
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(Server(Origin(1), reports.append)._attend, server_side)
+        for sent in (request, h11.Data(data=body), h11.EndOfMessage()):
+            await stream.send_all(wire.send(sent) or b"")
+        while not isinstance(event := wire.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                data = await stream.receive_some()
+                if not data:
+                    return "cut"
+                wire.receive_data(bytes(data))
+        with trio.move_on_after(10) as quiet:
+            assert await stream.receive_some() != b"", f"closed after a complete response: {plan}"
+        assert quiet.cancelled_caught
+        nursery.cancel_scope.cancel()
+    assert reports == []
+    return "complete"
 
 
 @pytest.mark.parametrize(
@@ -78,3 +120,28 @@ async def test_what_is_left_is_found() -> None:
     assert len(found) == 4
     for more, expected in zip(found, ("descriptors", "sleep_forever", "Request", "memory"), strict=True):
         assert expected in more
+
+
+async def test_cached_tls_sessions_are_no_growth_up_to_the_bound_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls_sessions, "_MOST_SESSIONS", 10)
+    cache = tls_sessions.TLSSessions()
+    before = measures.take()
+    kept: Any = None
+    keys = [
+        tls_sessions.SessionKey(ConnectionKey(b"https", b"host", port, "host"), kept, (), None)
+        for port in range(20)
+    ]
+    cache._kept.update((key, tls_sessions._KeptSession(kept, 0.0)) for key in keys[:10])
+    del keys[:10]
+    found = list(measures.growth(before, measures.take(), rss=False))
+    assert len(found) == 1
+    for name in ("ConnectionKey", "SessionKey"):
+        assert f"{name}': 10" in found[0]
+    assert "_KeptSession" not in found[0]
+    cache._kept.update((key, tls_sessions._KeptSession(kept, 0.0)) for key in keys)
+    del keys
+    (more,) = measures.growth(before, measures.take(), rss=False)
+    for name in ("ConnectionKey", "SessionKey", "_KeptSession"):
+        assert f"{name}': 10" in more

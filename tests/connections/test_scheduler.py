@@ -1406,3 +1406,22 @@ def test_a_waiter_that_is_not_waiting_yet_gets_its_grant_without_being_woken() -
     pool.release(connection)
     assert waiter.grant is connection
     assert pool.woken == []
+
+
+def test_a_clock_that_steps_back_does_not_disorder_the_idle_connections() -> None:
+    pool = Pool(expiry=10)
+    first, second, third, reserved = (pool.connect() for _ in range(4))
+    pool.release(reserved, 99)
+    assert pool.scheduler.reserve(reserved)
+    pool.release(first, 100)
+    kept = pool.scheduler._idle
+    pool.release(second, 40)
+    pool.release(third, 41)
+    assert pool.scheduler._idle is kept, "it was sorted"
+    assert pool.scheduler.idle == [first, second, third]
+    assert [pool.scheduler.idle_since(each) for each in (first, second, third)] == [100, 100, 100]
+    # A reservation ends with a time of the past whatever the clock does.
+    pool.release(reserved, 99)
+    assert pool.scheduler.idle == [reserved, first, second, third]
+    assert pool.scheduler.expired(109) == [reserved]
+    assert pool.scheduler.expired(110) == [reserved, first, second, third]

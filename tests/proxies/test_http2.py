@@ -28,6 +28,7 @@ from tests.harness.h2proxy import (
     naming_origin2,
 )
 from tests.harness.h2server import Multiplexer, ServerStream
+from tests.harness.layers import TLSServer, whole_response
 from tests.harness.streams import read_exactly
 from tests.harness.tunnels import read_all
 from trio_exchange import (
@@ -42,6 +43,7 @@ from trio_exchange import (
     RemoteProtocolError,
     Request,
 )
+from trio_exchange._connect.transport import Readiness
 from trio_exchange.testing import ScriptedPeer
 
 URL = "https://a.origin.example/"
@@ -648,6 +650,34 @@ async def test_an_idle_connection_whose_tunnel_has_ended_is_not_used_for_a_post(
         assert pool.statistics().connections_opened == 2
         assert len(pool.connections) == 1
     assert len(proxy.connections) == 1
+
+
+@pytest.mark.parametrize("ends_tls", [False, True])
+@pytest.mark.parametrize("ends_stream", [False, True])
+async def test_a_connection_that_ended_together_with_its_response_is_not_used_for_a_post(
+    ends_tls: bool, ends_stream: bool
+) -> None:
+    async def end_with_the_response(stream: ServerStream) -> None:
+        await stream.respond(200)
+        origin = TLSServer(stream, alpn_server())
+        await origin.handshake()
+        await origin.receive_some()
+        origin.ssl.write(whole_response(b"ok"))
+        if ends_tls:
+            origin.say_goodbye()
+        stream._h2.send_data(stream.id, origin.take(), end_stream=ends_stream)
+        stream.sent_end = ends_stream
+        await stream.server.peer.flush()
+        if not ends_stream:
+            await read_all(stream)
+
+    async with h2_proxy(end_with_the_response, accept_tunnel) as (pool, _):
+        assert await fetch(pool, "GET", URL) == b"ok"
+        if not (ends_tls or ends_stream):
+            assert [connection.readiness() for connection in internals(pool)] == [Readiness.QUIET]
+            return
+        assert await fetch(pool, "POST", URL, content=b"12345") == b"5"
+        assert pool.statistics().connections_opened == 2
 
 
 async def test_http2_in_a_tunnel_that_has_ended_is_gone_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import resource
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
+
+from trio_exchange._connect import tls_sessions
 
 _STATM = Path("/proc/self/statm")
 _malloc_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
@@ -33,7 +36,8 @@ class Measure:
     Attributes:
         descriptors: How many are open.
         tasks: By the names of their functions.
-        objects: Those of trio_exchange that the garbage collector knows, by type.
+        objects: Those of trio_exchange that the garbage collector knows, by type, without those that a
+            cache of TLS sessions keeps.
         rss: Resident memory in bytes.
     """
 
@@ -78,11 +82,23 @@ def _tasks() -> Counter[str]:
 
 
 def _objects() -> Counter[str]:
+    objects = gc.get_objects()
+    cached = _cached_sessions(objects)
     return Counter(
         f"{kind.__module__}.{kind.__qualname__}"
-        for kind in map(type, gc.get_objects())
-        if kind.__module__.startswith("trio_exchange")
+        for kind, each in zip(map(type, objects), objects, strict=True)
+        if kind.__module__.startswith("trio_exchange") and id(each) not in cached
     )
+
+
+def _cached_sessions(objects: list[Any]) -> set[int]:
+    """The ids of what the caches of TLS sessions keep, up to the bound of each."""
+    cached = set()
+    for cache in objects:
+        if type(cache) is tls_sessions.TLSSessions:
+            for key, kept in itertools.islice(cache._kept.items(), tls_sessions._MOST_SESSIONS):
+                cached |= {id(key), id(key.peer), id(kept)}
+    return cached
 
 
 def _rss() -> int:

@@ -424,9 +424,18 @@ async def _respond(call: _peers.Call, plan: Plan, headers: dict[str, str], body:
             await call.send(piece)
             sent += len(piece)
             await trio.sleep(plan.pause)
-    if plan.fault in (Fault.CUT, Fault.RESET):
+    if plan.fault is Fault.RESET or (plan.fault is Fault.CUT and not _is_complete(call, plan)):
         raise _cut(plan)
     await call.end({"x-nonce": headers["x-nonce"]} if plan.trailers else None)
+
+
+def _is_complete(call: _peers.Call, plan: Plan) -> bool:
+    """Return whether the client has all of the response once the head and the body are sent.
+
+    Closing the connection then would not cut the response. It would race with the client's next request
+    (RFC 9112, 9.5), which only `Fault.HANG_UP` of the rough origins may do.
+    """
+    return isinstance(call, _peers.HTTP1Call) and not (plan.has_body and plan.framing == "chunked")
 
 
 class _Held(trio.abc.SendStream):

@@ -327,11 +327,14 @@ class Scheduler(Generic[C]):
         record = self._records.get(connection)
         if record is not None:
             record.used -= 1
+            was_reserved = record.active_since is None
             if not record.used:
                 record.active_since = None
                 if record.phase is _Phase.DRAINING:
                     self._close(connection, record)
             self._offer(connection, record, now)
+            if not record.used and record.phase is not _Phase.CLOSING:
+                self._keep_idle(connection, now, was_reserved=was_reserved)
         return self._take_to_close()
 
     def capacity_changed(self, connection: C, capacity: int, now: float) -> list[C]:
@@ -519,7 +522,7 @@ class Scheduler(Generic[C]):
         return None
 
     def _offer(self, connection: C, record: _Record[C], now: float) -> None:
-        """Grant a connection's free places to the waiters of its group. Note it as idle if it is."""
+        """Grant a connection's free places to the waiters of its group."""
         group = record.group
         while group.waiters and record.used < record.capacity:
             if next(iter(group.waiters)).fresh or self._must_drain(record):
@@ -527,11 +530,8 @@ class Scheduler(Generic[C]):
             else:
                 self._use(connection, record, now)
                 self._grant_to_first(record.key, group, connection)
-        if record.phase is _Phase.CLOSING:
-            return
-        self._update_free_places(connection, record)
-        if not record.used and connection not in self._idle:
-            self._keep_idle(connection, now)
+        if record.phase is not _Phase.CLOSING:
+            self._update_free_places(connection, record)
 
     def _use(self, connection: C, record: _Record[C], active_since: float | None) -> None:
         record.used += 1
@@ -553,11 +553,12 @@ class Scheduler(Generic[C]):
             group.partly_used.pop(connection, None)
             group.idle[connection] = None
 
-    def _keep_idle(self, connection: C, now: float) -> None:
-        out_of_order = bool(self._idle) and now < next(reversed(self._idle.values()))
-        self._idle[connection] = now
-        if out_of_order:
-            # It was reserved. This is rare, so the cost of sorting does not matter.
+    def _keep_idle(self, connection: C, since: float, *, was_reserved: bool) -> None:
+        latest = next(reversed(self._idle.values())) if self._idle else since
+        # After a request, an earlier time means that the clock has stepped back.
+        self._idle[connection] = since if was_reserved else max(since, latest)
+        if was_reserved and since < latest:
+            # Reservations are rare, so the cost of sorting does not matter.
             self._idle = OrderedDict(sorted(self._idle.items(), key=lambda item: item[1]))
         if len(self._idle) > self._limits.idle:
             self._close_longest_idle(self._idle)
