@@ -24,11 +24,18 @@ from tests.harness.proxies import proxy_tls
 from tests.harness.servers import serve_tcp
 from tests.harness.streams import socket_streams
 from trio_exchange import ConnectError, ConnectionPool, Proxy, RemoteProtocolError, Response
+from trio_exchange._connect import tls_sessions
 from trio_exchange._connect.tls_sessions import Resumption, TLSSessions
 from trio_exchange.testing import ScriptedPeer
 
 VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=str)
 ONE_REQUEST_EACH: dict[str, Any] = {"max_keepalive_connections": 0}
+
+
+@pytest.fixture(autouse=True)
+def no_sessions_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget how many sessions other tests of this process have read."""
+    monkeypatch.setattr(TLSSessions, "leaked", 0)
 
 
 def new_server(*names: str, ca: trustme.CA | None = None) -> ssl.SSLContext:
@@ -398,3 +405,17 @@ async def test_a_failure_forgets_no_other_session() -> None:
     Resumption(sessions, "peer", client, ()).succeeded(tls)
     failing[1].failed()
     assert Resumption(sessions, "peer", client, ()).offered is not None
+
+
+@pytest.mark.parametrize(("leaks", "kept"), [(True, 1), (False, 3)])
+async def test_where_reading_leaks_the_number_of_reads_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, leaks: bool, kept: int
+) -> None:
+    monkeypatch.setattr(tls_sessions, "READING_LEAKS", leaks)
+    monkeypatch.setattr(TLSSessions, "leaked", 999)
+    client = new_client()
+    tls = await handshake_as("example.com", client, new_server())
+    sessions = TLSSessions()
+    for peer in range(3):
+        Resumption(sessions, peer, client, ()).succeeded(tls)
+    assert len(sessions) == kept

@@ -13,6 +13,9 @@ was verified would be verified again in the same way. A `SessionKey` has all of 
   saves. The connections of a pool mostly have the same two addresses, and the time limit is short.
 - *A connection that fails forgets the session that it has offered*: in the handshake, or later without having
   received data. In TLS 1.3 the server may refuse the client after the handshake.
+- *Reading a session leaks memory* in many releases of CPython (gh-116810): 6.5 KiB each time, which is the
+  session itself. There a process reads only so many that the leak stays small, and then resumes no more new
+  sessions.
 - *The client's certificate* can't be read from a context. A session belongs to its context, which `ssl`
   checks too. A program that needs another certificate needs another context, since open connections keep the
   certificate that they began with as well. The key refers to the context, so that no later one can have the
@@ -22,15 +25,20 @@ was verified would be verified again in the same way. A `SessionKey` has all of 
 from __future__ import annotations
 
 import ssl
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 # For how many keys a session is kept.
 _MOST_SESSIONS = 100
 # For how many seconds after the full handshake a session may be resumed.
 _LIFETIME = 600.0
+# Whether reading a session leaks memory: mended in CPython 3.12.8 and 3.13.1.
+READING_LEAKS = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+# How many sessions a process may then read: 6.5 MiB.
+_MOST_LEAKED = 1000
 
 
 class SessionKey(NamedTuple):
@@ -55,7 +63,13 @@ class _KeptSession(NamedTuple):
 
 
 class TLSSessions:
-    """The sessions of a pool, one for each key. Those that were not used for longest are forgotten first."""
+    """The sessions of a pool, one for each key. Those that were not used for longest are forgotten first.
+
+    Attributes:
+        leaked: How many sessions all pools have read, where reading leaks memory.
+    """
+
+    leaked: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self._kept: OrderedDict[SessionKey, _KeptSession] = OrderedDict()
@@ -78,6 +92,10 @@ class TLSSessions:
         """Keep the session of a full handshake, unless there is one for the key, or it can't be resumed."""
         if key in self._kept:
             return
+        if READING_LEAKS:
+            if TLSSessions.leaked >= _MOST_LEAKED:
+                return
+            TLSSessions.leaked += 1
         session = ssl_object.session
         # In TLS 1.3 a session without a ticket has no id either.
         if session is None or not (session.has_ticket or session.id):
