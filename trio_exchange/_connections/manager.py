@@ -41,8 +41,6 @@ from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
 from .._exceptions import ConnectionNotAvailable, ExchangeError, ExchangeFailed, PoolTimeout, copied
 from .._http.connection import BaseConnection, HTTPConnection, Owner, RawConnection, Settings
-from .._http.http2.connection import HTTP2Connection
-from .._http.http11 import HTTP11Connection
 from .._http.request import RequestContext
 from .._http.retry import Resend, reason_to_resend
 from .._http.upload import Upload
@@ -50,6 +48,7 @@ from .._models import Response
 from .._timeouts import NO_TIMEOUTS, TimeBudget, Timeouts
 from .._trace import Tracer, span
 from .nursery import PoolNursery, pool_closed
+from .protocols import connection_class
 from .scheduler import DIAL, Limits, Scheduler, Waiter
 
 # Seconds between two checks of the idle connections.
@@ -140,7 +139,7 @@ class Checkout(Waiter[BaseConnection]):
         """
         pause = 0.0
         # Another idle HTTP/1.1 connection may be dead too. The reader of HTTP/2 would have noticed that.
-        self.fresh = isinstance(connection, HTTP11Connection)
+        self.fresh = not connection.multiplexed
         match reason:
             case None:
                 return None
@@ -410,8 +409,8 @@ class ConnectionManager:
         connection = self._kind(key, factory, established)(
             established, key.origin, self._settings, self._owner
         )
-        shared = isinstance(connection, HTTP2Connection)
-        self._close_all(self.scheduler.connected(key, connection, trio.current_time(), shared=shared))
+        now = trio.current_time()
+        self._close_all(self.scheduler.connected(key, connection, now, shared=connection.multiplexed))
         self.opened += 1
         self._pool_nursery.start_in_pool_context(self._run_connection, connection)
         self._has_connections.set()
@@ -431,7 +430,7 @@ class ConnectionManager:
     ) -> type[BaseConnection]:
         if key.scheme == TCP:
             return RawConnection
-        return HTTP2Connection if factory.speaks_http2(established) else HTTP11Connection
+        return connection_class(http2=factory.speaks_http2(established))
 
     def _may_share(self, key: ConnectionKey) -> bool:
         return self._factory_for(key).may_share(key)

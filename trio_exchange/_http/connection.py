@@ -93,9 +93,15 @@ class PooledConnection(Protocol):
 
 
 class BaseConnection(abc.ABC):
-    """An established connection, and the task that closes it."""
+    """An established connection, and the task that closes it.
+
+    Attributes:
+        http_version: The protocol.
+        multiplexed: Whether it carries several requests at once.
+    """
 
     http_version: str
+    multiplexed: bool = False
 
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         self.origin: Origin = origin

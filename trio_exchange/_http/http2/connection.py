@@ -98,6 +98,7 @@ class HTTP2Connection(HTTPConnection):
     """A connection that speaks HTTP/2, with as many concurrent exchanges as the server allows."""
 
     http_version = "HTTP/2"
+    multiplexed = True
 
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         super().__init__(established, origin, settings, owner)
