@@ -844,7 +844,7 @@ async def test_an_early_answer(sockets: Sockets, streamed: bool, then: str) -> N
                 assert await response.aread() == b"too large"
         with trio.fail_after(10):
             while pool.connections:
-                await internals(pool)[0].closed.wait()
+                await internals(pool)[0].wait_closed()
     sockets.server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert open_sockets() <= before
@@ -1024,7 +1024,7 @@ async def test_a_connection_says_what_it_does(network: Network) -> None:
         connection.close_soon()
         assert connection.state == "closing"
         connection.close_soon()
-        await connection.closed.wait()
+        await connection.wait_closed()
         assert connection.state == "closed"
 
 

@@ -7,8 +7,8 @@ runs exchanges, and closes the connections that the scheduler tells it to close.
 granted a connection or cancelled, never both: the grant itself reschedules the waiting task, and Trio then no
 longer calls the task's abort function.
 
-*Ownership.* Each connection has a task, which alone closes it; requests only mark it for closing. The task
-is started, in the pool's context, in the same synchronous step that creates the connection. While a
+*Ownership.* A connection has a task, which alone closes it; requests only mark it for closing. The task is
+started in the pool's context, at the latest in the same synchronous step that marks the connection. While a
 connection is being established, it belongs to the task of the request, in a cancel scope that the manager
 keeps so that `stop` can cancel it.
 
@@ -200,7 +200,14 @@ class ConnectionManager:
         self._pool_nursery = pool_nursery
         self.scheduler: Scheduler[BaseConnection] = Scheduler(limits, self._may_share)
         self.opened: int = 0
-        self._owner = Owner(self._released, self._capacity_changed, self._closing, self._start_upload)
+        self._owner = Owner(
+            released=self._released,
+            capacity_changed=self._capacity_changed,
+            closing=self._closing,
+            closed=self._closed,
+            start_task=self._start_task,
+            start_upload=self._start_upload,
+        )
         # The cancel scope of each dialling, and an event that is set when the dialling has ended.
         self._diallings: dict[trio.CancelScope, trio.Event] = {}
         # An upload may outlast its exchange: a body iterator may go on after the last byte of the content.
@@ -238,7 +245,7 @@ class ConnectionManager:
             for ended in list(self._diallings.values()):
                 await ended.wait()
         for connection in list(self):
-            await connection.closed.wait()
+            await connection.wait_closed()
 
     # -- Requests.
 
@@ -412,7 +419,7 @@ class ConnectionManager:
         now = trio.current_time()
         self._close_all(self.scheduler.connected(key, connection, now, shared=connection.multiplexed))
         self.opened += 1
-        self._pool_nursery.start_in_pool_context(self._run_connection, connection)
+        connection.start()
         self._has_connections.set()
         return connection
 
@@ -434,12 +441,6 @@ class ConnectionManager:
 
     def _may_share(self, key: ConnectionKey) -> bool:
         return self._factory_for(key).may_share(key)
-
-    async def _run_connection(self, connection: BaseConnection) -> None:
-        try:
-            await connection.run()
-        finally:
-            self._close_all(self.scheduler.closed(connection))
 
     def _close_all(self, connections: list[BaseConnection]) -> None:
         """Close the connections that the scheduler has decided to close."""
@@ -466,6 +467,12 @@ class ConnectionManager:
 
     def _closing(self, connection: BaseConnection) -> None:
         self._close_all(self.scheduler.closing(connection))
+
+    def _closed(self, connection: BaseConnection) -> None:
+        self._close_all(self.scheduler.closed(connection))
+
+    def _start_task(self, connection: BaseConnection) -> None:
+        self._pool_nursery.start_in_pool_context(connection.run)
 
     # -- Idle connections.
 

@@ -99,7 +99,7 @@ class HTTP11Connection(HTTPConnection):
     def stream_done(self, *, reusable: bool) -> None:
         """Take note that the stream has ended. The stream calls this once."""
         self._stream = None
-        if self._close_requested.is_set():
+        if self.will_close:
             return
         if reusable:
             self.owner.released(self)
