@@ -96,6 +96,11 @@ class HTTP11Connection(HTTPConnection):
         stream = self._stream = HTTP11Stream(self, context)
         return await Exchange(self, stream, context).start()
 
+    async def _close(self) -> None:
+        # Closing a socket takes no time that would have to be limited.
+        if not (self._plain and self.transport.close_nowait()):
+            await super()._close()
+
     def stream_done(self, *, reusable: bool) -> None:
         """Take note that the stream has ended. The stream calls this once."""
         self._stream = None
