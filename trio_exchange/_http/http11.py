@@ -22,11 +22,13 @@ import trio
 
 from .._connect.attempt import Established
 from .._connect.network_stream import NetworkStream
+from .._connect.tls_stream import TLSStream
 from .._connect.transport import (
     MAX_PROBES,
     RECEIVE_SIZE,
     TLS_ALERT,
     Readiness,
+    Transport,
     WouldBlock,
     explain,
     is_alert,
@@ -98,7 +100,8 @@ class HTTP11Connection(HTTPConnection):
 
     async def _close(self) -> None:
         # Closing a socket takes no time that would have to be limited.
-        if not (self._plain and self.transport.close_nowait()):
+        stream = self.stream
+        if not (isinstance(stream, (Transport, TLSStream)) and stream.close_nowait()):
             await super()._close()
 
     def stream_done(self, *, reusable: bool) -> None:
