@@ -75,7 +75,7 @@ FOLDERS = {
         "stream",
         "connection",
     ],
-    "_connections": ["nursery", "scheduler", "manager"],
+    "_connections": ["nursery", "scheduler", "protocols", "manager"],
     "_proxies": ["environment", "http", "socks", "chain"],
 }
 # What a program sees. It may import from all folders.

@@ -788,7 +788,7 @@ async def test_a_connection_that_ends_while_idle_is_closed_without_traffic(
         [connection] = internals(pool)
         event.set()
         with trio.fail_after(1.5):
-            await connection.closed.wait()
+            await connection.wait_closed()
         assert_unharmed(pool)
 
 

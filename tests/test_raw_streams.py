@@ -83,7 +83,7 @@ async def test_a_raw_stream(kind: Kind) -> None:
         assert repr(connection) == "<RawConnection 'tcp://example.com:443', no HTTP, active>"
         await stream.aclose()
         assert connection.state == "closing"
-        await connection.closed.wait()
+        await connection.wait_closed()
         assert connection.state == "closed"
         assert repr(connection) == "<RawConnection 'tcp://example.com:443', no HTTP, closed>"
         assert_unharmed(pool)

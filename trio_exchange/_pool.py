@@ -21,6 +21,7 @@ from ._connect.network_stream import NetworkStream
 from ._connect.tls_sessions import TLSSessions
 from ._connections.manager import Checkout, ConnectionManager
 from ._connections.nursery import PoolNursery, PoolState
+from ._connections.protocols import import_protocols
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
 from ._entrypoints import check_runs_under_trio, drop_library_frames
@@ -192,6 +193,7 @@ class ConnectionPool:
             sessions,
         )
         self._origins = ConnectionFactory(proxies.dialer, ssl_context, http1, http2, sessions=sessions)
+        import_protocols(self._origins)
         # A proxy that forwards requests may speak HTTP/1.1 only, so an HTTP/2-only pool uses tunnels.
         self._forwarding = proxies.forwarding if http1 else None
         self._manager = ConnectionManager(self._factory_for, limits, settings, self._pool_nursery)

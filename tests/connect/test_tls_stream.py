@@ -287,6 +287,22 @@ async def test_a_closed_stream() -> None:
             await stream.receive_some()
 
 
+@SOCKETS
+async def test_closing_a_socket_is_no_checkpoint(sockets: bool) -> None:
+    async with linked(sockets=sockets) as (stream, _):
+        with trio.testing.assert_no_checkpoints():
+            assert stream.close_nowait() == sockets
+        if not sockets:
+            await stream.send_all(b"still open")
+            return
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(b"abc")
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.trio_stream.receive_some()
+
+
 # -- What is left to Trio's stream.
 
 

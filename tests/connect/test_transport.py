@@ -494,6 +494,41 @@ async def test_a_transport_over_a_socket() -> None:
         await transport.send_all(b"x")
 
 
+async def test_a_socket_is_closed_without_a_checkpoint() -> None:
+    transport, other = await a_transport()
+    with trio.testing.assert_no_checkpoints():
+        assert transport.close_nowait()
+    assert await other.receive_some() == b""
+    with pytest.raises(trio.ClosedResourceError):
+        transport.send_nowait(b"x")
+    assert transport.close_nowait()
+    await other.aclose()
+
+
+async def test_a_socket_that_fails_to_close_counts_as_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport, other = await a_transport()
+    stream: Any = transport.stream
+
+    def fail() -> None:
+        raise OSError("closing failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.socket, "close", fail)
+        assert transport.close_nowait()
+    await transport.aclose()
+    await other.aclose()
+
+
+async def test_a_stream_that_may_wait_is_not_closed_without_a_checkpoint() -> None:
+    one, other = socket_streams()
+    transport = Transport(Wrapped(one))
+    assert not transport.close_nowait()
+    await transport.send_all(b"abc")
+    assert await other.receive_some() == b"abc"
+    await transport.aclose()
+    await other.aclose()
+
+
 async def test_a_transport_waits_for_data_and_can_be_cancelled(autojump_clock: MockClock) -> None:
     transport, other = await a_transport()
     with trio.move_on_after(1) as scope:

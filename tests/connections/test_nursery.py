@@ -146,9 +146,11 @@ async def test_the_first_crash_is_the_one_that_comes_out(caplog: pytest.LogCaptu
 
 async def test_a_service_that_fails_to_stop_is_a_crash_and_everything_ends() -> None:
     pool_nursery = PoolNursery()
-    await pool_nursery.start(Faulty())
+    other = Idler()
+    await pool_nursery.start(Faulty(), other)
     await pool_nursery.stop_and_wait()
     assert isinstance(pool_nursery.take_crash(), ValueError)
+    assert other.calls == ["started", "stop", "stopped"]
 
 
 async def test_tasks_in_the_pools_context_and_in_the_callers() -> None:

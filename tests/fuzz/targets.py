@@ -94,7 +94,7 @@ async def _check_pool(pool: ConnectionPool) -> None:
     """Nothing is under way, once the connections that are to be closed are."""
     for connection in list(pool._manager):
         if connection.will_close:
-            await connection.closed.wait()
+            await connection.wait_closed()
     await trio.lowlevel.checkpoint()
     numbers = pool.statistics()
     check((numbers.active, numbers.connecting, numbers.waiting) == (0, 0, 0), f"the pool is {numbers}")

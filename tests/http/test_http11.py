@@ -844,7 +844,7 @@ async def test_an_early_answer(sockets: Sockets, streamed: bool, then: str) -> N
                 assert await response.aread() == b"too large"
         with trio.fail_after(10):
             while pool.connections:
-                await internals(pool)[0].closed.wait()
+                await internals(pool)[0].wait_closed()
     sockets.server.cancel_scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert open_sockets() <= before
@@ -1024,8 +1024,39 @@ async def test_a_connection_says_what_it_does(network: Network) -> None:
         connection.close_soon()
         assert connection.state == "closing"
         connection.close_soon()
-        await connection.closed.wait()
+        await connection.wait_closed()
         assert connection.state == "closed"
+        # Also after the end, when there is no event for it yet.
+        connection = await a_connection(pool)
+        connection.close_soon()
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.state == "closed"
+        await connection.wait_closed()
+
+
+async def a_connection(pool: ConnectionPool) -> Any:
+    await pool.request("GET", URL)
+    return internals(pool)[0]
+
+
+def tasks_of(pool: ConnectionPool) -> int:
+    """The number of the pool's tasks, without those of its managers."""
+    internal: Any = pool
+    return len(internal._pool_nursery._nursery.child_tasks) - len(internal._managers)
+
+
+async def test_a_connection_has_no_task_until_it_is_to_be_closed(sockets: Sockets) -> None:
+    async with sockets.pool() as pool:
+        await pool.request("GET", sockets.url)
+        [connection] = internals(pool)
+        assert (connection.state, tasks_of(pool)) == ("idle", 0)
+        connection.close_soon()
+        assert (connection.state, tasks_of(pool)) == ("closing", 1)
+        # Closing a socket takes a single turn of the scheduler, in which this task may come first.
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        assert (connection.state, tasks_of(pool)) == ("closed", 0)
+        assert_unharmed(pool)
 
 
 class MuteTLS(WrappedHalfCloseable):

@@ -249,9 +249,17 @@ class TLSStream(Pollable):
 
     # -- Closing.
 
+    def close_nowait(self) -> bool:
+        """Do as `aclose`, without a checkpoint, if the stream runs on a socket; return whether it does."""
+        self._end_resumption()
+        return self._transport.close_nowait()
+
     async def aclose(self) -> None:
         """Close the connection, without a closure alert, as servers expect of clients of HTTP."""
+        self._end_resumption()
+        await self.trio_stream.aclose()
+
+    def _end_resumption(self) -> None:
         if self._resumption is not None:
             self._resumption.failed()
             self._resumption = None
-        await self.trio_stream.aclose()

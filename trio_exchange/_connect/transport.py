@@ -21,6 +21,7 @@ transport passes these requests down to the lower one (`poll`, `_probe_below`, `
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import re
 import select
@@ -357,6 +358,18 @@ class Transport(Pollable):
         except (OSError, trio.ClosedResourceError):
             return Readiness.CLOSED
         return Readiness.READABLE if data else Readiness.CLOSED
+
+    def close_nowait(self) -> bool:
+        """Close the connection without a checkpoint if the stream is a socket, and return whether it is.
+
+        Trio's `SocketStream.aclose` does the same, and then a checkpoint.
+        """
+        if not isinstance(self.stream, trio.SocketStream):
+            return False
+        self._forget_socket()
+        with contextlib.suppress(OSError):
+            self.stream.socket.close()
+        return True
 
     async def aclose(self) -> None:
         """Close the stream, and so the connection."""

@@ -7,8 +7,8 @@ runs exchanges, and closes the connections that the scheduler tells it to close.
 granted a connection or cancelled, never both: the grant itself reschedules the waiting task, and Trio then no
 longer calls the task's abort function.
 
-*Ownership.* Each connection has a task, which alone closes it; requests only mark it for closing. The task
-is started, in the pool's context, in the same synchronous step that creates the connection. While a
+*Ownership.* A connection has a task, which alone closes it; requests only mark it for closing. The task is
+started in the pool's context, at the latest in the same synchronous step that marks the connection. While a
 connection is being established, it belongs to the task of the request, in a cancel scope that the manager
 keeps so that `stop` can cancel it.
 
@@ -41,8 +41,6 @@ from .._connect.factory import TCP, ConnectionFactory, ConnectionKey
 from .._connect.transport import Readiness
 from .._exceptions import ConnectionNotAvailable, ExchangeError, ExchangeFailed, PoolTimeout, copied
 from .._http.connection import BaseConnection, HTTPConnection, Owner, RawConnection, Settings
-from .._http.http2.connection import HTTP2Connection
-from .._http.http11 import HTTP11Connection
 from .._http.request import RequestContext
 from .._http.retry import Resend, reason_to_resend
 from .._http.upload import Upload
@@ -50,6 +48,7 @@ from .._models import Response
 from .._timeouts import NO_TIMEOUTS, TimeBudget, Timeouts
 from .._trace import Tracer, span
 from .nursery import PoolNursery, pool_closed
+from .protocols import connection_class
 from .scheduler import DIAL, Limits, Scheduler, Waiter
 
 # Seconds between two checks of the idle connections.
@@ -140,7 +139,7 @@ class Checkout(Waiter[BaseConnection]):
         """
         pause = 0.0
         # Another idle HTTP/1.1 connection may be dead too. The reader of HTTP/2 would have noticed that.
-        self.fresh = isinstance(connection, HTTP11Connection)
+        self.fresh = not connection.multiplexed
         match reason:
             case None:
                 return None
@@ -201,7 +200,14 @@ class ConnectionManager:
         self._pool_nursery = pool_nursery
         self.scheduler: Scheduler[BaseConnection] = Scheduler(limits, self._may_share)
         self.opened: int = 0
-        self._owner = Owner(self._released, self._capacity_changed, self._closing, self._start_upload)
+        self._owner = Owner(
+            released=self._released,
+            capacity_changed=self._capacity_changed,
+            closing=self._closing,
+            closed=self._closed,
+            start_task=self._start_task,
+            start_upload=self._start_upload,
+        )
         # The cancel scope of each dialling, and an event that is set when the dialling has ended.
         self._diallings: dict[trio.CancelScope, trio.Event] = {}
         # An upload may outlast its exchange: a body iterator may go on after the last byte of the content.
@@ -239,7 +245,7 @@ class ConnectionManager:
             for ended in list(self._diallings.values()):
                 await ended.wait()
         for connection in list(self):
-            await connection.closed.wait()
+            await connection.wait_closed()
 
     # -- Requests.
 
@@ -413,10 +419,10 @@ class ConnectionManager:
         connection = self._kind(key, factory, established)(
             established, key.origin, self._settings, self._owner
         )
-        shared = isinstance(connection, HTTP2Connection)
-        self._close_all(self.scheduler.connected(key, connection, trio.current_time(), shared=shared))
+        now = trio.current_time()
+        self._close_all(self.scheduler.connected(key, connection, now, shared=connection.multiplexed))
         self.opened += 1
-        self._pool_nursery.start_in_pool_context(self._run_connection, connection)
+        connection.start()
         self._has_connections.set()
         return connection
 
@@ -434,16 +440,10 @@ class ConnectionManager:
     ) -> type[BaseConnection]:
         if key.scheme == TCP:
             return RawConnection
-        return HTTP2Connection if factory.speaks_http2(established) else HTTP11Connection
+        return connection_class(http2=factory.speaks_http2(established))
 
     def _may_share(self, key: ConnectionKey) -> bool:
         return self._factory_for(key).may_share(key)
-
-    async def _run_connection(self, connection: BaseConnection) -> None:
-        try:
-            await connection.run()
-        finally:
-            self._close_all(self.scheduler.closed(connection))
 
     def _close_all(self, connections: list[BaseConnection]) -> None:
         """Close the connections that the scheduler has decided to close."""
@@ -470,6 +470,12 @@ class ConnectionManager:
 
     def _closing(self, connection: BaseConnection) -> None:
         self._close_all(self.scheduler.closing(connection))
+
+    def _closed(self, connection: BaseConnection) -> None:
+        self._close_all(self.scheduler.closed(connection))
+
+    def _start_task(self, connection: BaseConnection) -> None:
+        self._pool_nursery.start_in_pool_context(connection.run)
 
     # -- Idle connections.
 

@@ -173,7 +173,9 @@ class PoolNursery:
                     if self._state is PoolState.OPEN:
                         self._state = PoolState.ENDING
                     with trio.CancelScope(shield=True):
-                        await self._run_guarded(self._stop_services)
+                        for service in self._services:
+                            # A crash in one must not keep the others' connections open.
+                            await self._run_guarded(self._stop_service, service)
                     self._nursery.cancel_scope.cancel()
         finally:
             self._nursery = self._token = None
@@ -224,10 +226,9 @@ class PoolNursery:
             self._stop_requested.set()
         self._state = PoolState.CLOSED
 
-    async def _stop_services(self) -> None:
-        for service in self._services:
-            service.stop()
-            await service.wait_stopped()
+    async def _stop_service(self, service: Service) -> None:
+        service.stop()
+        await service.wait_stopped()
 
     async def wait_stop_requested(self) -> None:
         """Wait until the pool is told to close."""

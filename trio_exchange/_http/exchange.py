@@ -472,7 +472,7 @@ class Exchange:
         tracer = self._context.tracer and self._context.tracer.without_log()
         if tracer is not None and self._stream.ends_connection:
             async with span(tracer, "connection.close", {"connection": self._connection}):
-                await self._connection.closed.wait()
+                await self._connection.wait_closed()
 
 
 class ResponseBody(CollectableStream):

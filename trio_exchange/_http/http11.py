@@ -22,11 +22,13 @@ import trio
 
 from .._connect.attempt import Established
 from .._connect.network_stream import NetworkStream
+from .._connect.tls_stream import TLSStream
 from .._connect.transport import (
     MAX_PROBES,
     RECEIVE_SIZE,
     TLS_ALERT,
     Readiness,
+    Transport,
     WouldBlock,
     explain,
     is_alert,
@@ -96,10 +98,16 @@ class HTTP11Connection(HTTPConnection):
         stream = self._stream = HTTP11Stream(self, context)
         return Exchange(self, stream, context).start()
 
+    async def _close(self) -> None:
+        # Closing a socket takes no time that would have to be limited.
+        stream = self.stream
+        if not (isinstance(stream, (Transport, TLSStream)) and stream.close_nowait()):
+            await super()._close()
+
     def stream_done(self, *, reusable: bool) -> None:
         """Take note that the stream has ended. The stream calls this once."""
         self._stream = None
-        if self._close_requested.is_set():
+        if self.will_close:
             return
         if reusable:
             self.owner.released(self)

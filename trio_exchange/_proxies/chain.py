@@ -13,6 +13,7 @@ from .._connect.dialers import Dialer
 from .._connect.factory import ConnectionFactory
 from .._connect.tls_sessions import TLSSessions
 from .._connections.manager import ConnectionManager
+from .._connections.protocols import import_protocols
 from .._models import Proxy
 from .http import Forwarding, NewManager, TunnelDialer
 
@@ -63,6 +64,7 @@ def _add_hop(before: Chain, proxy: Proxy, new_manager: NewManager, sessions: TLS
         tls_trace_point="proxy.start_tls",
         sessions=sessions,
     )
+    import_protocols(factory)
     tunnels = TunnelDialer(proxy, factory, new_manager)
     return Chain(tunnels, Forwarding(proxy, factory), [tunnels.manager, *before.managers])
 

@@ -380,7 +380,7 @@ async def test_streams_up_to_the_last_finish_and_those_above_go_elsewhere(autoju
             URL + "d": b"new /d",
             URL + "e": b"new /e",
         }
-        await old.closed.wait()
+        await old.wait_closed()
 
 
 async def test_a_graceful_end_in_two_goaways(autojump_clock: MockClock) -> None:
@@ -581,7 +581,7 @@ async def test_stream_ids_running_out_open_a_new_connection(autojump_clock: Mock
             await made.make(4)
         ids = [request.response.extensions["stream_id"] for request in made.ended if request.response]
         assert sorted(ids) == [1, 1, 3, 2**31 - 3, 2**31 - 1]
-        await connection.closed.wait()
+        await connection.wait_closed()
         assert connection not in pool.connections
 
 
@@ -938,7 +938,7 @@ async def test_a_fault_ends_the_connection_with_the_right_code(autojump_clock: M
                 await fetch(pool, extensions={"timeout": {"read": 5}})
         # What the server says may have ended the request before it goes too far.
         for connection in internals(pool):
-            await connection.closed.wait()
+            await connection.wait_closed()
         assert await fetch(pool, "POST", content=b"next") == b"POST next"
         assert trio.current_time() == start
         assert_unharmed(pool, idle=1)
@@ -956,7 +956,7 @@ async def test_data_above_an_unread_streams_window(autojump_clock: MockClock) ->
 
     async with h2_server(in_turn(hostile, ordinary)) as (pool, _):
         async with pool.stream("GET", URL) as response:
-            await internals(pool)[0].closed.wait()
+            await internals(pool)[0].wait_closed()
             with pytest.raises(RemoteProtocolError, match="in the middle of the response"):
                 await response.aread()
         await fetch(pool)
@@ -1070,7 +1070,7 @@ async def test_a_server_that_reads_nothing_but_asks_for_answers(autojump_clock: 
         assert await fetch(pool) == b"GET "
         # Its GOAWAY can't be sent, which does not hold up the closing for long.
         with trio.fail_after(2):
-            await connection.closed.wait()
+            await connection.wait_closed()
         assert_unharmed(pool, idle=1)
 
 

@@ -726,7 +726,7 @@ async def test_the_connection_ends_after_the_other_end_of_a_tunnel(link: str) ->
             assert await stream.receive_some() == b""
             [connection] = internals(pool)
             go.set()
-            await connection.closed.wait()
+            await connection.wait_closed()
             assert await stream.receive_some() == b""
             for _ in range(2):
                 with pytest.raises(trio.BrokenResourceError, match="the stream was closed"):
@@ -789,7 +789,7 @@ async def test_a_connection_that_breaks(link: str) -> None:
             await stream.write(b"x")
         await stream.aclose()
         for connection in internals(pool):
-            await connection.closed.wait()
+            await connection.wait_closed()
         assert_unharmed(pool)
 
 

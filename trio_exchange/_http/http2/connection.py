@@ -98,6 +98,7 @@ class HTTP2Connection(HTTPConnection):
     """A connection that speaks HTTP/2, with as many concurrent exchanges as the server allows."""
 
     http_version = "HTTP/2"
+    multiplexed = True
 
     def __init__(self, established: Established, origin: Origin, settings: Settings, owner: Owner) -> None:
         super().__init__(established, origin, settings, owner)
@@ -109,6 +110,7 @@ class HTTP2Connection(HTTPConnection):
         )
         self._framer = RequestFramer(self._h2)
         self._decoder = BlockDecoder(self._h2.decoder)
+        self._close_requested = trio.Event()
         self.outbound: OutboundQueue = OutboundQueue(self.transport, self.stream, self._close_requested)
         self._resets = ResetLedger()
         # By id. A stream takes its place before it is opened, and keeps it until its exchange has ended.
@@ -179,7 +181,22 @@ class HTTP2Connection(HTTPConnection):
 
     # -- The connection's tasks.
 
-    async def _live(self) -> None:
+    def start(self) -> None:
+        """Start the connection's task, which reads and writes."""
+        self.owner.start_task(self)
+
+    async def run(self) -> None:
+        """Run the connection's task: serve until the connection is marked for closing, then close it."""
+        try:
+            await self._serve()
+        finally:
+            self.close_soon()
+            await super().run()
+
+    def _begin_closing(self) -> None:
+        self._close_requested.set()
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read)
             nursery.start_soon(self._write)
