@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 
+import trio
+
 from .._connect.factory import ConnectionFactory
 from .._http.connection import HTTPConnection
 
@@ -25,8 +27,13 @@ def connection_class(*, http2: bool) -> type[HTTPConnection]:
     return HTTP11Connection
 
 
+@trio.lowlevel.enable_ki_protection
 def import_protocols(factory: ConnectionFactory) -> None:
-    """Import the protocols that the connections of a factory may speak."""
+    """Import the protocols that the connections of a factory may speak.
+
+    Ctrl-C takes effect after the import: in a callback of a weak reference, which may run during an import,
+    Python would discard a KeyboardInterrupt.
+    """
     if factory.http1:
         connection_class(http2=False)
     if factory.http2:
