@@ -612,6 +612,7 @@ async def test_what_the_kernel_has_refused_is_sent_after_waiting(monkeypatch: py
             received = await other.receive_some()
     assert attempts == [4]
     await transport.aclose()
+    await other.aclose()
 
 
 async def test_a_deferred_send_error_is_kept_once() -> None:
