@@ -626,6 +626,30 @@ async def test_a_transport_that_is_full_or_reset() -> None:
     await transport.aclose()
 
 
+async def test_what_the_kernel_has_refused_is_sent_after_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = socket_streams()
+    transport = Transport(one)
+    clog(one.socket)
+    attempts: list[int] = []
+    send_nowait = transport.send_nowait
+
+    def count(data: bytes | memoryview) -> int:
+        attempts.append(send_nowait(data))
+        return attempts[-1]
+
+    monkeypatch.setattr(transport, "send_nowait", count)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.send_later, memoryview(b"last"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not attempts
+        received = b""
+        while not received.endswith(b"last"):
+            received = await other.receive_some()
+    assert attempts == [4]
+    await transport.aclose()
+    await other.aclose()
+
+
 async def test_a_deferred_send_error_is_kept_once() -> None:
     transport, other = await a_transport()
     transport.defer_errors = True

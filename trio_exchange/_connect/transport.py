@@ -34,8 +34,9 @@ import trio
 from .._exceptions import without_frames
 from .trio_internals import has_undecrypted
 
-# The most bytes of one receive. With 64 KiB a large download costs twice the CPU time; with 256 KiB one in
-# chunks costs three times as much, since h11's buffer is then allocated anew for each receive.
+# The most bytes of one receive. With 64 KiB a large download costs a fifth more CPU time. With 256 KiB or
+# more, glibc's malloc often returns the buffer's memory to the system where less arrives, as through a proxy,
+# and the page faults of the next receive double the system time.
 RECEIVE_SIZE = 192 * 1024
 # How many times in a row a probe may receive, less one: a limit for a peer that never stops sending.
 MAX_PROBES = 8
@@ -247,7 +248,15 @@ class Transport(Pollable):
         """
         view = memoryview(data)
         try:
-            rest = view[self.send_nowait(view) :]
+            sent = self.send_nowait(view)
+        except trio.BrokenResourceError as exc:
+            self._defer(exc)
+        else:
+            await self.send_later(view[sent:])
+
+    async def send_later(self, rest: memoryview) -> None:
+        """Do as `send_all`, for a caller whose `send_nowait` has just left `rest`: wait before sending it."""
+        try:
             while rest and self._socket is not None:
                 await trio.lowlevel.wait_writable(self._open_socket())
                 rest = rest[self.send_nowait(rest) :]

@@ -198,8 +198,9 @@ class HTTP11Connection(HTTPConnection):
                 sent = self.transport.send_nowait(data)
                 if sent == len(data):
                     return
-                data = memoryview(data)[sent:]
-            await timed(timeout, WriteTimeout, self.stream.send_all, data)
+                await timed(timeout, WriteTimeout, self.transport.send_later, memoryview(data)[sent:])
+            else:
+                await timed(timeout, WriteTimeout, self.stream.send_all, data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise WriteError(explain(exc)) from exc
         if self.transport.send_error is not None:

@@ -264,23 +264,30 @@ class ChunkedBody:
         if self._judge is not None:
             return self._parse_judged(self._judge)
         data, at, left = self._arrived, self._at, self._left
-        pieces: list[bytes] = []
+        arrived = len(data)
+        if at == arrived:
+            return None
+        pieces: list[slice] = []
         while True:
             if not left:
                 boundary = _BOUNDARY.match(data, at)
                 if boundary is None or not (left := int(boundary[1], 16)):
                     break
                 at = boundary.end()
-            piece = data[at : at + left]
-            if not piece:
+            if at == arrived:
                 break
-            pieces.append(piece)
-            at += len(piece)
-            left -= len(piece)
+            end = min(at + left, arrived)
+            pieces.append(slice(at, end))
+            left -= end - at
+            at = end
         self._at, self._left = at, left
-        if pieces:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return None if left else self._parse_end()
+        if not pieces:
+            return None if left else self._parse_end()
+        if len(pieces) == 1:
+            return data[pieces[0]]
+        # Slices of the view are no copies.
+        view = memoryview(data)
+        return b"".join([view[piece] for piece in pieces])
 
     def _parse_end(self) -> bytes | None:
         end = _END.match(self._arrived, self._at)
