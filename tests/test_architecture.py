@@ -26,7 +26,7 @@ FOLDERS = {
     "": [
         "_exceptions",
         "_conflicts",
-        "_entrypoints",
+        "_public_calls",
         "_fields",
         "_urls",
         "_content",
@@ -54,21 +54,21 @@ FOLDERS = {
         "upload",
         "connection",
         "exchange",
-        "http11_errors",
+        "http11_explanations",
         "http11_heads",
-        "http11_judge",
+        "http11_fallback",
         "http11_bodies",
         "http11_sending",
         "http11",
     ],
     "_http.http2": [
         "wakeup",
-        "flow_control",
+        "receive_windows",
         "h2_internals",
-        "header_blocks",
+        "header_compression",
         "frames",
         "framer",
-        "resets",
+        "reset_ledger",
         "outbound",
         "headers",
         "tunnel",
@@ -197,7 +197,7 @@ def test_the_scheduler_is_pure() -> None:
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("h11", {"_http.http11_judge", "testing._http11"}),
+        ("h11", {"_http.http11_fallback", "testing._http11"}),
         (
             "h2",
             {
@@ -214,7 +214,7 @@ def test_the_scheduler_is_pure() -> None:
             {
                 "_http.http2.connection",
                 "_http.http2.h2_internals",
-                "_http.http2.header_blocks",
+                "_http.http2.header_compression",
                 "_http.http2.headers",
             },
         ),

@@ -8,11 +8,11 @@ from typing import Any
 import trio
 
 from ._content import ContentTypes
-from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError
 from ._fields import HeaderTypes
 from ._models import Request, Response
 from ._pool import ConnectionPool
+from ._public_calls import drop_library_frames
 from ._stream_context import StreamContext
 from ._timeouts import TimeoutTypes, with_timeout
 from ._urls import URL

@@ -20,7 +20,6 @@ from typing import Any
 import trio
 
 from ._content import READ_ONLY_ONCE, SPENT, CollectableStream, ContentIterator, ContentTypes, to_stream
-from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError, InvalidURL, LocalProtocolError
 from ._fields import (
     HeaderList,
@@ -32,6 +31,7 @@ from ._fields import (
     to_headers,
     to_pair,
 )
+from ._public_calls import drop_library_frames
 from ._urls import PROXY_PORTS, URL, ParsedURL, parse_url, scheme_hint, to_url, unless_secret
 
 

@@ -24,7 +24,6 @@ from ._connections.nursery import PoolNursery, PoolState
 from ._connections.protocols import import_protocols
 from ._connections.scheduler import Limits
 from ._content import ContentTypes
-from ._entrypoints import check_runs_under_trio, drop_library_frames
 from ._exceptions import ExchangeError, show_public_contexts
 from ._fields import HeaderTypes
 from ._http.connection import HTTPConnection, PooledConnection, Settings
@@ -49,6 +48,7 @@ from ._options import (
     to_socket_options,
 )
 from ._proxies.chain import chain
+from ._public_calls import check_runs_under_trio, drop_library_frames
 from ._stream_context import StreamContext
 from ._timeouts import TimeoutTypes, check_seconds, parse_timeouts, with_timeout
 from ._trace import tracer_for

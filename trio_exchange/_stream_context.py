@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._entrypoints import drop_library_frames
 from ._exceptions import ExchangeError
 from ._models import Request, Response
+from ._public_calls import drop_library_frames
 
 if TYPE_CHECKING:
     from ._pool import ConnectionPool

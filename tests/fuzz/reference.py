@@ -14,7 +14,7 @@ from trio_exchange import RemoteProtocolError
 from trio_exchange._fields import Headers
 from trio_exchange._http import http11, http11_bodies
 from trio_exchange._http.http11_bodies import ChunkedBody
-from trio_exchange._http.http11_errors import explain_received
+from trio_exchange._http.http11_explanations import explain_received
 from trio_exchange._http.http11_heads import Framing, ReceivedHead, recognize
 from trio_exchange._http.message_stream import Head
 

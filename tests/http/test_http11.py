@@ -25,7 +25,7 @@ from trio_exchange import (
     Response,
     WriteError,
 )
-from trio_exchange._http.http11_errors import explain_received
+from trio_exchange._http.http11_explanations import explain_received
 from trio_exchange.testing import ScriptedPeer
 
 URL = "http://example.com/"

@@ -23,8 +23,8 @@ from tests.harness.contents import Pieces
 from tests.harness.peers import respond, transcript
 from trio_exchange import ConnectionPool, LocalProtocolError, RemoteProtocolError, Request
 from trio_exchange._http.http11_bodies import ChunkedBody
+from trio_exchange._http.http11_fallback import HeadJudge
 from trio_exchange._http.http11_heads import ReceivedHead, framing_of, may_persist, recognize
-from trio_exchange._http.http11_judge import HeadJudge
 from trio_exchange._http.http11_sending import ContentWriter, EncodedFields, frame_content
 from trio_exchange._http.request import PreparedRequest
 from trio_exchange.testing import MemoryConnector, ScriptedPeer

@@ -32,7 +32,6 @@ import trio
 
 from .._conflicts import ConflictDetector
 from .._content import CollectableStream
-from .._entrypoints import drop_library_frames
 from .._exceptions import (
     ExchangeError,
     ExchangeFailed,
@@ -43,6 +42,7 @@ from .._exceptions import (
 )
 from .._fields import Headers
 from .._models import Request, Response, received_response
+from .._public_calls import drop_library_frames
 from .._trace import Span, call_async, span
 from .connection import HTTPConnection
 from .message_stream import Head, MessageStream

@@ -8,7 +8,7 @@ bytes after the response, both a Content-Length and a Transfer-Encoding, or an i
 or waits for `100 (Continue)`. `http11_sending` frames both.
 
 *Receiving.* A stream first receives heads, up to the final one, and then a `Body` (`http11_bodies`). A head
-of the common form is recognized here, and any other goes to a judge, which is h11 (`http11_judge`). So h11
+of the common form is recognized here, and any other goes to a judge, which is h11 (`http11_fallback`). So h11
 takes part only in exchanges that need it.
 """
 
@@ -52,8 +52,8 @@ from .._urls import Origin, with_tls
 from .connection import HTTPConnection, Owner, Settings
 from .exchange import Exchange
 from .http11_bodies import Body, body_of
+from .http11_fallback import HeadJudge
 from .http11_heads import ReceivedHead, announces_body, may_persist, recognize
-from .http11_judge import HeadJudge
 from .http11_sending import ContentWriter, EncodedFields, frame_content
 from .message_stream import CLOSED, OPEN, Head, StreamState, TracePoints
 from .request import RequestContext

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from .._exceptions import RemoteProtocolError
 from .._fields import HeaderList
+from .http11_fallback import ChunkJudge
 from .http11_heads import ReceivedHead
-from .http11_judge import ChunkJudge
 
 _NO_TRAILERS: HeaderList = []
 

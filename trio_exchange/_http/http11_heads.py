@@ -4,7 +4,7 @@ Theory of operation. `recognize` accepts a head only if it has arrived whole and
 form: HTTP/1.1, a final status, CRLF line ends, no folding, no control characters, no white space around
 values but the usual space after the colon, and at most one framing field, of its plain form. h11 accepts
 each such head too, with the same result; the tests compare the two. So the fast path can't be more lenient
-than h11, which judges all other heads, the malformed ones included (`http11_judge`).
+than h11, which judges all other heads, the malformed ones included (`http11_fallback`).
 
 The regular expressions take linear time: each repetition is possessive, and the part after it can't begin
 with a character that the repetition matches. So there is one pass over a head, whether it matches or not.

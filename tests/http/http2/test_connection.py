@@ -55,7 +55,7 @@ from trio_exchange import (
     WriteTimeout,
 )
 from trio_exchange._connect.transport import Transport
-from trio_exchange._http.http2 import resets as http2_resets
+from trio_exchange._http.http2 import reset_ledger as http2_resets
 from trio_exchange._http.http2.connection import RECEIVE_SIZE
 from trio_exchange._trace import Tracer
 from trio_exchange.testing import MemoryConnector, ScriptedPeer

@@ -33,7 +33,7 @@ from trio_exchange._http.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
 )
-from trio_exchange._http.http2.header_blocks import BlockDecoder, BlockEncoder, DecodedBlock
+from trio_exchange._http.http2.header_compression import BlockDecoder, BlockEncoder, DecodedBlock
 
 #: What is seen of each request, what the client has sent on each connection, and how many are idle.
 Outcome = tuple[list[Any], list[bytes], int]

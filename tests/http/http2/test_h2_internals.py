@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from trio_exchange._http.http2 import h2_internals
 from trio_exchange._http.http2.frames import DATA, END_STREAM, frame_header, header_frames
-from trio_exchange._http.http2.header_blocks import BlockDecoder, BlockEncoder
+from trio_exchange._http.http2.header_compression import BlockDecoder, BlockEncoder
 
 HEAD = [(b":method", b"GET"), (b":authority", b"h"), (b":scheme", b"http"), (b":path", b"/")]
 

@@ -14,7 +14,7 @@ appear on the wire in ascending order.
 
 *Resets.* If an exchange ends before both sides of its stream have ended, the stream is reset, and its place
 is free at once. Frames that still arrive for it are dropped, and their data is credited to the connection
-(`resets`, `flow_control`).
+(`reset_ledger`, `receive_windows`).
 
 *The end.* A connection that received GOAWAY, or has no stream ids left, is *draining*: its capacity is 0
 and it closes after its last stream. When the connection fails, every stream gets an error of its own. After
@@ -48,7 +48,6 @@ from ..connection import HTTPConnection, Owner, Settings
 from ..exchange import Exchange
 from ..message_stream import CLOSED
 from ..request import RequestContext
-from .flow_control import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
 from .framer import RequestFramer
 from .frames import (
     CONTINUATION,
@@ -75,9 +74,10 @@ from .h2_internals import (
     limit_header_table,
     new_connection,
 )
-from .header_blocks import BlockDecoder, DecodedBlock
+from .header_compression import BlockDecoder, DecodedBlock
 from .outbound import OutboundQueue
-from .resets import ResetLedger
+from .receive_windows import CONNECTION_WINDOW, INITIAL_WINDOW, ConnectionWindow
+from .reset_ledger import ResetLedger
 from .stream import HTTP2Stream
 
 # The most bytes of one receive. Larger receives do not make downloads faster.

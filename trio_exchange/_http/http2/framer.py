@@ -10,10 +10,10 @@ from __future__ import annotations
 import h2.connection
 
 from ..._fields import HeaderList
-from .flow_control import INITIAL_WINDOW
 from .frames import DATA, END_STREAM, frame_header, header_frames
 from .h2_internals import append_output, count_data, drop_ended_streams, open_stream
-from .header_blocks import BlockEncoder
+from .header_compression import BlockEncoder
+from .receive_windows import INITIAL_WINDOW
 
 # The largest DATA frame to send, even if the server allows more. Larger frames would delay other streams.
 _MOST_IN_FRAME = 64 * 1024

@@ -1,4 +1,4 @@
-"""The only module that uses h2 beyond its documented interface; for hpack `header_blocks` does so too.
+"""The only module that uses h2 beyond its documented interface; for hpack `header_compression` does so too.
 
 Checked with h2 4.4.1 and hpack 4.2.0. Each function documents why it is needed. If another version lacks a
 name that is used here, `tests/http/http2/test_h2_internals.py` fails and reports that name.

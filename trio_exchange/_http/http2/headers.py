@@ -17,7 +17,7 @@ from ..._fields import HeaderList, Headers
 from ..._urls import split_absolute, unless_secret
 from ..message_stream import Head
 from ..request import PreparedRequest
-from .header_blocks import DecodedBlock
+from .header_compression import DecodedBlock
 
 # RFC 9113, 8.2.2: connection-specific fields. Host is sent as :authority.
 _OF_THE_CONNECTION = frozenset(

@@ -41,10 +41,10 @@ from ..message_stream import (
     TracePoints,
 )
 from ..request import RequestContext
-from .flow_control import ReceiveWindow
 from .frames import Violation, name_of, window_update
-from .header_blocks import DecodedBlock
+from .header_compression import DecodedBlock
 from .headers import check_trailers, content_length, head_of, request_headers
+from .receive_windows import ReceiveWindow
 from .tunnel import Tunnel, TunnelState
 from .wakeup import Wakeup
 

@@ -27,7 +27,7 @@ import h11
 
 from .._exceptions import RemoteProtocolError, without_frames
 from .._fields import HeaderList, Headers
-from .http11_errors import explain_received
+from .http11_explanations import explain_received
 from .http11_heads import ReceivedHead, framing_of
 from .message_stream import Head
 from .request import PreparedRequest

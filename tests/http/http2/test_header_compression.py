@@ -8,8 +8,8 @@ from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_exchange._http.http2 import header_blocks
-from trio_exchange._http.http2.header_blocks import BlockDecoder, BlockEncoder
+from trio_exchange._http.http2 import header_compression
+from trio_exchange._http.http2.header_compression import BlockDecoder, BlockEncoder
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -156,7 +156,7 @@ def test_repeated_blocks_and_strings_are_not_decoded_again(monkeypatch: pytest.M
     block = literal(0x40, 6, 33, b"", b"Mon, 01 Jan 2026", True)
     other = literal(0x40, 6, 44, b"", b"Mon, 01 Jan 2026", True)
     first = decoder.decode(block)
-    monkeypatch.setattr(header_blocks, "decode_huffman", Refusing())
+    monkeypatch.setattr(header_compression, "decode_huffman", Refusing())
     monkeypatch.setattr(hpack.Decoder, "decode", Refusing())
     assert decoder.decode(block) is first
     assert decoder.decode(other).fields == [(b"last-modified", b"Mon, 01 Jan 2026")]
@@ -200,13 +200,14 @@ def test_a_server_can_not_fill_the_memos() -> None:
         decoder.decode(literal(0x40, 6, 0, b"%d" % number, b"v" * 3900, False))
         decoder.decode(integer(62, 7, 0x80) * 20)
     blocks, strings = decoder._blocks, decoder._strings
-    assert len(blocks) == header_blocks.MOST_BLOCKS
-    assert len(strings) == header_blocks.MOST_STRINGS
-    assert max(map(len, blocks)) <= header_blocks.MOST_IN_BLOCK
-    assert max(map(len, strings)) <= header_blocks.MOST_IN_STRING
+    assert len(blocks) == header_compression.MOST_BLOCKS
+    assert len(strings) == header_compression.MOST_STRINGS
+    assert max(map(len, blocks)) <= header_compression.MOST_IN_BLOCK
+    assert max(map(len, strings)) <= header_compression.MOST_IN_STRING
     for block in blocks.values():
         assert (
-            sum(32 + len(name) + len(value) for name, value in block.fields) <= header_blocks.MOST_IN_FIELDS
+            sum(32 + len(name) + len(value) for name, value in block.fields)
+            <= header_compression.MOST_IN_FIELDS
         )
 
 
@@ -216,5 +217,5 @@ def test_requests_can_not_fill_the_memo() -> None:
         for size in (1, 3000):
             fields: Fields = [NeverIndexedHeaderTuple(b"cookie", b"%d" % number * size)]
             encoder.encode(fields)
-    assert len(encoder._blocks) == header_blocks.MOST_BLOCKS
-    assert max(len(block) for block, _ in encoder._blocks.values()) <= header_blocks.MOST_IN_FIELDS
+    assert len(encoder._blocks) == header_compression.MOST_BLOCKS
+    assert max(len(block) for block, _ in encoder._blocks.values()) <= header_compression.MOST_IN_FIELDS
