@@ -4,6 +4,7 @@ import signal
 import ssl
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import trio
 import trustme
@@ -11,6 +12,10 @@ import trustme
 from tests.harness.certificates import make_tls
 from tests.harness.exchanges import Client
 from tests.harness.networks import Network, Sockets
+
+# A busy machine would break deadlines. Each test has the overall time limit.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 
 @pytest.fixture(scope="session")
