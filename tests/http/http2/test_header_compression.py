@@ -135,6 +135,18 @@ def test_every_list_is_encoded_as_hpack_does(
             assert table_of(ours) == table_of(judge)
 
 
+def test_a_field_that_was_too_large_for_the_table_is_added_to_a_larger_one() -> None:
+    judge, ours = hpack.Encoder(), hpack.Encoder()
+    encoder = BlockEncoder(ours)
+    fields: Fields = [HeaderTuple(b"cookie", b"c" * 300)]
+    for size in (200, 4096):
+        judge.header_table_size = ours.header_table_size = size
+        # The first block after a change of the size tells of it.
+        for each in ([], fields, fields, fields):
+            assert encoder.encode(each) == judge.encode(each)
+            assert table_of(ours) == table_of(judge)
+
+
 def test_a_field_that_is_never_indexed_is_no_other_field() -> None:
     encoder = BlockEncoder(hpack.Encoder())
     secret: Fields = [NeverIndexedHeaderTuple(b"cookie", b"c")]

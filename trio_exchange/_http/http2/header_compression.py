@@ -257,8 +257,9 @@ class BlockEncoder:
         """Encode the header fields of a request as hpack does."""
         encoder = self._encoder
         table = encoder.header_table
-        # hpack's `NeverIndexedHeaderTuple` equals an ordinary tuple, so the key includes the types.
-        key = (*headers, *map(type, headers))
+        # hpack's `NeverIndexedHeaderTuple` equals an ordinary tuple, so the key includes the types. The size
+        # decides whether a large field is added to the table.
+        key = (table.maxsize, *headers, *map(type, headers))
         known = self._blocks.get(key)
         if known is not None and not table.resized and _is_in(table, known[1]):
             return known[0]
