@@ -140,8 +140,8 @@ def to_headers(value: HeaderTypes | None) -> Headers:
     if value is None:
         return Headers()
     headers = Headers()
-    pairs: Iterable[Any] = value if isinstance(value, list) else _pairs_of(value)
-    for pair in pairs:
+    pair: Any
+    for pair in value if isinstance(value, list) else _pairs_of(value):
         # Most callers give tuples of bytes, which need no conversion.
         if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is bytes is type(pair[1]):
             headers.append(pair)
