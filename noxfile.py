@@ -45,6 +45,7 @@ MUTATED = {
     "http2_headers": ("_http/http2/headers.py", ["http/http2/test_headers"]),
 }
 WITHOUT_SERVERS = ("-m", "not interop")
+QUICK = ("-m", "not interop and not sweep")
 SIDE_BY_SIDE = ("-n", "auto")
 
 
@@ -113,30 +114,35 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "examples.demo", *session.posargs)
 
 
+@nox.session(python=PYTHONS[OLDEST])
+def tests(session: nox.Session) -> None:
+    """Run all tests but those against real servers, on the oldest CPython that was found."""
+    session.log(f"nox -s tests runs all tests on CPython {OLDEST}: on two cores, less than 4 minutes.")
+    session.log("Other versions of CPython: nox -s versions. Tests against real servers: nox -s interop.")
+    session.install("-e.", *group("test"))
+    run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
+
+
 @nox.session
 @nox.parametrize(
     "python, run",
     [*((PYTHONS.get(version, False), version) for version in VERSIONS), (PYTHONS[OLDEST], LOWEST)],
     ids=[*VERSIONS, LOWEST],
 )
-def tests(session: nox.Session, run: str) -> None:
-    """Run the tests on this CPython, or on the oldest with each core dependency at its lower bound."""
-    if run == VERSIONS[0]:
-        # The first session that `nox -s tests` selects says what all of them do.
-        found = ", ".join(PYTHONS)
-        session.log(f"nox -s tests runs them on CPython {found}, and with the lowest dependencies.")
-        session.log(f"Each of these {len(PYTHONS) + 1} runs takes about 3 minutes on two cores.")
-        for version in VERSIONS:
-            if version not in PYTHONS:
-                session.warn(f"CPython {version} was not found on this machine: not tested on it.")
-        session.log("The tests against real servers are not among these: nox -s interop.")
+def versions(session: nox.Session, run: str) -> None:
+    """Run the tests on every other CPython, and on the oldest with each core dependency at its lower bound.
+
+    Those that interrupt a scenario at every step are left to the session `tests`.
+    """
+    if run == OLDEST:
+        session.skip(f"nox -s tests runs all tests on CPython {run}")
     if run not in (*PYTHONS, LOWEST):
-        session.skip(f"CPython {run} was not found on this machine")
+        session.skip(f"CPython {run} was not found on this machine: not tested on it")
     pins = lowest() if run == LOWEST else []
     session.install("-e.", *pins, *group("test"))
     if pins:
         session.log(f"CPython {OLDEST} with {', '.join(pins)}")
-    run_tests(session, *WITHOUT_SERVERS, *SIDE_BY_SIDE)
+    run_tests(session, *QUICK, *SIDE_BY_SIDE)
 
 
 @nox.session(python=PYTHONS[OLDEST])
@@ -144,12 +150,11 @@ def coverage(session: nox.Session) -> None:
     """Run the tests and hold their coverage at 100 % of lines and branches.
 
     Those that interrupt a scenario at every step take half of the time, and cover nothing that the others
-    don't; they are run by the sessions `tests`.
+    don't; they are run by the session `tests`.
     """
     session.install("-e.", *group("test"))
     session.run("coverage", "erase")
-    quick = ("-m", "not interop and not sweep")
-    session.run("coverage", "run", "-m", "pytest", *quick, *SIDE_BY_SIDE, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *QUICK, *SIDE_BY_SIDE, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
